@@ -1,0 +1,2 @@
+//! Harbor
+fn main() {}

@@ -1,0 +1,27 @@
+//! The rules: what a port service is, with no I/O, no clock, no serialisation and no async.
+//!
+//! Everything here is a value or a pure function of values; time and randomness come in as arguments.
+//! Wire formats, rows and sockets live at the edges and are translated into these types there.
+
+pub mod allocation;
+pub mod announcement;
+pub mod balance;
+pub mod binding;
+pub mod credentials;
+pub mod desired;
+pub mod directory;
+pub mod id;
+pub mod observed;
+pub mod parameters;
+pub mod plan;
+pub mod pool;
+pub mod ports;
+pub mod protocol;
+pub mod service_instance;
+pub mod time;
+pub mod token;
+
+pub use id::{AppId, BindingId, NodeId, OrganizationId, PlanId, PoolName, ServiceInstanceId, SpaceId};
+pub use ports::PortSet;
+pub use protocol::{Protocol, Transport};
+pub use time::{Clock, Revision, Timestamp};

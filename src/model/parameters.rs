@@ -1,0 +1,110 @@
+//! What a user may set on a service instance, what was set, and what holds in the end.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::{Protocol, balance::Balance};
+
+/// Most client networks in `allow`.
+pub const MAX_ALLOW: usize = 64;
+
+/// Parameters of a provision request.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ProvisionParameters {
+    /// Wins over the plan `free`'s rule.
+    pub protocol: Option<Protocol>,
+    /// This very port.
+    pub port: Option<u16>,
+    /// All that can also be changed later.
+    pub settings: Settings,
+}
+
+/// What a user has set on a service instance; `None` follows the default, also when that changes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// What the app listens on; default: the pool's.
+    pub int_port: Option<u16>,
+    /// How a backend is chosen; default: [`Balance::default_for`] each transport.
+    pub balance: Option<Balance>,
+    /// Whether `router.register` of the bound app makes backends; default: no.
+    pub match_app: Option<bool>,
+    /// How long a silent connection or session lives; default: the node's, per transport.
+    pub idle_timeout: Option<Duration>,
+    /// Most TCP connections and UDP sessions together; default: the node's, per transport.
+    pub max_connections: Option<u32>,
+    /// Client networks; empty: everyone.
+    pub allow: Vec<IpNet>,
+    /// The header that backends get before a client's bytes; default: none.
+    pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// A change of [`Settings`]: a key that is absent stays, `Some(None)` goes back to the default.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(clippy::option_option, reason = "absent, null and a value are three different wishes")]
+pub struct SettingsPatch {
+    /// See [`Settings::int_port`].
+    pub int_port: Option<Option<u16>>,
+    /// See [`Settings::balance`].
+    pub balance: Option<Option<Balance>>,
+    /// See [`Settings::match_app`].
+    pub match_app: Option<Option<bool>>,
+    /// See [`Settings::idle_timeout`].
+    pub idle_timeout: Option<Option<Duration>>,
+    /// See [`Settings::max_connections`].
+    pub max_connections: Option<Option<u32>>,
+    /// See [`Settings::allow`].
+    pub allow: Option<Option<Vec<IpNet>>>,
+    /// See [`Settings::proxy_protocol`].
+    pub proxy_protocol: Option<Option<ProxyProtocol>>,
+}
+
+impl Settings {
+    /// These settings with `patch` applied.
+    #[must_use]
+    pub fn patched(&self, patch: &SettingsPatch) -> Self {
+        let p = patch.clone();
+        Self {
+            int_port: p.int_port.unwrap_or(self.int_port),
+            balance: p.balance.unwrap_or(self.balance),
+            match_app: p.match_app.unwrap_or(self.match_app),
+            idle_timeout: p.idle_timeout.unwrap_or(self.idle_timeout),
+            max_connections: p.max_connections.unwrap_or(self.max_connections),
+            allow: p.allow.map_or_else(|| self.allow.clone(), Option::unwrap_or_default),
+            proxy_protocol: p.proxy_protocol.unwrap_or(self.proxy_protocol),
+        }
+    }
+}
+
+/// Which PROXY protocol header backends get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum ProxyProtocol {
+    /// No header.
+    #[default]
+    None,
+    /// The text form, TCP only.
+    V1,
+    /// The binary form: at the head of a TCP stream, or before the first datagram of a UDP session.
+    V2,
+}
+
+impl ProxyProtocol {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::None, Self::V1, Self::V2];
+
+    /// The word used in parameters and rows.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::V1 => "v1",
+            Self::V2 => "v2",
+        }
+    }
+
+    /// The value that `word` names.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|value| value.as_str() == word)
+    }
+}

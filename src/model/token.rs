@@ -1,0 +1,188 @@
+//! Tokens and proofs: how a binding's holder shows that it may announce backends.
+//!
+//! A token is derived from the store's announce secret and the binding's id, so that nothing secret is kept per
+//! binding, a repeated bind shows the same one, and unbinding revokes it: a token counts only while its binding stands.
+
+use std::fmt::{self, Write as _};
+
+use ring::hmac;
+
+use super::BindingId;
+
+/// Bytes of an announce secret.
+pub const SECRET_BYTES: usize = 32;
+
+/// The secret that every token is derived from. The store makes it once.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AnnounceSecret([u8; SECRET_BYTES]);
+
+impl AnnounceSecret {
+    /// Takes 32 random bytes.
+    #[must_use]
+    pub const fn new(bytes: [u8; SECRET_BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes, for the store alone.
+    #[must_use]
+    pub const fn expose(&self) -> &[u8; SECRET_BYTES] {
+        &self.0
+    }
+
+    /// The token of a binding.
+    #[must_use]
+    pub fn token(&self, binding: &BindingId) -> Token {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.0);
+        Token(hex(hmac::sign(&key, binding.as_str().as_bytes()).as_ref()))
+    }
+}
+
+impl fmt::Debug for AnnounceSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AnnounceSecret(…)")
+    }
+}
+
+/// What a binding's holder presents: 64 lower-case hexadecimal digits.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// The characters, for credentials and as the key of a proof.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether `presented` is this token, in a time that does not tell how much of it is right.
+    #[must_use]
+    pub fn matches(&self, presented: &str) -> bool {
+        use subtle::ConstantTimeEq as _;
+        self.0.as_bytes().ct_eq(presented.as_bytes()).into()
+    }
+
+    /// The proof of `statement`.
+    #[must_use]
+    pub fn prove(&self, statement: &Statement<'_>) -> String {
+        hex(hmac::sign(&self.key(), statement.canonical().as_bytes()).as_ref())
+    }
+
+    /// Whether `proof` (hex, lower case) is the one for `statement`, in constant time.
+    #[must_use]
+    pub fn verifies(&self, statement: &Statement<'_>, proof: &str) -> bool {
+        use subtle::ConstantTimeEq as _;
+        self.prove(statement).as_bytes().ct_eq(proof.as_bytes()).into()
+    }
+
+    fn key(&self) -> hmac::Key {
+        hmac::Key::new(hmac::HMAC_SHA256, self.0.as_bytes())
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// What a proof vouches for. Each field is text as it stood in the message; absent ones are empty.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Statement<'a> {
+    /// `register` or `unregister`.
+    pub action: &'a str,
+    /// `harbor.instance_id`.
+    pub instance_id: &'a str,
+    /// `harbor.binding_id`.
+    pub binding_id: &'a str,
+    /// `harbor.protocol`.
+    pub protocol: &'a str,
+    /// `host`.
+    pub host: &'a str,
+    /// `port`.
+    pub port: Option<u16>,
+    /// `harbor.udp_port`.
+    pub udp_port: Option<u16>,
+    /// `harbor.state`.
+    pub state: &'a str,
+    /// `harbor.timestamp`, seconds since the epoch.
+    pub timestamp: Option<i64>,
+}
+
+impl Statement<'_> {
+    /// The text that is signed: all fields, in this order, with `|` between them.
+    #[must_use]
+    pub fn canonical(&self) -> String {
+        let number = |value: Option<i64>| value.map_or_else(String::new, |value| value.to_string());
+        [
+            self.action,
+            self.instance_id,
+            self.binding_id,
+            self.protocol,
+            self.host,
+            &number(self.port.map(i64::from)),
+            &number(self.udp_port.map(i64::from)),
+            self.state,
+            &number(self.timestamp),
+        ]
+        .join("|")
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_depends_on_secret_and_binding_and_is_never_shown_by_debug() {
+        let secret = AnnounceSecret::new([7; SECRET_BYTES]);
+        let (a, b) = (BindingId::new("a").unwrap(), BindingId::new("b").unwrap());
+        let token = secret.token(&a);
+        assert_eq!(token, secret.token(&a));
+        assert_ne!(token, secret.token(&b));
+        assert_ne!(token, AnnounceSecret::new([8; SECRET_BYTES]).token(&a));
+        assert_eq!(token.expose().len(), 64);
+        assert!(token.matches(token.expose()) && !token.matches(&token.expose()[1..]) && !token.matches(""));
+        assert_eq!(format!("{secret:?} {token:?}"), "AnnounceSecret(…) Token(…)");
+    }
+
+    #[test]
+    fn a_proof_vouches_for_every_field() {
+        let token = AnnounceSecret::new([7; SECRET_BYTES]).token(&BindingId::new("b").unwrap());
+        let full = Statement {
+            action: "register",
+            instance_id: "i",
+            binding_id: "b",
+            protocol: "tcp",
+            host: "10.0.1.7",
+            port: Some(61012),
+            udp_port: Some(61013),
+            state: "up",
+            timestamp: Some(1_700_000_000),
+        };
+        assert_eq!(full.canonical(), "register|i|b|tcp|10.0.1.7|61012|61013|up|1700000000");
+        assert_eq!(Statement { action: "unregister", ..Statement::default() }.canonical(), "unregister||||||||");
+        let proof = token.prove(&full);
+        assert!(token.verifies(&full, &proof));
+        assert!(!token.verifies(&full, &proof.to_uppercase()) || !proof.contains(|c: char| c.is_ascii_lowercase()));
+        for other in [
+            Statement { action: "unregister", ..full },
+            Statement { instance_id: "j", ..full },
+            Statement { binding_id: "c", ..full },
+            Statement { protocol: "udp", ..full },
+            Statement { host: "10.0.1.8", ..full },
+            Statement { port: Some(61011), ..full },
+            Statement { udp_port: None, ..full },
+            Statement { state: "", ..full },
+            Statement { timestamp: Some(1_700_000_001), ..full },
+        ] {
+            assert!(!token.verifies(&other, &proof), "{other:?}");
+        }
+    }
+}
