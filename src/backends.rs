@@ -1,1 +1,9 @@
-//! (being written)
+//! Live backends per service instance: discovery writes, the forwarder reads.
+//!
+//! Each service instance has one slot with an immutable [`BackendSet`] in it. A change makes a new set and swaps it
+//! in, once; the forwarder sees it at its next choice. What a flow must notice of the backend it is already on (that
+//! it left, drains, or lost its authority) is the backend's [`Phase`].
+
+mod set;
+
+pub use set::{Backend, BackendSet, Phase, Slot};

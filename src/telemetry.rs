@@ -1,1 +1,3 @@
-//! (being written)
+//! What Harbor says of itself: logs and metric handles.
+
+pub mod metrics;

@@ -1,1 +1,6 @@
-//! Placeholder
+//! Parsers of outside bytes under mutated input: they refuse or accept, and never panic.
+
+mod announcement;
+mod config;
+mod mutate;
+mod osb_body;

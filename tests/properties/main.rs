@@ -1,1 +1,5 @@
-//! Placeholder
+//! Properties of pure rules, and of engines against their reference model.
+
+mod allocation;
+mod authority;
+mod store;

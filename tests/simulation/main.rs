@@ -1,1 +1,4 @@
-//! Placeholder
+//! Seeded simulations: many histories, each replayed by `HARBOR_SEED=<seed>`.
+
+mod tcp_relay;
+mod udp_sessions;

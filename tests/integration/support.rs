@@ -1,0 +1,3 @@
+//! Real parts for tests, started on free ports and stopped on drop.
+
+pub mod eventually;
