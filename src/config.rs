@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::model::plan::Plan;
+use crate::{model::plan::Plan, telemetry};
 
 mod admin;
 mod announce;
@@ -34,7 +34,6 @@ pub use broker::{Broker, TlsFiles};
 pub use discovery::{Discovery, Trusted, TrustedFor};
 pub use entry::{Origin, Problem};
 pub use forwarder::Forwarder;
-pub use log::{Log, LogFormat};
 pub use nats::{Nats, NatsLogin, NatsTls};
 pub use node::Node;
 pub use secret::Secret;
@@ -81,7 +80,7 @@ pub struct Config {
     /// The data plane.
     pub forwarder: Forwarder,
     /// What is logged.
-    pub log: Log,
+    pub log: telemetry::log::Settings,
     /// What is allowed, but is likely a mistake. For the log.
     pub warnings: Vec<String>,
 }
@@ -168,7 +167,7 @@ fn read(mut root: Section<'_>, own_address: IpAddr) -> Option<Config> {
     let plans = plans::read(root.named_sections("plans"), &node.pools, &pools, &mut warnings);
     let discovery = Discovery::read(root.section("discovery"));
     let forwarder = Forwarder::read(root.section("forwarder"));
-    let log = Log::read(root.section("log"));
+    let log = log::read(root.section("log"));
     root.finish();
     let config = Config {
         broker: broker?,

@@ -7,6 +7,7 @@ use crate::model::{
     plan::{Caps, PlanProtocol},
     pool::{Pool, PoolNames},
 };
+use crate::telemetry::log::{Format, Settings};
 
 /// A configuration in a file of that text, with variables over it.
 fn load_text(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
@@ -89,7 +90,7 @@ fn a_password_alone_is_a_configuration() {
             trusted: vec![],
         },
         forwarder: Forwarder { workers: 0, limits: ForwarderLimits::default() },
-        log: Log { format: LogFormat::Text, level: "info".into(), directory: None },
+        log: Settings { format: Format::Text, level: "info".into(), directory: None },
         warnings: vec![],
     };
     assert_eq!(load_text("[broker]\npassword = \"hunter2\"", &[]), Ok(expect.clone()));
@@ -261,8 +262,8 @@ fn every_section_is_read() {
     );
     assert_eq!(
         config.log,
-        Log {
-            format: LogFormat::Json,
+        Settings {
+            format: Format::Json,
             level: "info,harbor::discovery=debug".into(),
             directory: Some("/var/log/harbor".into())
         }
