@@ -450,9 +450,13 @@ pub(super) async fn migrate(path: &Path) -> std::result::Result<Migrated, OpenEr
         .fetch_all(&mut connection)
         .await
         .map_err(checking)?;
-    let strays = sqlx::query("PRAGMA foreign_key_check").fetch_all(&mut connection).await.map_err(checking)?;
+    let strays = sqlx::query("PRAGMA foreign_key_check").fetch_all(&mut connection).await.map_err(checking)?.len();
     connection.close().await.map_err(checking)?;
-    let stray = (!strays.is_empty()).then(|| format!("{} rows refer to rows that are not there", strays.len()));
+    let stray = match strays {
+        0 => None,
+        1 => Some("1 row refers to one that is not there".to_owned()),
+        more => Some(format!("{more} rows refer to some that are not there")),
+    };
     match findings.into_iter().find(|finding| finding != "ok").or(stray) {
         Some(finding) => Err(OpenError::Damaged { path, finding }),
         None => Ok(migrated),
