@@ -62,6 +62,7 @@ macro_rules! contract_on {
                 a_node_is_known_by_its_last_word,
                 parallel_provisions_never_share_a_port,
                 parallel_identical_provisions_make_one_service_instance,
+                a_call_that_is_dropped_half_way_does_all_or_nothing,
                 a_closed_store_answers_with_a_fault,
             }
         }
@@ -588,6 +589,23 @@ async fn parallel_identical_provisions_make_one_service_instance(store: AnyStore
     assert_eq!(count(&Provision::Created(stored.clone())), 1);
     assert_eq!(count(&Provision::Exists(stored)), 49);
     assert_eq!(store.ports(&pool()).await.unwrap().len(), 1);
+}
+
+async fn a_call_that_is_dropped_half_way_does_all_or_nothing(store: AnyStore) {
+    for number in 0..100_u16 {
+        let wish = instance(&format!("i{number}"), 20_000 + number);
+        // From too short for the first statement to long enough for the last.
+        let patience = Duration::from_micros(20 * u64::from(number));
+        let _ = tokio::time::timeout(patience, store.provision(&wish, NOW)).await;
+    }
+    // The writer is free again, and every port has its service instance.
+    made(&store, &instance("last", 20_500)).await;
+    let everything = store.everything().await.unwrap();
+    let mut held = everything.instances.iter().map(|made| made.port).collect::<Vec<_>>();
+    held.sort_unstable();
+    let ports = store.ports(&pool()).await.unwrap();
+    assert_eq!(ports.iter().map(|row| row.port).collect::<Vec<_>>(), held);
+    assert_eq!(everything.revision.0, held.len() as u64);
 }
 
 async fn a_closed_store_answers_with_a_fault(store: AnyStore) {
