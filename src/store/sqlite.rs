@@ -65,7 +65,8 @@ impl SqliteStore {
     /// # Errors
     /// [`OpenError`].
     pub async fn open(path: &Path, metrics: Arc<StoreMetrics>) -> std::result::Result<Self, OpenError> {
-        let (path, lock, _) = lock_and_migrate(path).await?;
+        let (path, lock, migrated) = lock_and_migrate(path).await?;
+        tracing::info!(path = %path.display(), schema = migrated.to, schema_before = migrated.from, "opened the store");
         let pool = || {
             SqlitePoolOptions::new()
                 .acquire_timeout(ACQUIRE_TIMEOUT)
