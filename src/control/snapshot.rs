@@ -170,7 +170,9 @@ impl State {
     }
 
     fn directory(&self) -> Arc<Directory> {
-        Arc::new(Directory { revision: self.revision, ..self.directory.clone() })
+        let mut directory = self.directory.clone();
+        directory.revision = self.revision;
+        Arc::new(directory)
     }
 
     fn apply(&mut self, changes: Changes) {
