@@ -42,10 +42,10 @@ mod unbind;
 mod update;
 
 pub use bind::{BindRefusal, BindSpec, Bound, MAX_BINDINGS};
-pub use deprovision::Gone;
+pub use deprovision::DeleteRefusal;
 pub use failure::{Failure, Fault};
-pub use fetch_binding::FetchedBinding;
 pub use fetch::NotFound;
+pub use fetch_binding::FetchedBinding;
 pub use overview::{Overview, PoolUsage};
 pub use provision::{ProvisionRefusal, ProvisionSpec, Provisioned};
 pub use reload::ReloadRefusal;
