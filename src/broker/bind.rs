@@ -42,7 +42,15 @@ fn read(
     let predecessor_id = body.text("predecessor_binding_id")?.map(BindingId::new).transpose().map_err(bad_id)?;
     if predecessor_id.is_some() {
         // A rotation says nothing else: all the rest is the predecessor's.
-        return Ok(BindSpec { id, service_instance_id, app_id: None, space_id: None, announce: None, predecessor_id });
+        return Ok(BindSpec {
+            id,
+            service_instance_id,
+            plan_id: None,
+            app_id: None,
+            space_id: None,
+            announce: None,
+            predecessor_id,
+        });
     }
     check_service(body.text("service_id")?)?;
     let plan_id = PlanId::new(body.required("plan_id")?).map_err(bad_id)?;
