@@ -13,19 +13,15 @@ use futures_util::{StreamExt as _, stream};
 use hyper::Method;
 use serde_json::{Value, json};
 
-mod support {
-    #[path = "../../tests/integration/support/eventually.rs"]
-    pub mod eventually;
-    #[path = "../../tests/integration/support/harbor.rs"]
-    pub mod harbor;
-    #[path = "../../tests/integration/support/http.rs"]
-    pub mod http;
-}
+#[path = "../tests/integration/support/eventually.rs"]
+mod eventually;
+#[path = "../tests/integration/support/http.rs"]
+mod http;
+#[path = "../tests/integration/support/harbor.rs"]
+mod process;
 
-use support::{
-    harbor::{Harbor, Site},
-    http::Client,
-};
+use http::Client;
+use process::{Harbor, Site};
 
 /// The plan `tcp`.
 const PLAN_TCP: &str = "e1f6b1f0-57f3-5c0e-8a0b-6d3a6f0c1a02";
@@ -110,7 +106,9 @@ async fn main() {
     stream::iter(10..MANY)
         .for_each_concurrent(FILLING, |number| {
             let client = client.clone();
-            async move { drop(provision(&client, &format!("instance-{number}")).await) }
+            async move {
+                provision(&client, &format!("instance-{number}")).await;
+            }
         })
         .await;
     let each = start.elapsed() / u32::try_from(MANY - 10).expect("few enough");

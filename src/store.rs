@@ -16,8 +16,18 @@ use crate::model::{
 
 pub use crate::model::allocation::{PortRow, PortState, Release, Reservation};
 
+mod files;
+mod lock;
 pub mod memory;
+mod migrations;
+mod open;
+mod row;
 mod secret;
+mod sql;
+pub mod sqlite;
+
+pub use migrations::SCHEMA_VERSION;
+pub use open::{Migrated, OpenError, migrate, open};
 
 /// How many revisions [`Store::changes_since`] can look back; tombstones older than that are dropped. A caller further
 /// behind reads everything, which costs no more than reading so many changes.

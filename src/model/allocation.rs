@@ -35,6 +35,17 @@ pub enum PortState {
     Released(Release),
 }
 
+impl PortState {
+    /// Whether `space` can have the port, as far as its own history says.
+    #[must_use]
+    pub fn is_free_for(&self, space: &SpaceId, asked_for: bool, now: Timestamp) -> bool {
+        match self {
+            Self::Allocated => false,
+            Self::Released(last) => last.barred_until(space, asked_for) <= now,
+        }
+    }
+}
+
 /// How a port came to be freed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Release {
