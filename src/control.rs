@@ -51,7 +51,7 @@ pub use provision::{ProvisionRefusal, ProvisionSpec, Provisioned};
 pub use reload::ReloadRefusal;
 pub use update::{UpdateRefusal, UpdateSpec};
 
-use keys::Keys;
+use keys::{Keys, TURN_WAIT};
 use ports::Ports;
 use snapshot::Snapshot;
 
@@ -140,7 +140,7 @@ impl Control {
             ports,
             snapshot,
             observations,
-            keys: Keys::default(),
+            keys: Keys::new(TURN_WAIT),
             operations: Arc::new(Semaphore::new(MAX_OPERATIONS)),
             tasks: TaskTracker::new(),
         }))

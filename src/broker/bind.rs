@@ -12,7 +12,7 @@ use axum::{
 
 use super::{
     Broker, credentials, errors, parameters,
-    request::{InstanceAndBinding, Object, bad_id, bad_request, check_service},
+    request::{InstanceAndBinding, Object, Refused, bad_id, bad_request, check_service},
     schemas::Use,
 };
 use crate::{
@@ -24,7 +24,7 @@ pub(super) async fn handle(
     State(broker): State<Arc<Broker>>,
     InstanceAndBinding(instance, id): InstanceAndBinding,
     body: Body,
-) -> Result<Response, Response> {
+) -> Result<Response, Refused> {
     let spec = read(&broker, instance, id, Object::read(body).await?)?;
     let (status, credentials) = match broker.control.bind(spec).await.map_err(errors::answer)? {
         Bound::Created(credentials) => (StatusCode::CREATED, credentials),
@@ -38,7 +38,7 @@ fn read(
     service_instance_id: ServiceInstanceId,
     id: BindingId,
     mut body: Object,
-) -> Result<BindSpec, Response> {
+) -> Result<BindSpec, Refused> {
     let predecessor_id = body.text("predecessor_binding_id")?.map(BindingId::new).transpose().map_err(bad_id)?;
     if predecessor_id.is_some() {
         // A rotation says nothing else: all the rest is the predecessor's.

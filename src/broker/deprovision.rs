@@ -2,19 +2,19 @@
 
 use std::sync::Arc;
 
-use axum::{Json, extract::State, response::Response};
+use axum::{Json, extract::State};
 use serde_json::{Value, json};
 
 use super::{
     Broker, errors,
-    request::{Deleted, Instance},
+    request::{Deleted, Instance, Refused},
 };
 
 pub(super) async fn handle(
     State(broker): State<Arc<Broker>>,
     Instance(id): Instance,
     Deleted(plan_id): Deleted,
-) -> Result<Json<Value>, Response> {
+) -> Result<Json<Value>, Refused> {
     broker.control.deprovision(&id, &plan_id).await.map_err(errors::answer)?;
     Ok(Json(json!({})))
 }

@@ -8,6 +8,7 @@ use axum::{
     response::Response,
 };
 
+use super::request::Refused;
 use crate::{
     control::{BindRefusal, DeleteRefusal, Failure, Fault, NotFound, ProvisionRefusal, UpdateRefusal},
     http,
@@ -69,8 +70,8 @@ impl Line for NotFound {
 }
 
 /// The answer to a use case that did not do what was asked.
-pub(super) fn answer<R: Line>(failure: Failure<R>) -> Response {
-    match failure {
+pub(super) fn answer<R: Line>(failure: Failure<R>) -> Refused {
+    let answer = match failure {
         Failure::Refused(refusal) => http::refusal(refusal.status(), None, sentence(&refusal.to_string())),
         Failure::Busy => http::refusal(
             StatusCode::UNPROCESSABLE_ENTITY,
@@ -78,7 +79,8 @@ pub(super) fn answer<R: Line>(failure: Failure<R>) -> Response {
             "Another operation on this service instance is in progress: try again when it has ended.",
         ),
         Failure::Fault(fault) => self::fault(&fault),
-    }
+    };
+    answer.into()
 }
 
 fn fault(fault: &Fault) -> Response {

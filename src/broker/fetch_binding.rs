@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
-use axum::{Json, extract::State, response::Response};
+use axum::{Json, extract::State};
 use serde_json::{Value, json};
 
-use super::{Broker, credentials, errors, request::InstanceAndBinding};
+use super::{
+    Broker, credentials, errors,
+    request::{InstanceAndBinding, Refused},
+};
 
 pub(super) async fn handle(
     State(broker): State<Arc<Broker>>,
     InstanceAndBinding(instance, id): InstanceAndBinding,
-) -> Result<Json<Value>, Response> {
+) -> Result<Json<Value>, Refused> {
     let fetched = broker.control.fetch_binding(&instance, &id).await.map_err(errors::answer)?;
     let mut answer = credentials::answer(&fetched.credentials);
     answer["parameters"] = json!({ "announce": fetched.binding.announce });

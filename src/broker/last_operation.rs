@@ -3,19 +3,19 @@
 
 use std::sync::Arc;
 
-use axum::{Json, extract::State, http::StatusCode, response::Response};
+use axum::{Json, extract::State, http::StatusCode};
 use serde_json::{Value, json};
 
 use super::{
     Broker, errors,
-    request::{Instance, InstanceAndBinding},
+    request::{Instance, InstanceAndBinding, Refused},
 };
 use crate::{
     control::{Failure, NotFound},
     http,
 };
 
-pub(super) async fn handle(State(broker): State<Arc<Broker>>, Instance(id): Instance) -> Result<Json<Value>, Response> {
+pub(super) async fn handle(State(broker): State<Arc<Broker>>, Instance(id): Instance) -> Result<Json<Value>, Refused> {
     broker.control.fetch(&id).await.map_err(gone)?;
     Ok(succeeded())
 }
@@ -23,7 +23,7 @@ pub(super) async fn handle(State(broker): State<Arc<Broker>>, Instance(id): Inst
 pub(super) async fn handle_binding(
     State(broker): State<Arc<Broker>>,
     InstanceAndBinding(instance, id): InstanceAndBinding,
-) -> Result<Json<Value>, Response> {
+) -> Result<Json<Value>, Refused> {
     broker.control.fetch_binding(&instance, &id).await.map_err(gone)?;
     Ok(succeeded())
 }
@@ -32,9 +32,9 @@ fn succeeded() -> Json<Value> {
     Json(json!({ "state": "succeeded" }))
 }
 
-fn gone(failure: Failure<NotFound>) -> Response {
+fn gone(failure: Failure<NotFound>) -> Refused {
     match failure {
-        Failure::Refused(NotFound) => http::refusal(StatusCode::GONE, None, "It is gone, or never was."),
+        Failure::Refused(NotFound) => http::refusal(StatusCode::GONE, None, "It is gone, or never was.").into(),
         failure => errors::answer(failure),
     }
 }

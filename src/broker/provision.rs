@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{
     Broker, errors, parameters,
-    request::{Instance, Object, bad_id, bad_request, check_service},
+    request::{Instance, Object, Refused, bad_id, bad_request, check_service},
     schemas::Use,
 };
 use crate::{
@@ -25,7 +25,7 @@ pub(super) async fn handle(
     State(broker): State<Arc<Broker>>,
     Instance(id): Instance,
     body: Body,
-) -> Result<Response, Response> {
+) -> Result<Response, Refused> {
     let spec = read(&broker, id, Object::read(body).await?)?;
     let status = match broker.control.provision(spec).await.map_err(errors::answer)? {
         Provisioned::Created(_) => StatusCode::CREATED,
@@ -34,7 +34,7 @@ pub(super) async fn handle(
     Ok((status, Json(json!({}))).into_response())
 }
 
-fn read(broker: &Broker, id: ServiceInstanceId, mut body: Object) -> Result<ProvisionSpec, Response> {
+fn read(broker: &Broker, id: ServiceInstanceId, mut body: Object) -> Result<ProvisionSpec, Refused> {
     check_service(body.text("service_id")?)?;
     let plan_id = PlanId::new(body.required("plan_id")?).map_err(bad_id)?;
     let organization_id = OrganizationId::new(body.required("organization_guid")?).map_err(bad_id)?;

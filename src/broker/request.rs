@@ -4,7 +4,7 @@ use axum::{
     body::Body,
     extract::{FromRequestParts, Path, Query},
     http::{StatusCode, request::Parts},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -19,12 +19,28 @@ use crate::{
     },
 };
 
-/// A request that says something wrong, as the answer that tells so.
-pub(super) fn bad_request(description: impl Into<String>) -> Response {
-    http::refusal(StatusCode::BAD_REQUEST, None, description)
+/// The answer that ends a request early.
+#[derive(Debug)]
+pub(super) struct Refused(Box<Response>);
+
+impl From<Response> for Refused {
+    fn from(answer: Response) -> Self {
+        Self(Box::new(answer))
+    }
 }
 
-pub(super) fn bad_id(bad: BadId) -> Response {
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        *self.0
+    }
+}
+
+/// A request that says something wrong.
+pub(super) fn bad_request(description: impl Into<String>) -> Refused {
+    http::refusal(StatusCode::BAD_REQUEST, None, description).into()
+}
+
+pub(super) fn bad_id(bad: BadId) -> Refused {
     let BadId { kind, bytes } = bad;
     bad_request(format!("Send {kind} of 1 to {} bytes, not {bytes}.", crate::model::id::MAX_ID_BYTES))
 }
@@ -34,9 +50,9 @@ pub(super) fn bad_id(bad: BadId) -> Response {
 pub(super) struct Instance(pub ServiceInstanceId);
 
 impl<S: Send + Sync> FromRequestParts<S> for Instance {
-    type Rejection = Response;
+    type Rejection = Refused;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
         let Path(id) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| bad_path())?;
         ServiceInstanceId::new(id).map(Self).map_err(bad_id)
     }
@@ -47,16 +63,16 @@ impl<S: Send + Sync> FromRequestParts<S> for Instance {
 pub(super) struct InstanceAndBinding(pub ServiceInstanceId, pub BindingId);
 
 impl<S: Send + Sync> FromRequestParts<S> for InstanceAndBinding {
-    type Rejection = Response;
+    type Rejection = Refused;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
         let Path((instance, binding)) =
             Path::<(String, String)>::from_request_parts(parts, state).await.map_err(|_| bad_path())?;
         Ok(Self(ServiceInstanceId::new(instance).map_err(bad_id)?, BindingId::new(binding).map_err(bad_id)?))
     }
 }
 
-fn bad_path() -> Response {
+fn bad_path() -> Refused {
     bad_request("The ids in the path must be UTF-8, percent-encoded.")
 }
 
@@ -71,9 +87,9 @@ struct DeleteQuery {
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Deleted {
-    type Rejection = Response;
+    type Rejection = Refused;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
         let Query(query) = Query::<DeleteQuery>::from_request_parts(parts, state)
             .await
             .map_err(|_| bad_request("The query must be name=value pairs, each name once."))?;
@@ -84,7 +100,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Deleted {
 }
 
 /// Whether a request names this service.
-pub(super) fn check_service(id: Option<&str>) -> Result<(), Response> {
+pub(super) fn check_service(id: Option<&str>) -> Result<(), Refused> {
     match id {
         Some(SERVICE_ID) => Ok(()),
         Some(_) => {
@@ -100,7 +116,7 @@ pub(super) struct Object(Map<String, Value>);
 
 impl Object {
     /// Reads a body.
-    pub(super) async fn read(body: Body) -> Result<Self, Response> {
+    pub(super) async fn read(body: Body) -> Result<Self, Refused> {
         let bytes = http::read_body(body, MAX_BODY_BYTES).await?;
         if bytes.is_empty() {
             return Err(bad_request("Send a JSON object in the body."));
@@ -113,7 +129,7 @@ impl Object {
     }
 
     /// A text; `null` counts as absent.
-    pub(super) fn text(&self, field: &str) -> Result<Option<&str>, Response> {
+    pub(super) fn text(&self, field: &str) -> Result<Option<&str>, Refused> {
         match self.0.get(field) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -122,12 +138,12 @@ impl Object {
     }
 
     /// A text that must be there.
-    pub(super) fn required(&self, field: &str) -> Result<&str, Response> {
+    pub(super) fn required(&self, field: &str) -> Result<&str, Refused> {
         self.text(field)?.ok_or_else(|| bad_request(format!("Send `{field}`.")))
     }
 
     /// An object; `null` counts as absent.
-    pub(super) fn object(&mut self, field: &str) -> Result<Option<Self>, Response> {
+    pub(super) fn object(&mut self, field: &str) -> Result<Option<Self>, Refused> {
         match self.0.remove(field) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Object(map)) => Ok(Some(Self(map))),
@@ -136,7 +152,7 @@ impl Object {
     }
 
     /// What the user calls the service instance.
-    pub(super) fn instance_name(&mut self) -> Result<Option<String>, Response> {
+    pub(super) fn instance_name(&mut self) -> Result<Option<String>, Refused> {
         match self.object("context")? {
             Some(context) => Ok(context.text("instance_name")?.map(Into::into)),
             None => Ok(None),
@@ -144,19 +160,20 @@ impl Object {
     }
 
     /// The user's parameters, none of them given when there are none.
-    pub(super) fn parameters(&mut self) -> Result<Value, Response> {
+    pub(super) fn parameters(&mut self) -> Result<Value, Refused> {
         Ok(Value::Object(self.object("parameters")?.map(|Self(map)| map).unwrap_or_default()))
     }
 
     /// Refuses a request that expects a version of the plan: plans have none.
-    pub(super) fn no_maintenance_info(&self) -> Result<(), Response> {
+    pub(super) fn no_maintenance_info(&self) -> Result<(), Refused> {
         match self.0.get("maintenance_info") {
             None | Some(Value::Null) => Ok(()),
             Some(_) => Err(http::refusal(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 Some("MaintenanceInfoConflict"),
                 "No plan has maintenance information: read the catalog again.",
-            )),
+            )
+            .into()),
         }
     }
 }

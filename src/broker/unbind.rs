@@ -2,19 +2,19 @@
 
 use std::sync::Arc;
 
-use axum::{Json, extract::State, response::Response};
+use axum::{Json, extract::State};
 use serde_json::{Value, json};
 
 use super::{
     Broker, errors,
-    request::{Deleted, InstanceAndBinding},
+    request::{Deleted, InstanceAndBinding, Refused},
 };
 
 pub(super) async fn handle(
     State(broker): State<Arc<Broker>>,
     InstanceAndBinding(instance, id): InstanceAndBinding,
     Deleted(plan_id): Deleted,
-) -> Result<Json<Value>, Response> {
+) -> Result<Json<Value>, Refused> {
     broker.control.unbind(&instance, &id, &plan_id).await.map_err(errors::answer)?;
     Ok(Json(json!({})))
 }

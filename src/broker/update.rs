@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::{Json, body::Body, extract::State, http::StatusCode, response::Response};
+use axum::{Json, body::Body, extract::State, http::StatusCode};
 use serde_json::{Value, json};
 
 use super::{
     Broker, errors, parameters,
-    request::{Instance, Object, bad_id, check_service},
+    request::{Instance, Object, Refused, bad_id, check_service},
     schemas::Use,
 };
 use crate::{
@@ -20,13 +20,13 @@ pub(super) async fn handle(
     State(broker): State<Arc<Broker>>,
     Instance(id): Instance,
     body: Body,
-) -> Result<Json<Value>, Response> {
+) -> Result<Json<Value>, Refused> {
     let spec = read(&broker, id, Object::read(body).await?).await?;
     broker.control.update(spec).await.map_err(errors::answer)?;
     Ok(Json(json!({})))
 }
 
-async fn read(broker: &Broker, id: ServiceInstanceId, mut body: Object) -> Result<UpdateSpec, Response> {
+async fn read(broker: &Broker, id: ServiceInstanceId, mut body: Object) -> Result<UpdateSpec, Refused> {
     check_service(body.text("service_id")?)?;
     let plan_id = body.text("plan_id")?.map(PlanId::new).transpose().map_err(bad_id)?;
     body.no_maintenance_info()?;
@@ -42,7 +42,7 @@ async fn read(broker: &Broker, id: ServiceInstanceId, mut body: Object) -> Resul
 }
 
 /// The plan whose schema holds when the request names none.
-async fn present_plan(broker: &Broker, id: &ServiceInstanceId) -> Result<PlanId, Response> {
+async fn present_plan(broker: &Broker, id: &ServiceInstanceId) -> Result<PlanId, Refused> {
     let failure = match broker.control.fetch(id).await {
         Ok(instance) => return Ok(instance.plan_id),
         Err(Failure::Refused(_)) => Failure::Refused(UpdateRefusal::NotFound(id.clone())),
@@ -52,6 +52,6 @@ async fn present_plan(broker: &Broker, id: &ServiceInstanceId) -> Result<PlanId,
     Err(errors::answer(failure))
 }
 
-fn unprocessable(description: String) -> Response {
-    http::refusal(StatusCode::UNPROCESSABLE_ENTITY, None, description)
+fn unprocessable(description: String) -> Refused {
+    http::refusal(StatusCode::UNPROCESSABLE_ENTITY, None, description).into()
 }
