@@ -1,1 +1,3 @@
-//! (being written)
+//! Builds and supervises everything.
+
+pub mod clock;

@@ -1,1 +1,48 @@
-//! (being written)
+//! What every HTTP listener shares: the accept loop, TLS, limits, JSON refusals.
+//!
+//! It knows no routes. Whoever has some builds a router, wraps it in [`with_fallbacks`] and hands it to [`serve`]
+//! with a bound listener and a token that ends it. HTTP/1.1 only: the Cloud Controller, Prometheus and `curl` ask for
+//! no more.
+
+use std::{net::SocketAddr, time::Duration};
+
+mod body;
+mod refusal;
+mod serve;
+mod tls;
+
+pub use body::{BODY_TIMEOUT, MAX_DISCARDED_BYTES, read_body};
+pub use refusal::{refusal, with_fallbacks};
+pub use serve::serve;
+pub use tls::{Tls, TlsError};
+
+/// Who calls: a request extension that [`serve`] sets. An IPv4 client of a dual-stack listener has its IPv4 address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller(pub SocketAddr);
+
+/// What a listener puts up with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Open connections; more wait in the kernel's queue.
+    pub max_connections: usize,
+    /// How long a TLS handshake, a request head, or the silence before the next one may take.
+    pub header_timeout: Duration,
+    /// Headers of one request.
+    pub max_headers: usize,
+    /// Bytes of one request head.
+    pub max_head_bytes: usize,
+    /// How long requests may take to finish after shutdown.
+    pub shutdown_grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 1024,
+            header_timeout: Duration::from_secs(30),
+            max_headers: 64,
+            max_head_bytes: 32 * 1024,
+            shutdown_grace: Duration::from_secs(10),
+        }
+    }
+}

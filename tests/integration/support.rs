@@ -1,3 +1,5 @@
 //! Real parts for tests, started on free ports and stopped on drop.
 
 pub mod eventually;
+pub mod harbor;
+pub mod http;

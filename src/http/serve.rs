@@ -1,0 +1,141 @@
+//! The accept loop: one task a connection, all of them joined.
+
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use axum::{Router, body::Body};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+use super::{Caller, Limits, Tls};
+
+/// First pause after an accept that failed because this process is short of something.
+const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(5);
+
+/// Longest such pause.
+const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// Serves `router` on `listener` until `shutdown`; then closes the listener, lets running requests finish for
+/// [`Limits::shutdown_grace`], and returns when no connection is left.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+    router: Router,
+    limits: Limits,
+    shutdown: CancellationToken,
+) {
+    let permits = Arc::new(Semaphore::new(limits.max_connections));
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, caller, permit) = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            accepted = accept(&listener, &permits) => accepted,
+        };
+        while connections.try_join_next().is_some() {}
+        let (tls, router, shutdown) = (tls.clone(), router.clone(), shutdown.clone());
+        connections.spawn(async move {
+            converse(stream, caller, tls, router, limits, shutdown).await;
+            drop(permit);
+        });
+    }
+    drop(listener);
+    let finished = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(limits.shutdown_grace, finished).await.is_err() {
+        tracing::warn!(connections = connections.len(), "requests did not finish in time and are cut off");
+        connections.shutdown().await;
+    }
+}
+
+/// The next connection, once there is room for it.
+async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> (TcpStream, Caller, OwnedSemaphorePermit) {
+    let permit = Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed");
+    let mut pause = ACCEPT_PAUSE_MIN;
+    loop {
+        match listener.accept().await {
+            Ok((stream, address)) => {
+                let caller = Caller(SocketAddr::new(address.ip().to_canonical(), address.port()));
+                return (stream, caller, permit);
+            }
+            Err(error) if is_of_the_connection(&error) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection: trying again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(ACCEPT_PAUSE_MAX);
+            }
+        }
+    }
+}
+
+/// Whether only the connection that was about to be accepted is lost.
+fn is_of_the_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+/// One connection from its TLS handshake to its end.
+async fn converse(
+    stream: TcpStream,
+    caller: Caller,
+    tls: Option<Arc<Tls>>,
+    router: Router,
+    limits: Limits,
+    shutdown: CancellationToken,
+) {
+    // Answers are small and complete: waiting to fill a segment only delays them. A failure costs only that.
+    let _ = stream.set_nodelay(true);
+    let Some(tls) = tls else { return exchange(stream, caller, router, limits, shutdown).await };
+    let handshake = TlsAcceptor::from(tls.current()).accept(stream);
+    let outcome = tokio::select! {
+        () = shutdown.cancelled() => return,
+        outcome = tokio::time::timeout(limits.header_timeout, handshake) => outcome,
+    };
+    match outcome {
+        Ok(Ok(stream)) => exchange(stream, caller, router, limits, shutdown).await,
+        Ok(Err(error)) => tracing::debug!(caller = %caller.0, %error, "the TLS handshake failed"),
+        Err(_) => tracing::debug!(caller = %caller.0, "the TLS handshake took too long"),
+    }
+}
+
+/// Requests and answers of one connection.
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    caller: Caller,
+    router: Router,
+    limits: Limits,
+    shutdown: CancellationToken,
+) {
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(caller);
+        router.clone().oneshot(request)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        .max_headers(limits.max_headers)
+        .max_buf_size(limits.max_head_bytes)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let outcome = tokio::select! {
+        outcome = connection.as_mut() => outcome,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(caller = %caller.0, %error, "the connection ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::{Extension, routing::get};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::{Notify, Semaphore as Gate},
+    task::JoinHandle,
+};
+
+use super::*;
+use crate::http::with_fallbacks;
+
+/// A listener on loopback that ends with the test.
+struct Served {
+    address: SocketAddr,
+    shutdown: CancellationToken,
+    server: JoinHandle<()>,
+}
+
+impl Served {
+    async fn new(router: Router, limits: Limits) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
+        let address = listener.local_addr().expect("it is bound");
+        let shutdown = CancellationToken::new();
+        #[expect(clippy::disallowed_methods, reason = "joined by stop()")]
+        let server = tokio::spawn(serve(listener, None, with_fallbacks(router), limits, shutdown.clone()));
+        Self { address, shutdown, server }
+    }
+
+    async fn send(&self, bytes: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).await.expect("it listens");
+        stream.write_all(bytes.as_bytes()).await.expect("it is open");
+        stream
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.server.await.expect("the server does not panic");
+    }
+}
+
+const GET: &str = "GET / HTTP/1.1\r\nhost: harbor\r\n\r\n";
+const GET_AND_CLOSE: &str = "GET / HTTP/1.1\r\nhost: harbor\r\nconnection: close\r\n\r\n";
+
+/// All that comes until the connection ends, also by a reset.
+async fn rest(mut stream: TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let _ = stream.read_to_end(&mut bytes).await;
+    String::from_utf8(bytes).expect("text")
+}
+
+/// A route that says it has been entered and answers when the gate lets it.
+fn gated() -> (Router, Arc<Notify>, Arc<Gate>, Arc<AtomicUsize>) {
+    let (entered, gate, inside) = (Arc::new(Notify::new()), Arc::new(Gate::new(0)), Arc::new(AtomicUsize::new(0)));
+    let state = (Arc::clone(&entered), Arc::clone(&gate), Arc::clone(&inside));
+    let handler = move || {
+        let (entered, gate, inside) = state.clone();
+        async move {
+            inside.fetch_add(1, Ordering::SeqCst);
+            entered.notify_one();
+            gate.acquire().await.expect("never closed").forget();
+            "done"
+        }
+    };
+    (Router::new().route("/", get(handler)), entered, gate, inside)
+}
+
+#[tokio::test]
+async fn a_request_head_that_trickles_ends_the_connection() {
+    let limits = Limits { header_timeout: Duration::from_millis(50), ..Limits::default() };
+    let served = Served::new(Router::new().route("/", get(|| async { "ok" })), limits).await;
+    assert_eq!(rest(served.send("").await).await, "");
+    assert_eq!(rest(served.send("GET / HTTP/1.1\r\nhost: har").await).await, "");
+    let kept_open = rest(served.send(GET).await).await;
+    assert!(kept_open.starts_with("HTTP/1.1 200 OK\r\n") && kept_open.ends_with("\r\n\r\nok"), "{kept_open}");
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn more_connections_than_the_limit_wait_for_their_turn() {
+    let (router, entered, gate, inside) = gated();
+    let served = Served::new(router, Limits { max_connections: 1, ..Limits::default() }).await;
+    let first = served.send(GET_AND_CLOSE).await;
+    entered.notified().await;
+    let second = served.send(GET_AND_CLOSE).await;
+    assert_eq!(inside.load(Ordering::SeqCst), 1);
+    gate.add_permits(1);
+    assert!(rest(first).await.ends_with("done"));
+    entered.notified().await;
+    assert_eq!(inside.load(Ordering::SeqCst), 2);
+    gate.add_permits(1);
+    assert!(rest(second).await.ends_with("done"));
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn shutdown_finishes_a_running_request_and_closes_the_rest() {
+    let (router, entered, gate, _) = gated();
+    let served = Served::new(router, Limits::default()).await;
+    let idle = TcpStream::connect(served.address).await.expect("it listens");
+    let running = served.send(GET).await;
+    entered.notified().await;
+    served.shutdown.cancel();
+    assert_eq!(rest(idle).await, "");
+    gate.add_permits(1);
+    let answer = rest(running).await;
+    assert!(answer.contains("connection: close\r\n") && answer.ends_with("done"), "{answer}");
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn shutdown_cuts_off_what_does_not_finish_in_time() {
+    let (router, entered, _gate, _) = gated();
+    let served = Served::new(router, Limits { shutdown_grace: Duration::ZERO, ..Limits::default() }).await;
+    let running = served.send(GET).await;
+    entered.notified().await;
+    served.stop().await;
+    assert_eq!(rest(running).await, "");
+}
+
+#[tokio::test]
+async fn a_handler_that_panics_costs_one_answer_only() {
+    async fn broken() -> &'static str {
+        panic!("as the test wants it")
+    }
+    let router = Router::new().route("/", get(broken)).route("/fine", get(|| async { "fine" }));
+    let served = Served::new(router, Limits::default()).await;
+    let both = format!("{GET}{}", GET_AND_CLOSE.replacen('/', "/fine", 1));
+    let answers = rest(served.send(&both).await).await;
+    assert!(answers.starts_with("HTTP/1.1 500 Internal Server Error\r\n"), "{answers}");
+    assert!(answers.contains(r#"{"description":"Harbor made a mistake: its log says more."}"#), "{answers}");
+    assert!(answers.ends_with("\r\n\r\nfine"), "{answers}");
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn heads_beyond_the_limits_are_refused() {
+    let limits = Limits { max_headers: 4, max_head_bytes: 8192, ..Limits::default() };
+    let served = Served::new(Router::new(), limits).await;
+    for head in [format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(5)), format!("GET /{} ", "x".repeat(9000))] {
+        let answer = rest(served.send(&head).await).await;
+        assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn the_caller_is_known_to_handlers() {
+    let router =
+        Router::new().route("/", get(|Extension(caller): Extension<Caller>| async move { caller.0.to_string() }));
+    let served = Served::new(router, Limits::default()).await;
+    let stream = served.send(GET_AND_CLOSE).await;
+    let own = stream.local_addr().expect("it is connected").to_string();
+    assert!(rest(stream).await.ends_with(&own));
+    served.stop().await;
+}

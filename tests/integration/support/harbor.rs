@@ -1,0 +1,265 @@
+//! A real `harbor serve` process, as an operator runs it.
+
+#![allow(dead_code, reason = "each test module uses the helpers it needs")]
+
+use std::{
+    collections::HashMap,
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Condvar, Mutex},
+    thread::JoinHandle,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{eventually::PATIENCE, http::Client};
+
+/// `harbor:secret`, as the tests' configurations have it.
+pub const AUTHORIZATION: &str = "Basic aGFyYm9yOnNlY3JldA==";
+
+/// A directory with a configuration and the state of one node; processes come and go on it.
+#[derive(Debug)]
+pub struct Site {
+    directory: TempDir,
+}
+
+/// One process on a [`Site`]; killed when dropped.
+#[derive(Debug)]
+pub struct Harbor {
+    child: Child,
+    log: Arc<Log>,
+    reader: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    state: Mutex<LogState>,
+    grown: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct LogState {
+    lines: Vec<String>,
+    listening: HashMap<String, SocketAddr>,
+    ended: bool,
+}
+
+impl Site {
+    /// A site whose pool has `ports`, with `more` settings appended (TOML, starting with a section or with keys of
+    /// `[harbor_node]`). All APIs listen on free ports of loopback; backends on loopback are allowed.
+    pub fn new(ports: &str, more: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let data = directory.path().join("data");
+        let config = format!(
+            r#"
+[broker]
+listen = "127.0.0.1:0"
+password = "secret"
+
+[announce]
+listen = "127.0.0.1:0"
+public_url = "http://harbor-announce.example.com"
+
+[admin]
+listen = "127.0.0.1:0"
+
+[log]
+format = "json"
+level = "debug"
+
+[discovery]
+domain = "harbor.example.com"
+backend_networks = ["127.0.0.0/8", "::1/128"]
+
+[harbor_node]
+id = "harbor_node_1"
+data_dir = {data:?}
+port_range = "{ports}"
+host = "127.0.0.1"
+host_external = "192.0.43.10"
+hostname_external = "ext-services.example.com"
+quarantine = "0s"
+{more}
+"#
+        );
+        std::fs::write(directory.path().join("harbor.toml"), config).expect("the configuration can be written");
+        Self { directory }
+    }
+
+    /// Where the configuration is.
+    pub fn config(&self) -> PathBuf {
+        self.directory.path().join("harbor.toml")
+    }
+
+    /// Where the state is.
+    pub fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// A directory for whatever else a test needs.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A `harbor` command with this configuration.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_harbor"));
+        command.args(arguments).env("HARBOR_CONFIG", self.config()).stdin(Stdio::null());
+        command
+    }
+
+    /// Starts `harbor serve` and does not wait.
+    pub fn start(&self) -> Harbor {
+        let mut child = self
+            .command(&["serve"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary is built with the tests");
+        let log = Arc::new(Log::default());
+        let stdout = child.stdout.take().expect("piped");
+        let stderr = child.stderr.take().expect("piped");
+        let reader = std::thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                std::thread::scope(|scope| {
+                    scope.spawn(|| BufReader::new(stderr).lines().map_while(Result::ok).for_each(|l| log.push(l)));
+                    BufReader::new(stdout).lines().map_while(Result::ok).for_each(|line| log.push(line));
+                });
+                log.end();
+            }
+        });
+        Harbor { child, log, reader: Some(reader) }
+    }
+
+    /// Starts `harbor serve` and waits until it is ready.
+    pub async fn serve(&self) -> Harbor {
+        let harbor = self.start();
+        harbor.ready().await;
+        harbor
+    }
+}
+
+impl Log {
+    fn push(&self, line: String) {
+        let mut state = self.state.lock().expect("no panic under the lock");
+        if let Ok(event) = serde_json::from_str::<Value>(&line) {
+            let fields = &event["fields"];
+            if fields["message"] == "listening"
+                && let (Some(api), Some(address)) = (fields["api"].as_str(), fields["address"].as_str())
+            {
+                state.listening.insert(api.into(), address.parse().expect("an address"));
+            }
+        }
+        state.lines.push(line);
+        self.grown.notify_all();
+    }
+
+    fn end(&self) {
+        self.state.lock().expect("no panic under the lock").ended = true;
+        self.grown.notify_all();
+    }
+
+    #[track_caller]
+    fn wait_for<T>(&self, what: &str, mut look: impl FnMut(&LogState) -> Option<T>) -> T {
+        let state = self.state.lock().expect("no panic under the lock");
+        let mut found = None;
+        let (state, _) = self
+            .grown
+            .wait_timeout_while(state, PATIENCE, |state| {
+                found = look(state);
+                found.is_none() && !state.ended
+            })
+            .expect("no panic under the lock");
+        let lines = state.lines.len().saturating_sub(40);
+        found.unwrap_or_else(|| panic!("harbor: no {what}; its log ends:\n{}", state.lines[lines..].join("\n")))
+    }
+}
+
+impl Harbor {
+    /// The address of one of its APIs: `broker`, `announce` or `admin`.
+    #[track_caller]
+    pub fn address(&self, api: &str) -> SocketAddr {
+        self.log.wait_for(&format!("address of {api}"), |state| state.listening.get(api).copied())
+    }
+
+    /// Waits for a log line that contains `text`, and returns it.
+    #[track_caller]
+    pub fn logged(&self, text: &str) -> String {
+        self.log.wait_for(&format!("log line with {text:?}"), |state| {
+            state.lines.iter().find(|line| line.contains(text)).cloned()
+        })
+    }
+
+    /// A client of the broker API.
+    pub fn broker(&self) -> Client {
+        Client::broker(self.address("broker"), AUTHORIZATION)
+    }
+
+    /// A client of the admin API, without a token.
+    pub fn admin(&self) -> Client {
+        Client::new(self.address("admin"))
+    }
+
+    /// Waits until it serves: the broker listens only when all ports do.
+    pub async fn ready(&self) {
+        let admin = self.admin();
+        super::eventually::eventually_async("harbor is ready", || async {
+            (admin.get("/readyz").await.status == 200).then_some(())
+        })
+        .await;
+        self.address("broker");
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")).expect("not zero");
+        kill_process(pid, signal).expect("it is our child and not yet reaped");
+    }
+
+    /// Kills it at once, as the machine would.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub fn terminate(self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.wait()
+    }
+
+    /// Waits for its end.
+    pub fn wait(mut self) -> ExitStatus {
+        let status = self.child.wait().expect("it is our child");
+        self.join();
+        status
+    }
+
+    fn end(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.join();
+    }
+
+    fn join(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("the log reader does not panic");
+        }
+    }
+}
+
+impl Drop for Harbor {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
