@@ -1,1 +1,235 @@
-//! (being written)
+//! What a platform can ask for: one use case a file, on the store, with what the forwarder says it has bound.
+//!
+//! Nothing of HTTP or JSON is known here; requests come in as checked values and go out as outcomes, refusals or
+//! faults. Everything is level-triggered: what was committed and not carried out is carried out at the next refresh, or
+//! at the next start.
+//!
+//! A use case that has begun is finished, also when whoever asked has gone: none leaves a port or a trial behind.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
+
+use crate::{
+    model::{
+        Clock, NodeId, PlanId, PoolName, ServiceInstanceId,
+        desired::{DesiredState, ForwarderLimits},
+        directory::Directory,
+        observed::Observations,
+        plan::Plan,
+        pool::Pool,
+        token::AnnounceSecret,
+    },
+    store::{self, AnyStore},
+};
+
+mod bind;
+mod deprovision;
+mod failure;
+mod fetch;
+mod fetch_binding;
+mod keys;
+mod observe;
+mod overview;
+mod ports;
+mod provision;
+mod reload;
+mod snapshot;
+mod unbind;
+mod update;
+
+pub use bind::{BindRefusal, BindSpec, Bound, MAX_BINDINGS};
+pub use deprovision::DeleteRefusal;
+pub use failure::{Failure, Fault};
+pub use fetch::NotFound;
+pub use fetch_binding::FetchedBinding;
+pub use overview::{Overview, PoolUsage};
+pub use provision::{ProvisionRefusal, ProvisionSpec, Provisioned};
+pub use reload::ReloadRefusal;
+pub use update::{UpdateRefusal, UpdateSpec};
+
+use keys::{Keys, TURN_WAIT};
+use ports::Ports;
+use snapshot::Snapshot;
+
+/// Use cases under way at once, over all service instances; more are turned away.
+const MAX_OPERATIONS: usize = 1024;
+
+/// How often the store is read for changes that nobody told of.
+const REFRESH_EVERY: Duration = Duration::from_secs(5);
+
+/// What a node is told at its start.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// This node.
+    pub node: NodeId,
+    /// The pools that it serves.
+    pub pools: Vec<Pool>,
+    /// The catalog; each plan's pool is one of `pools`.
+    pub plans: Vec<Plan>,
+    /// Live settings of the forwarder.
+    pub limits: ForwarderLimits,
+    /// Base of the announce listener as apps see it; none: credentials carry no `announce`.
+    pub announce_url: Option<String>,
+}
+
+/// What can change while the node runs.
+#[derive(Debug, Clone)]
+struct Facts {
+    pools: BTreeMap<PoolName, Pool>,
+    limits: Arc<ForwarderLimits>,
+}
+
+/// The use cases of one node.
+pub struct Control {
+    node: NodeId,
+    plans: Arc<[Plan]>,
+    announce_url: Option<String>,
+    announce_secret: AnnounceSecret,
+    facts: ArcSwap<Facts>,
+    store: AnyStore,
+    clock: Arc<dyn Clock>,
+    ports: Ports,
+    snapshot: Snapshot,
+    observations: watch::Receiver<Arc<Observations>>,
+    keys: Keys,
+    operations: Arc<Semaphore>,
+    tasks: TaskTracker,
+}
+
+impl Control {
+    /// Reads everything from the store, and publishes the first desired state and directory.
+    ///
+    /// # Errors
+    /// When the store is away.
+    pub async fn open(
+        settings: Settings,
+        store: AnyStore,
+        clock: Arc<dyn Clock>,
+        observations: watch::Receiver<Arc<Observations>>,
+    ) -> store::Result<Arc<Self>> {
+        let Settings { node, pools, plans, limits, announce_url } = settings;
+        let plans = Arc::<[Plan]>::from(plans);
+        let facts = Arc::new(Facts {
+            pools: pools.into_iter().map(|pool| (pool.name.clone(), pool)).collect(),
+            limits: Arc::new(limits),
+        });
+        let now = clock.wall();
+        let names = facts.pools.keys().cloned().collect::<Vec<_>>();
+        store.join(&node, &names, now).await?;
+        let announce_secret = store.announce_secret().await?;
+        let ports = Ports::open(Arc::clone(&store), facts.pools.values(), now).await?;
+        let snapshot = Snapshot::open(
+            Arc::clone(&store),
+            Arc::clone(&plans),
+            Arc::clone(&facts),
+            Directory::new(announce_secret.clone()),
+        )
+        .await?;
+        Ok(Arc::new(Self {
+            node,
+            plans,
+            announce_url,
+            announce_secret,
+            facts: ArcSwap::new(facts),
+            store,
+            clock,
+            ports,
+            snapshot,
+            observations,
+            keys: Keys::new(TURN_WAIT),
+            operations: Arc::new(Semaphore::new(MAX_OPERATIONS)),
+            tasks: TaskTracker::new(),
+        }))
+    }
+
+    /// What nodes should have bound.
+    #[must_use]
+    pub fn desired(&self) -> watch::Receiver<Arc<DesiredState>> {
+        self.snapshot.desired()
+    }
+
+    /// What discovery must know.
+    #[must_use]
+    pub fn directory(&self) -> watch::Receiver<Arc<Directory>> {
+        self.snapshot.directory()
+    }
+
+    /// The plans, in the order they are shown.
+    #[must_use]
+    pub fn catalog(&self) -> &[Plan] {
+        &self.plans
+    }
+
+    /// Reads the store for changes: after a hint that there are some.
+    ///
+    /// # Errors
+    /// When the store is away; what was published stays.
+    pub async fn refresh(&self) -> store::Result<()> {
+        self.snapshot.refresh().await
+    }
+
+    /// Refreshes from time to time until `shutdown`: what a fault kept from being published, and what another process
+    /// changed.
+    pub async fn follow(&self, shutdown: CancellationToken) {
+        let mut ticks = tokio::time::interval(REFRESH_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+            if let Err(fault) = self.refresh().await {
+                tracing::warn!(error = %failure::chain(&fault), "the store could not be read; going on with what is known");
+            }
+        }
+    }
+
+    /// Waits for the use cases under way. Nobody may ask for more by then.
+    pub async fn close(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn plan(&self, id: &PlanId) -> Option<&Plan> {
+        self.plans.iter().find(|plan| plan.id == *id)
+    }
+
+    fn pool(&self, name: &PoolName) -> Result<Pool, Fault> {
+        self.facts.load().pools.get(name).cloned().ok_or_else(|| Fault::PoolNotServed(name.clone()))
+    }
+
+    /// Runs a use case to its end, in its turn among those on the same service instance.
+    async fn in_turn<T, R, F>(
+        self: &Arc<Self>,
+        id: &ServiceInstanceId,
+        work: impl FnOnce(Arc<Self>) -> F + Send + 'static,
+    ) -> Result<T, Failure<R>>
+    where
+        T: Send + 'static,
+        R: Send + 'static,
+        F: Future<Output = Result<T, Failure<R>>> + Send,
+    {
+        let Ok(permit) = Arc::clone(&self.operations).try_acquire_owned() else {
+            return Err(Fault::Overloaded.into());
+        };
+        let (control, id) = (Arc::clone(self), id.clone());
+        let turn = async move {
+            let _permit = permit;
+            let _turn = control.keys.turn(&id).await.ok_or(Failure::Busy)?;
+            work(Arc::clone(&control)).await
+        };
+        match self.tasks.spawn(turn.in_current_span()).await {
+            Ok(outcome) => outcome,
+            Err(failed) => match failed.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(Fault::Stopping.into()),
+            },
+        }
+    }
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").field("node", &self.node).finish_non_exhaustive()
+    }
+}

@@ -10,6 +10,7 @@ pub mod binding;
 pub mod credentials;
 pub mod desired;
 pub mod directory;
+pub mod effective;
 pub mod id;
 pub mod observed;
 pub mod parameters;

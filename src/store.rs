@@ -10,11 +10,28 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 
 use crate::model::{
-    BindingId, NodeId, PoolName, Revision, ServiceInstanceId, SpaceId, Timestamp, binding::Binding,
+    BindingId, NodeId, PoolName, Revision, ServiceInstanceId, Timestamp, binding::Binding,
     service_instance::ServiceInstance, token::AnnounceSecret,
 };
 
+pub use crate::model::allocation::{PortRow, PortState, Release, Reservation};
+
+mod files;
+mod lock;
 pub mod memory;
+mod migrations;
+mod open;
+mod row;
+mod secret;
+mod sql;
+pub mod sqlite;
+
+pub use migrations::SCHEMA_VERSION;
+pub use open::{Migrated, OpenError, migrate, open};
+
+/// How many revisions [`Store::changes_since`] can look back; tombstones older than that are dropped. A caller further
+/// behind reads everything, which costs no more than reading so many changes.
+pub const CHANGES_KEPT: u64 = 4_096;
 
 /// The store cannot do what was asked: it is away, full, or broken. Nothing has been changed, or it is not known
 /// whether it has; a repeat of the same call is safe.
@@ -31,7 +48,8 @@ pub struct Fault {
 /// Outcome of a call that can only fail by a fault.
 pub type Result<T> = std::result::Result<T, Fault>;
 
-/// What has changed after a revision; or, after [`Revision::default`], everything there is.
+/// What has changed after a revision, or everything there is. Lists are in the order of the last changes, those of one
+/// revision by id; an id that was deleted and made again is not among the deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Changes {
     /// The revision that these changes lead to.
@@ -46,46 +64,15 @@ pub struct Changes {
     pub deleted_bindings: Vec<BindingId>,
 }
 
-/// A port that is not free, for the free set in memory.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PortRow {
-    /// The port.
-    pub port: u16,
-    /// What it is instead.
-    pub state: PortState,
-}
-
-/// Why a port is not free.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum PortState {
-    /// It belongs to a service instance.
-    Allocated,
-    /// It was freed.
-    Released(Release),
-}
-
-/// How a port came to be freed.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Release {
-    /// Whose it was.
-    pub space_id: SpaceId,
-    /// When.
-    pub at: Timestamp,
-    /// Until when nobody gets it.
-    pub quarantined_until: Timestamp,
-}
-
-/// Ports held back under a name, never allocated by chance.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Reservation {
-    /// In which pool.
-    pub pool: PoolName,
-    /// Under which name.
-    pub name: String,
-    /// First port.
-    pub first_port: u16,
-    /// Last port; equal to the first for a single one.
-    pub last_port: u16,
+/// A node that has joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub id: NodeId,
+    /// The pools that it serves, by name.
+    pub pools: Vec<PoolName>,
+    /// When it joined last.
+    pub seen_at: Timestamp,
 }
 
 /// What became of [`Store::provision`].
@@ -95,7 +82,7 @@ pub enum Provision {
     Created(ServiceInstance),
     /// The id is taken; by this one, unchanged.
     Exists(ServiceInstance),
-    /// The port is allocated, quarantined or reserved. Nothing has been changed.
+    /// The port is not free for it. Nothing has been changed.
     PortTaken,
 }
 
@@ -131,8 +118,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// All service instances and bindings, at one revision.
     async fn everything(&self) -> Result<Changes>;
 
-    /// What has changed after `revision`; `None` when that can no longer be told (tombstones are kept for a bounded
-    /// time, and a restored backup may be older than the caller): read [`Store::everything`].
+    /// What has changed after `revision`; `None` when that cannot be told, because it is more than [`CHANGES_KEPT`] back
+    /// or, after a backup was restored, ahead of the store: read [`Store::everything`].
     async fn changes_since(&self, revision: Revision) -> Result<Option<Changes>>;
 
     /// The ports of `pool` that are not free.
@@ -148,15 +135,15 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// One service instance.
     async fn instance(&self, id: &ServiceInstanceId) -> Result<Option<ServiceInstance>>;
 
-    /// One binding of one service instance.
+    /// One binding of one service instance. Binding ids are unique among all service instances.
     async fn binding(&self, instance: &ServiceInstanceId, id: &BindingId) -> Result<Option<Binding>>;
 
-    /// Stores a new service instance with its port, where `now` is past the port's quarantine. A port that the user
-    /// chose (`requested_port`) may lie in a reservation of nobody only. Its `revision` is set here.
+    /// Stores a new service instance with its port, which must be in no reservation and past the wait that
+    /// [`Release::barred_until`] sets. Its `revision` is set here.
     async fn provision(&self, instance: &ServiceInstance, now: Timestamp) -> Result<Provision>;
 
-    /// Gives a service instance another port: the first one cannot be bound, and nobody has been told it. The old
-    /// port is free at once; it was never used.
+    /// Gives a service instance another port, under the same rules: the first one cannot be bound, and nobody has been
+    /// told it. The old port is what it was before at once; it was never used.
     async fn move_port(&self, id: &ServiceInstanceId, from: u16, to: u16, now: Timestamp) -> Result<Change>;
 
     /// Replaces plan, protocol, settings and name, if the row still has the revision that `instance` was read with.
@@ -177,8 +164,11 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Deletes a binding. `None` when there is none.
     async fn unbind(&self, instance: &ServiceInstanceId, id: &BindingId) -> Result<Option<Binding>>;
 
-    /// Says that a node serves these pools, and when it was last seen.
+    /// Says which pools a node serves, and that it was seen. No part of the desired state: the revision stays.
     async fn join(&self, node: &NodeId, pools: &[PoolName], now: Timestamp) -> Result<()>;
+
+    /// The nodes that have joined, by id.
+    async fn nodes(&self) -> Result<Vec<Node>>;
 
     /// Whether the store answers.
     async fn ping(&self) -> Result<()>;

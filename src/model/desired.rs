@@ -8,7 +8,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use ipnet::IpNet;
 use rpds::HashTrieMapSync;
 
-use super::{PoolName, Protocol, Revision, ServiceInstanceId, parameters::Settings};
+use super::{PoolName, Protocol, Revision, ServiceInstanceId, Transport, parameters::Settings};
 
 /// All listeners a node should have, and the limits they share.
 #[derive(Debug, Clone, Default)]
@@ -80,6 +80,17 @@ impl Default for ForwarderLimits {
             proxy_from: Vec::new(),
             drain_wait: Duration::ZERO,
             drain_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl ForwarderLimits {
+    /// Silence after which a flow of `transport` ends, where its service instance says nothing.
+    #[must_use]
+    pub const fn idle_timeout(&self, transport: Transport) -> Duration {
+        match transport {
+            Transport::Tcp => self.idle_timeout_tcp,
+            Transport::Udp => self.idle_timeout_udp,
         }
     }
 }

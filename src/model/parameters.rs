@@ -9,6 +9,15 @@ use super::{Protocol, balance::Balance};
 /// Most client networks in `allow`.
 pub const MAX_ALLOW: usize = 64;
 
+/// Shortest `idle_timeout`: a flow that paused for less would hardly be one.
+pub const SHORTEST_IDLE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Longest `idle_timeout` where the plan sets no cap.
+pub const LONGEST_IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Largest `max_connections` where the plan sets no cap; the node's own limit on sockets holds all the same.
+pub const MOST_CONNECTIONS: u32 = 1_000_000;
+
 /// Parameters of a provision request.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ProvisionParameters {
@@ -74,6 +83,45 @@ impl Settings {
             proxy_protocol: p.proxy_protocol.unwrap_or(self.proxy_protocol),
         }
     }
+}
+
+/// Why parameters are not taken. What the schema of a plan can say, it says too; these hold whoever asks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParameterRefusal {
+    /// The plan decides the protocol.
+    #[error("the plan fixes the protocol, it is {0}: leave `protocol` out, or choose another plan")]
+    ProtocolFixed(Protocol),
+    /// The plan gives out ports by chance only.
+    #[error("the plan does not let users choose a port: leave `port` out, or choose another plan")]
+    PortNotChoosable,
+    /// The plan leaves `router.register` alone.
+    #[error("the plan does not take `match_app`: leave it out, or choose another plan")]
+    MatchAppNotTaken,
+    /// No app can listen on port 0.
+    #[error("`int_port` cannot be 0: choose the port that the app listens on")]
+    NoIntPort,
+    /// Out of bounds.
+    #[error("`max_connections` must be from 1 to {most}, not {asked}")]
+    MaxConnections {
+        /// What was asked for.
+        asked: u32,
+        /// The most that the plan allows.
+        most: u32,
+    },
+    /// Out of bounds.
+    #[error("`idle_timeout` must be from {SHORTEST_IDLE_TIMEOUT:?} to {}s, not {asked:?}", longest.as_secs())]
+    IdleTimeout {
+        /// What was asked for.
+        asked: Duration,
+        /// The longest that the plan allows.
+        longest: Duration,
+    },
+    /// More than [`MAX_ALLOW`].
+    #[error("`allow` takes up to {MAX_ALLOW} networks, not {0}: join some")]
+    TooManyNetworks(usize),
+    /// The text form has no place in a datagram.
+    #[error("`proxy_protocol` v1 is for TCP alone, and this port carries {0}: choose v2 or none")]
+    ProxyV1WithUdp(Protocol),
 }
 
 /// Which PROXY protocol header backends get.

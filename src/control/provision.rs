@@ -1,0 +1,277 @@
+//! Provision: a port for a new service instance, listening before the answer is given.
+
+use std::sync::Arc;
+
+use super::{Control, Facts, Failure, Fault, observe::Seen, ports::Shortage};
+use crate::{
+    model::{
+        OrganizationId, PlanId, PoolName, Protocol, Revision, ServiceInstanceId, SpaceId,
+        allocation::{PortRefusal, Release},
+        effective::Effective,
+        parameters::{ParameterRefusal, ProvisionParameters},
+        plan::Plan,
+        service_instance::ServiceInstance,
+    },
+    store,
+};
+
+/// How many ports the store may turn down before a pool counts as exhausted. It does so only when another process has
+/// taken them since they were read.
+const MAX_PROPOSALS: usize = 16;
+
+/// How many ports that somebody else holds are tried before the machine counts as unfit.
+const MAX_MOVES: usize = 16;
+
+/// A request for a service instance.
+#[derive(Debug, Clone)]
+pub struct ProvisionSpec {
+    /// Given by the platform.
+    pub id: ServiceInstanceId,
+    /// From the catalog.
+    pub plan_id: PlanId,
+    /// Whose it will be.
+    pub organization_id: OrganizationId,
+    /// Whose it will be.
+    pub space_id: SpaceId,
+    /// What its user calls it.
+    pub name: Option<String>,
+    /// What its user wants.
+    pub parameters: ProvisionParameters,
+}
+
+/// What became of a provision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Provisioned {
+    /// It is new, and its port listens.
+    Created(ServiceInstance),
+    /// It had been provisioned by the same request.
+    Existing(ServiceInstance),
+}
+
+/// Why a service instance is not provisioned.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProvisionRefusal {
+    /// No such plan.
+    #[error("there is no plan {0:?}: choose one of the catalog")]
+    UnknownPlan(PlanId),
+    /// The id is taken by another request.
+    #[error("a service instance with this id exists and differs in its {0}: use another id, or deprovision it first")]
+    Conflict(&'static str),
+    /// Parameters that the plan does not take.
+    #[error(transparent)]
+    Parameters(#[from] ParameterRefusal),
+    /// The port asked for is not to be had.
+    #[error(transparent)]
+    Port(#[from] PortRefusal),
+    /// The port asked for could not be bound.
+    #[error("port {0} is in use outside of Harbor: choose another one, or leave `port` out")]
+    PortHeld(u16),
+    /// No port is free.
+    #[error(
+        "the pool {0} has no free port left: deprovision a service instance that is no longer needed, or ask the operator for a larger range"
+    )]
+    Exhausted(PoolName),
+}
+
+impl Control {
+    /// Provisions a service instance and waits until its port listens.
+    ///
+    /// # Errors
+    /// [`Failure`]; the service instance does not exist then, unless the store is away.
+    pub async fn provision(self: &Arc<Self>, spec: ProvisionSpec) -> Result<Provisioned, Failure<ProvisionRefusal>> {
+        let id = spec.id.clone();
+        self.in_turn(&id, |control| async move { control.provision_in_turn(spec).await }).await
+    }
+
+    async fn provision_in_turn(&self, spec: ProvisionSpec) -> Result<Provisioned, Failure<ProvisionRefusal>> {
+        let Some(plan) = self.plan(&spec.plan_id) else {
+            return Err(Failure::Refused(ProvisionRefusal::UnknownPlan(spec.plan_id)));
+        };
+        let protocol = plan
+            .check_provision(&spec.parameters, spec.name.as_deref())
+            .map_err(|refusal| Failure::Refused(refusal.into()))?;
+        if let Some(known) = self.store.instance(&spec.id).await? {
+            return self.repeat(known, &spec, plan, protocol).await;
+        }
+        let draft = ServiceInstance {
+            id: spec.id.clone(),
+            plan_id: spec.plan_id.clone(),
+            pool: plan.pool.clone(),
+            port: 0,
+            protocol,
+            requested_port: spec.parameters.port,
+            settings: spec.parameters.settings.clone(),
+            organization_id: spec.organization_id.clone(),
+            space_id: spec.space_id.clone(),
+            name: spec.name.clone(),
+            node_id: self.node.clone(),
+            created_at: self.clock.wall(),
+            revision: Revision::default(),
+        };
+        match self.commit(draft).await? {
+            store::Provision::Created(instance) => self.listen(instance).await.map(Provisioned::Created),
+            store::Provision::Exists(known) => self.repeat(known, &spec, plan, protocol).await,
+            store::Provision::PortTaken => Err(Failure::Refused(ProvisionRefusal::Exhausted(plan.pool.clone()))),
+        }
+    }
+
+    /// Stores `draft` with the port it asks for or any free one.
+    async fn commit(&self, mut draft: ServiceInstance) -> Result<store::Provision, Failure<ProvisionRefusal>> {
+        let pool = self.pool(&draft.pool)?;
+        let mut outcome = store::Provision::PortTaken;
+        for _ in 0..MAX_PROPOSALS {
+            let now = self.clock.wall();
+            draft.port = self
+                .ports
+                .take(&pool, draft.requested_port, &draft.space_id, now)
+                .await?
+                .map_err(|shortage| Failure::Refused(refusal(shortage, &draft.pool)))?;
+            outcome = match self.store.provision(&draft, now).await {
+                Ok(outcome) => outcome,
+                Err(fault) => {
+                    self.ports.doubt(&draft.pool).await;
+                    return Err(fault.into());
+                }
+            };
+            match &outcome {
+                store::Provision::Created(_) => break,
+                store::Provision::Exists(_) => {
+                    self.ports.give_back(&draft.pool, draft.port, now).await;
+                    break;
+                }
+                store::Provision::PortTaken => self.ports.doubt(&draft.pool).await,
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Waits until the port of a new service instance listens; moves it to another one while somebody else holds it.
+    async fn listen(&self, mut instance: ServiceInstance) -> Result<ServiceInstance, Failure<ProvisionRefusal>> {
+        for _ in 0..MAX_MOVES {
+            self.snapshot.reach(instance.revision).await?;
+            let port = instance.port;
+            let seen = match self.snapshot.version(&instance.id).await {
+                Some(version) => self.listener(&instance.id, version).await,
+                None => Seen::Failed("its pool is not served here".into()),
+            };
+            let reason = match seen {
+                Seen::Listening => {
+                    let ServiceInstance { id, pool, protocol, .. } = &instance;
+                    tracing::info!(service_instance = %id, %pool, port, %protocol, "provisioned");
+                    return Ok(instance);
+                }
+                Seen::Held(reason) => reason,
+                Seen::Failed(reason) => {
+                    self.undo(&instance).await?;
+                    return Err(Fault::NotListening { port, reason }.into());
+                }
+            };
+            tracing::warn!(service_instance = %instance.id, port, reason, "a port of the pool is held by somebody else");
+            self.ports.mark_conflict(&instance.pool, port, self.clock.wall()).await;
+            if instance.requested_port.is_some() {
+                self.undo(&instance).await?;
+                return Err(Failure::Refused(ProvisionRefusal::PortHeld(port)));
+            }
+            instance = self.move_on(instance).await?;
+        }
+        let port = instance.port;
+        self.undo(&instance).await?;
+        let reason = format!("{MAX_MOVES} ports of the pool {} are in use outside of Harbor", instance.pool);
+        Err(Fault::NotListening { port, reason }.into())
+    }
+
+    /// Gives a service instance, whose port nobody has been told, another one.
+    async fn move_on(&self, instance: ServiceInstance) -> Result<ServiceInstance, Failure<ProvisionRefusal>> {
+        let pool = self.pool(&instance.pool)?;
+        for _ in 0..MAX_PROPOSALS {
+            let now = self.clock.wall();
+            let port = match self.ports.take(&pool, None, &instance.space_id, now).await? {
+                Ok(port) => port,
+                Err(shortage) => {
+                    self.undo(&instance).await?;
+                    return Err(Failure::Refused(refusal(shortage, &instance.pool)));
+                }
+            };
+            match self.store.move_port(&instance.id, instance.port, port, now).await {
+                Ok(store::Change::Done(moved)) => {
+                    self.ports.give_back(&instance.pool, instance.port, now).await;
+                    return Ok(moved);
+                }
+                Ok(store::Change::PortTaken) => self.ports.doubt(&instance.pool).await,
+                Ok(store::Change::Stale) => {
+                    self.ports.give_back(&instance.pool, port, now).await;
+                    return Err(Failure::Busy);
+                }
+                Err(fault) => {
+                    self.ports.doubt(&instance.pool).await;
+                    return Err(fault.into());
+                }
+            }
+        }
+        self.undo(&instance).await?;
+        Err(Failure::Refused(ProvisionRefusal::Exhausted(instance.pool)))
+    }
+
+    /// Takes a service instance back that could not be made to listen. Its port was never used and needs no rest.
+    async fn undo(&self, instance: &ServiceInstance) -> store::Result<()> {
+        let now = self.clock.wall();
+        if self.store.deprovision(&instance.id, now, now).await?.is_some() {
+            let release = Release { space_id: instance.space_id.clone(), at: now, quarantined_until: now };
+            self.ports.release(&instance.pool, instance.port, release).await;
+        }
+        self.snapshot.refresh().await?;
+        self.listener_gone(&instance.id).await;
+        Ok(())
+    }
+
+    /// A request for a service instance that is there.
+    async fn repeat(
+        &self,
+        known: ServiceInstance,
+        spec: &ProvisionSpec,
+        plan: &Plan,
+        protocol: Protocol,
+    ) -> Result<Provisioned, Failure<ProvisionRefusal>> {
+        if let Some(what) = difference(&known, spec, plan, protocol, &self.facts.load()) {
+            return Err(Failure::Refused(ProvisionRefusal::Conflict(what)));
+        }
+        // It may have been committed a moment before a crash: then this is the first time that its port is waited for.
+        self.snapshot.reach(known.revision).await?;
+        if let Some(version) = self.snapshot.version(&known.id).await {
+            self.listener(&known.id, version).await;
+        }
+        Ok(Provisioned::Existing(known))
+    }
+}
+
+/// In what a request differs from the service instance of that id. Defaults that are written out do not count.
+fn difference(
+    known: &ServiceInstance,
+    spec: &ProvisionSpec,
+    plan: &Plan,
+    protocol: Protocol,
+    facts: &Facts,
+) -> Option<&'static str> {
+    let int_port = facts.pools.get(&known.pool).map_or(0, |pool| pool.int_port);
+    let effective = |settings, protocol| Effective::of(settings, protocol, int_port, plan.caps, &facts.limits);
+    [
+        (known.plan_id != spec.plan_id, "plan"),
+        (known.organization_id != spec.organization_id, "organization"),
+        (known.space_id != spec.space_id, "space"),
+        (known.requested_port != spec.parameters.port, "port"),
+        (known.protocol != protocol, "protocol"),
+        (
+            effective(&known.settings, known.protocol) != effective(&spec.parameters.settings, known.protocol),
+            "parameters",
+        ),
+    ]
+    .into_iter()
+    .find_map(|(differs, what)| differs.then_some(what))
+}
+
+fn refusal(shortage: Shortage, pool: &PoolName) -> ProvisionRefusal {
+    match shortage {
+        Shortage::Exhausted => ProvisionRefusal::Exhausted(pool.clone()),
+        Shortage::Refused(refusal) => ProvisionRefusal::Port(refusal),
+    }
+}

@@ -1,0 +1,165 @@
+//! Update: another plan, other settings, another name; live, and either whole or not at all.
+
+use std::sync::Arc;
+
+use super::{Control, Failure, Fault, observe::Seen};
+use crate::{
+    model::{
+        PlanId, PoolName, Protocol, ServiceInstanceId,
+        parameters::{ParameterRefusal, SettingsPatch},
+        service_instance::ServiceInstance,
+    },
+    store,
+};
+
+/// How often a change is made anew because another process has changed the service instance meanwhile.
+const MAX_ATTEMPTS: usize = 3;
+
+/// A change of a service instance.
+#[derive(Debug, Clone)]
+pub struct UpdateSpec {
+    /// Which.
+    pub id: ServiceInstanceId,
+    /// Its plan from now on; `None`: the same.
+    pub plan_id: Option<PlanId>,
+    /// Its settings: what is not given stays.
+    pub settings: SettingsPatch,
+    /// What its user calls it from now on; `None`: the same.
+    pub name: Option<String>,
+}
+
+/// Why a service instance is not changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UpdateRefusal {
+    /// There is none.
+    #[error("there is no service instance {0:?}")]
+    NotFound(ServiceInstanceId),
+    /// No such plan.
+    #[error("there is no plan {0:?}: choose one of the catalog")]
+    UnknownPlan(PlanId),
+    /// The plan is of another pool, where the port number may be somebody else's.
+    #[error(
+        "this plan takes its ports from the pool {to}, and the port is of the pool {from}: provision a new service instance"
+    )]
+    OtherPool {
+        /// Whose its port is.
+        from: PoolName,
+        /// Whose the plan's are.
+        to: PoolName,
+    },
+    /// Settings that the plan does not take.
+    #[error(transparent)]
+    Parameters(#[from] ParameterRefusal),
+    /// The port cannot be bound for the protocol that is added.
+    #[error(
+        "port {0} is in use outside of Harbor for the protocol that the plan adds: provision a new service instance"
+    )]
+    PortHeld(u16),
+}
+
+impl Control {
+    /// Changes a service instance. Its port and its open flows stay.
+    ///
+    /// # Errors
+    /// [`Failure`]; nothing is changed then, unless the store does not know whether it is.
+    pub async fn update(self: &Arc<Self>, spec: UpdateSpec) -> Result<ServiceInstance, Failure<UpdateRefusal>> {
+        let id = spec.id.clone();
+        self.in_turn(&id, |control| async move { control.update_in_turn(&spec).await }).await
+    }
+
+    async fn update_in_turn(&self, spec: &UpdateSpec) -> Result<ServiceInstance, Failure<UpdateRefusal>> {
+        for _ in 0..MAX_ATTEMPTS {
+            let Some(known) = self.store.instance(&spec.id).await? else {
+                return Err(Failure::Refused(UpdateRefusal::NotFound(spec.id.clone())));
+            };
+            let wanted = self.wanted(&known, spec).map_err(Failure::Refused)?;
+            if wanted == known {
+                return Ok(known);
+            }
+            let union = union(known.protocol, wanted.protocol);
+            let outcome = if union == known.protocol {
+                self.store.update(&wanted).await.map_err(Failure::from)
+            } else {
+                self.bind_then_commit(&wanted, union).await
+            };
+            match outcome? {
+                store::Change::Done(changed) => {
+                    self.snapshot.reach(changed.revision).await?;
+                    self.applied(&changed).await;
+                    return Ok(changed);
+                }
+                store::Change::Stale => {}
+                store::Change::PortTaken => unreachable!("an update keeps the port"),
+            }
+        }
+        Err(Failure::Busy)
+    }
+
+    /// The service instance as it should be.
+    fn wanted(&self, known: &ServiceInstance, spec: &UpdateSpec) -> Result<ServiceInstance, UpdateRefusal> {
+        let mut wanted = known.clone();
+        wanted.settings = known.settings.patched(&spec.settings);
+        if let Some(name) = &spec.name {
+            wanted.name = Some(name.clone());
+        }
+        if let Some(id) = &spec.plan_id {
+            wanted.plan_id = id.clone();
+        }
+        let plan = self.plan(&wanted.plan_id);
+        if let (Some(id), None) = (&spec.plan_id, plan) {
+            return Err(UpdateRefusal::UnknownPlan(id.clone()));
+        }
+        // Only a service instance whose plan was taken out of the configuration has none; it can still be renamed.
+        let Some(plan) = plan else { return Ok(wanted) };
+        if plan.pool != known.pool {
+            return Err(UpdateRefusal::OtherPool { from: known.pool.clone(), to: plan.pool.clone() });
+        }
+        if wanted.plan_id != known.plan_id {
+            wanted.protocol = plan.protocol_after_change(known.protocol);
+        }
+        if wanted.settings != known.settings || wanted.plan_id != known.plan_id {
+            plan.check_settings(&wanted.settings, wanted.protocol)?;
+        }
+        Ok(wanted)
+    }
+
+    /// Commits a change that adds a transport: only once the port is bound for it, beside what it carries already.
+    async fn bind_then_commit(
+        &self,
+        wanted: &ServiceInstance,
+        union: Protocol,
+    ) -> Result<store::Change, Failure<UpdateRefusal>> {
+        let (id, port) = (&wanted.id, wanted.port);
+        self.snapshot.try_protocol(id, union).await;
+        let seen = match self.snapshot.version(id).await {
+            Some(version) => self.listener(id, version).await,
+            None => Seen::Failed("its pool is not served here".into()),
+        };
+        let outcome = match seen {
+            Seen::Listening => self.store.update(wanted).await.map_err(Failure::from),
+            Seen::Held(reason) => {
+                tracing::warn!(service_instance = %id, port, reason, "the port is held by somebody else");
+                Err(Failure::Refused(UpdateRefusal::PortHeld(port)))
+            }
+            Seen::Failed(reason) => Err(Fault::NotListening { port, reason }.into()),
+        };
+        let settled = self.snapshot.settle(id).await;
+        let outcome = outcome?;
+        settled?;
+        Ok(outcome)
+    }
+
+    /// Waits until the forwarder has taken the change over, and says so in the log.
+    async fn applied(&self, changed: &ServiceInstance) {
+        if let Some(version) = self.snapshot.version(&changed.id).await {
+            self.listener(&changed.id, version).await;
+        }
+        let ServiceInstance { id, plan_id, port, protocol, .. } = changed;
+        tracing::info!(service_instance = %id, plan = %plan_id, port, %protocol, "updated");
+    }
+}
+
+/// What carries all that both carry.
+fn union(a: Protocol, b: Protocol) -> Protocol {
+    if a == b { a } else { Protocol::Both }
+}

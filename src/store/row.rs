@@ -1,0 +1,278 @@
+//! Rows as every engine stores them, and their translation into the words of the model.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::{PortRow, PortState, Release, Reservation};
+use crate::model::{
+    AppId, BindingId, NodeId, OrganizationId, PlanId, PoolName, Revision, ServiceInstanceId, SpaceId, Timestamp,
+    balance::Balance,
+    binding::Binding,
+    parameters::{ProxyProtocol, Settings},
+    service_instance::ServiceInstance,
+    token::{AnnounceSecret, SECRET_BYTES},
+};
+
+/// A row that Harbor cannot have written: the database was changed by hand or is damaged.
+type BadRow = Box<dyn std::error::Error + Send + Sync>;
+
+/// A service instance with its port.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct InstanceRow {
+    id: String,
+    plan_id: String,
+    pool: String,
+    port: i64,
+    protocol: String,
+    requested_port: Option<i64>,
+    settings: String,
+    organization_id: String,
+    space_id: String,
+    name: Option<String>,
+    node_id: String,
+    created_at: i64,
+    revision: i64,
+}
+
+impl TryFrom<InstanceRow> for ServiceInstance {
+    type Error = BadRow;
+
+    fn try_from(row: InstanceRow) -> Result<Self, BadRow> {
+        Ok(Self {
+            id: ServiceInstanceId::new(row.id)?,
+            plan_id: PlanId::new(row.plan_id)?,
+            pool: PoolName::new(row.pool)?,
+            port: u16::try_from(row.port)?,
+            protocol: row.protocol.parse()?,
+            requested_port: row.requested_port.map(u16::try_from).transpose()?,
+            settings: settings_from_json(&row.settings)?,
+            organization_id: OrganizationId::new(row.organization_id)?,
+            space_id: SpaceId::new(row.space_id)?,
+            name: row.name,
+            node_id: NodeId::new(row.node_id)?,
+            created_at: Timestamp(row.created_at),
+            revision: revision_from_column(row.revision)?,
+        })
+    }
+}
+
+/// A binding.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct BindingRow {
+    id: String,
+    service_instance_id: String,
+    app_id: Option<String>,
+    space_id: Option<String>,
+    announce: i64,
+    predecessor_id: Option<String>,
+    created_at: i64,
+    revision: i64,
+}
+
+impl TryFrom<BindingRow> for Binding {
+    type Error = BadRow;
+
+    fn try_from(row: BindingRow) -> Result<Self, BadRow> {
+        Ok(Self {
+            id: BindingId::new(row.id)?,
+            service_instance_id: ServiceInstanceId::new(row.service_instance_id)?,
+            app_id: row.app_id.map(AppId::new).transpose()?,
+            space_id: row.space_id.map(SpaceId::new).transpose()?,
+            announce: row.announce != 0,
+            predecessor_id: row.predecessor_id.map(BindingId::new).transpose()?,
+            created_at: Timestamp(row.created_at),
+            revision: revision_from_column(row.revision)?,
+        })
+    }
+}
+
+/// A port that is or was allocated.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct AllocationRow {
+    port: i64,
+    service_instance_id: Option<String>,
+    released_by: Option<String>,
+    released_at: Option<i64>,
+    quarantined_until: Option<i64>,
+}
+
+impl TryFrom<AllocationRow> for PortRow {
+    type Error = BadRow;
+
+    fn try_from(row: AllocationRow) -> Result<Self, BadRow> {
+        let state = match (row.service_instance_id, row.released_by, row.released_at, row.quarantined_until) {
+            (Some(_), ..) => PortState::Allocated,
+            (None, Some(space_id), Some(at), Some(until)) => PortState::Released(Release {
+                space_id: SpaceId::new(space_id)?,
+                at: Timestamp(at),
+                quarantined_until: Timestamp(until),
+            }),
+            _ => return Err("it has neither a service instance nor a release".into()),
+        };
+        Ok(Self { port: u16::try_from(row.port)?, state })
+    }
+}
+
+/// A reservation.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct ReservationRow {
+    pool: String,
+    name: String,
+    first_port: i64,
+    last_port: i64,
+}
+
+impl TryFrom<ReservationRow> for Reservation {
+    type Error = BadRow;
+
+    fn try_from(row: ReservationRow) -> Result<Self, BadRow> {
+        Ok(Self {
+            pool: PoolName::new(row.pool)?,
+            name: row.name,
+            first_port: u16::try_from(row.first_port)?,
+            last_port: u16::try_from(row.last_port)?,
+        })
+    }
+}
+
+/// A deleted service instance or binding.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct TombstoneRow {
+    /// [`KIND_INSTANCE`] or [`KIND_BINDING`].
+    pub(super) kind: String,
+    pub(super) id: String,
+}
+
+/// Kind of a tombstone.
+pub(super) const KIND_INSTANCE: &str = "service_instance";
+
+/// Kind of a tombstone.
+pub(super) const KIND_BINDING: &str = "binding";
+
+/// A node with one of its pools.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct NodeRow {
+    pub(super) id: String,
+    pub(super) seen_at: i64,
+    /// None for a node that serves none.
+    pub(super) pool: Option<String>,
+}
+
+/// A revision as it is stored; the counter starts at 0 and rises by one a change, so it fits for ever.
+pub(super) fn revision_to_column(revision: Revision) -> i64 {
+    i64::try_from(revision.0).unwrap_or(i64::MAX)
+}
+
+pub(super) fn revision_from_column(revision: i64) -> Result<Revision, BadRow> {
+    Ok(Revision(u64::try_from(revision)?))
+}
+
+/// [`Settings`] as JSON; what is not set is not written. A key that is not known is refused, not lost at the next update.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SettingsColumn {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    int_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    balance: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    match_app: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idle_timeout_us: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_connections: Option<u32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    allow: Vec<IpNet>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy_protocol: Option<String>,
+}
+
+pub(super) fn settings_to_json(settings: &Settings) -> String {
+    let column = SettingsColumn {
+        int_port: settings.int_port,
+        balance: settings.balance.map(|balance| balance.as_str().into()),
+        match_app: settings.match_app,
+        idle_timeout_us: settings.idle_timeout.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+        max_connections: settings.max_connections,
+        allow: settings.allow.clone(),
+        proxy_protocol: settings.proxy_protocol.map(|version| version.as_str().into()),
+    };
+    serde_json::to_string(&column).expect("strings, numbers and lists always have a JSON form")
+}
+
+fn settings_from_json(text: &str) -> Result<Settings, BadRow> {
+    let column: SettingsColumn = serde_json::from_str(text)?;
+    let unknown = |word: &str| format!("{word:?} is not known in settings");
+    Ok(Settings {
+        int_port: column.int_port,
+        balance: column.balance.map(|word| Balance::from_word(&word).ok_or_else(|| unknown(&word))).transpose()?,
+        match_app: column.match_app,
+        idle_timeout: column.idle_timeout_us.map(Duration::from_micros),
+        max_connections: column.max_connections,
+        allow: column.allow,
+        proxy_protocol: column
+            .proxy_protocol
+            .map(|word| ProxyProtocol::from_word(&word).ok_or_else(|| unknown(&word)))
+            .transpose()?,
+    })
+}
+
+pub(super) fn secret_to_hex(secret: &AnnounceSecret) -> String {
+    secret.expose().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(super) fn secret_from_hex(text: &str) -> Result<AnnounceSecret, BadRow> {
+    let mut bytes = [0; SECRET_BYTES];
+    if text.len() != 2 * SECRET_BYTES || !text.is_ascii() {
+        return Err("the announce secret does not have the right length".into());
+    }
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16)?;
+    }
+    Ok(AnnounceSecret::new(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(settings: &Settings, json: &str) {
+        assert_eq!(settings_to_json(settings), json);
+        assert_eq!(settings_from_json(json).unwrap(), *settings);
+    }
+
+    #[test]
+    fn settings_keep_their_form_in_the_database() {
+        check(&Settings::default(), "{}");
+        check(
+            &Settings {
+                int_port: Some(4100),
+                balance: Some(Balance::Failover),
+                match_app: Some(false),
+                idle_timeout: Some(Duration::from_millis(1500)),
+                max_connections: Some(7),
+                allow: vec!["10.0.0.0/8".parse().unwrap(), "fc00::/7".parse().unwrap()],
+                proxy_protocol: Some(ProxyProtocol::V2),
+            },
+            r#"{"int_port":4100,"balance":"failover","match_app":false,"idle_timeout_us":1500000,"max_connections":7,"allow":["10.0.0.0/8","fc00::/7"],"proxy_protocol":"v2"}"#,
+        );
+    }
+
+    #[test]
+    fn settings_that_harbor_cannot_have_written_are_refused() {
+        for json in ["", "[]", r#"{"balance":"fair"}"#, r#"{"proxy_protocol":"v3"}"#, r#"{"colour":"red"}"#] {
+            assert!(settings_from_json(json).is_err(), "{json}");
+        }
+    }
+
+    #[test]
+    fn the_announce_secret_survives_its_column() {
+        let secret = AnnounceSecret::new(std::array::from_fn(|index| index as u8 * 8));
+        assert_eq!(secret_from_hex(&secret_to_hex(&secret)).unwrap(), secret);
+        for text in ["", "00", &"g".repeat(64), &"é".repeat(32)] {
+            assert!(secret_from_hex(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Every statement, once, in text that SQLite and PostgreSQL both take. A test prepares each of them.
+
+/// Defines statements, and a list of all of them for the test.
+macro_rules! statements {
+    ($($(#[$doc:meta])* $name:ident = $text:expr;)*) => {
+        $($(#[$doc])* pub(super) const $name: &str = $text;)*
+
+        #[cfg(test)]
+        pub(super) const ALL: &[(&str, &str)] = &[$((stringify!($name), $name)),*];
+    };
+}
+
+macro_rules! select_instance {
+    ($rest:literal) => {
+        concat!(
+            "SELECT s.id, s.plan_id, a.pool, a.port, s.protocol, s.requested_port, s.settings, s.organization_id, ",
+            "s.space_id, s.name, s.node_id, s.created_at, s.revision ",
+            "FROM service_instances s JOIN allocations a ON a.service_instance_id = s.id ",
+            $rest
+        )
+    };
+}
+
+macro_rules! select_binding {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, service_instance_id, app_id, space_id, announce, predecessor_id, created_at, revision ",
+            "FROM bindings ",
+            $rest
+        )
+    };
+}
+
+macro_rules! select_port {
+    ($rest:literal) => {
+        concat!(
+            "SELECT port, service_instance_id, released_by, released_at, quarantined_until FROM allocations ",
+            $rest
+        )
+    };
+}
+
+statements! {
+    REVISION = "SELECT revision FROM revision_counter";
+    RAISE_REVISION = "UPDATE revision_counter SET revision = revision + 1 RETURNING revision";
+
+    INSTANCE = select_instance!("WHERE s.id = $1");
+    /// One service instance at most has any one revision; so have bindings.
+    INSTANCES_AFTER = select_instance!("WHERE s.revision > $1 ORDER BY s.revision");
+    INSERT_INSTANCE = "INSERT INTO service_instances (id, plan_id, protocol, requested_port, settings, organization_id, \
+        space_id, name, node_id, created_at, revision) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
+    UPDATE_INSTANCE = "UPDATE service_instances SET plan_id = $2, protocol = $3, settings = $4, name = $5, revision = $6 \
+        WHERE id = $1";
+    MARK_INSTANCE = "UPDATE service_instances SET revision = $2 WHERE id = $1";
+    DELETE_INSTANCE = "DELETE FROM service_instances WHERE id = $1";
+
+    PORT = select_port!("WHERE pool = $1 AND port = $2");
+    PORTS = select_port!("WHERE pool = $1 ORDER BY port");
+    /// Changes no row when the port is allocated: here it is decided who gets it.
+    TAKE_PORT = "INSERT INTO allocations (pool, port, service_instance_id) VALUES ($1, $2, $3) \
+        ON CONFLICT (pool, port) DO UPDATE SET service_instance_id = excluded.service_instance_id \
+        WHERE allocations.service_instance_id IS NULL";
+    RELEASE_PORT = "UPDATE allocations SET service_instance_id = NULL, released_by = $2, released_at = $3, \
+        quarantined_until = $4 WHERE service_instance_id = $1";
+    /// Gives a port back that was allocated for the first time …
+    FORGET_PORT = "DELETE FROM allocations WHERE service_instance_id = $1 AND released_at IS NULL";
+    /// … and one that has a last release.
+    GIVE_BACK_PORT = "UPDATE allocations SET service_instance_id = NULL WHERE service_instance_id = $1";
+
+    RESERVATIONS = "SELECT pool, name, first_port, last_port FROM reservations WHERE pool = $1 ORDER BY name";
+    COUNT_RESERVATIONS_OF_PORT =
+        "SELECT count(*) FROM reservations WHERE pool = $1 AND first_port <= $2 AND last_port >= $2";
+    COUNT_RESERVATIONS_IN_THE_WAY = "SELECT count(*) FROM reservations WHERE pool = $1 \
+        AND (name = $2 OR (first_port <= $4 AND last_port >= $3))";
+    INSERT_RESERVATION =
+        "INSERT INTO reservations (pool, name, first_port, last_port, revision) VALUES ($1, $2, $3, $4, $5)";
+
+    BINDING = select_binding!("WHERE id = $1");
+    BINDINGS_AFTER = select_binding!("WHERE revision > $1 ORDER BY revision");
+    INSERT_BINDING = "INSERT INTO bindings (id, service_instance_id, app_id, space_id, announce, predecessor_id, \
+        created_at, revision) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+    DELETE_BINDING = "DELETE FROM bindings WHERE id = $1";
+    DELETE_BINDINGS_OF = "DELETE FROM bindings WHERE service_instance_id = $1";
+
+    TOMBSTONES_AFTER = "SELECT kind, id FROM tombstones WHERE revision > $1 ORDER BY revision, id";
+    BURY = "INSERT INTO tombstones (kind, id, revision) VALUES ($1, $2, $3)";
+    BURY_BINDINGS_OF = "INSERT INTO tombstones (kind, id, revision) \
+        SELECT 'binding', id, CAST($2 AS BIGINT) FROM bindings WHERE service_instance_id = $1";
+    UNBURY = "DELETE FROM tombstones WHERE kind = $1 AND id = $2";
+    DROP_TOMBSTONES = "DELETE FROM tombstones WHERE revision <= $1";
+
+    NODES = "SELECT n.id, n.seen_at, p.pool FROM nodes n LEFT JOIN node_pools p ON p.node_id = n.id \
+        ORDER BY n.id, p.pool";
+    PUT_NODE = "INSERT INTO nodes (id, seen_at) VALUES ($1, $2) \
+        ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at";
+    DELETE_POOLS_OF_NODE = "DELETE FROM node_pools WHERE node_id = $1";
+    INSERT_POOL_OF_NODE = "INSERT INTO node_pools (node_id, pool) VALUES ($1, $2)";
+
+    SECRET = "SELECT value FROM secrets WHERE name = $1";
+    INSERT_SECRET = "INSERT INTO secrets (name, value) VALUES ($1, $2)";
+}
