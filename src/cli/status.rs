@@ -23,9 +23,9 @@ const WATCH_EVERY: Duration = Duration::from_secs(2);
 /// Largest answer that is read, in bytes: a node with all ports in use stays below.
 const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
 
-/// Show how a running node is: what is wrong first, then pools, store, NATS, listeners and backends.
+/// Show how a running node is, what is wrong first.
 ///
-/// The exit code is 0 when all is well and 1 when something is not: a port that cannot be opened, a pool without free
+/// Then come store, NATS, pools, listeners and backends. The exit code is 0 when all is well and 1 when something is not: a port that cannot be opened, a pool without free
 /// ports, or a store or NATS that is configured and away.
 #[derive(Debug, clap::Args)]
 pub struct Status {
@@ -143,9 +143,13 @@ impl Node {
         let (status, body) = tokio::time::timeout(TIMEOUT, self.get(wire::STATUS_PATH))
             .await
             .map_err(|_| Failure::Problem(anyhow!("the node at {} does not answer within {TIMEOUT:?}", self.url)))?
-            .with_context(|| format!("no node answers at {}: is `harbor serve` running there?", self.url))
-            // Not as an input or output error of this command itself.
-            .map_err(|error| Failure::Problem(anyhow!("{error:#}")))?;
+            .map_err(|error| {
+                // Flat: the cause is not an input or output error of this command itself.
+                Failure::Problem(anyhow!(
+                    "no node answers at {} ({error:#}): is `harbor serve` running there?",
+                    self.url
+                ))
+            })?;
         match status {
             StatusCode::OK => serde_json::from_slice(&body)
                 .with_context(|| format!("{} answers something that this version does not know", self.url))
