@@ -1,1 +1,80 @@
-//! (being written)
+//! The Open Service Broker API: routes, one handler a file, wire structs, one table of errors.
+//!
+//! JSON and HTTP end here: [`crate::control`] gets checked values. `openapi.yaml` describes what this module answers.
+//!
+//! On its way in, a request is judged in this order: who asks, which version of the API, which route, how large, what
+//! it says. Each step answers for itself, so that nothing is read for a caller who may not ask.
+
+use std::{fmt, sync::Arc};
+
+use axum::{Router, middleware};
+use bytes::Bytes;
+
+use crate::{control::Control, http, telemetry::metrics::BrokerMetrics};
+
+mod bind;
+mod catalog;
+mod credentials;
+mod deprovision;
+mod errors;
+mod fetch;
+mod fetch_binding;
+mod gate;
+mod last_operation;
+pub mod parameters;
+mod provision;
+mod request;
+mod routes;
+pub mod schemas;
+mod unbind;
+mod update;
+
+pub use gate::Passwords;
+pub use routes::{Operation, ROUTES, Route};
+
+use schemas::Schemas;
+
+/// Largest body that is read.
+pub const MAX_BODY_BYTES: usize = 256 * 1024;
+
+/// Who may ask.
+#[derive(Clone)]
+pub struct Settings {
+    /// The user of HTTP basic authentication.
+    pub username: String,
+    /// Its passwords: all of them are valid, so that one can be replaced without a gap.
+    pub passwords: Vec<String>,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// What handlers share.
+#[derive(Debug)]
+struct Broker {
+    control: Arc<Control>,
+    passwords: Passwords,
+    schemas: Schemas,
+    catalog: Bytes,
+    metrics: Arc<BrokerMetrics>,
+}
+
+/// The API as a router, ready for [`http::serve`].
+pub fn router(control: Arc<Control>, settings: &Settings, metrics: Arc<BrokerMetrics>) -> Router {
+    let schemas = Schemas::of(control.catalog());
+    let broker = Arc::new(Broker {
+        passwords: Passwords::new(&settings.username, &settings.passwords),
+        catalog: catalog::body(control.catalog(), &schemas),
+        schemas,
+        control,
+        metrics,
+    });
+    let routes = ROUTES.iter().fold(Router::new(), |router, route| router.route(route.path, route.operation.handler()));
+    http::with_fallbacks(routes.with_state(Arc::clone(&broker)))
+        .layer(middleware::from_fn(gate::version))
+        .layer(middleware::from_fn_with_state(Arc::clone(&broker), gate::authentication))
+        .layer(middleware::from_fn_with_state(broker, gate::account))
+}

@@ -42,16 +42,16 @@ mod unbind;
 mod update;
 
 pub use bind::{BindRefusal, BindSpec, Bound, MAX_BINDINGS};
-pub use deprovision::Gone;
+pub use deprovision::DeleteRefusal;
 pub use failure::{Failure, Fault};
-pub use fetch_binding::FetchedBinding;
 pub use fetch::NotFound;
+pub use fetch_binding::FetchedBinding;
 pub use overview::{Overview, PoolUsage};
 pub use provision::{ProvisionRefusal, ProvisionSpec, Provisioned};
 pub use reload::ReloadRefusal;
 pub use update::{UpdateRefusal, UpdateSpec};
 
-use keys::Keys;
+use keys::{Keys, TURN_WAIT};
 use ports::Ports;
 use snapshot::Snapshot;
 
@@ -140,7 +140,7 @@ impl Control {
             ports,
             snapshot,
             observations,
-            keys: Keys::default(),
+            keys: Keys::new(TURN_WAIT),
             operations: Arc::new(Semaphore::new(MAX_OPERATIONS)),
             tasks: TaskTracker::new(),
         }))

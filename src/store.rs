@@ -48,8 +48,8 @@ pub struct Fault {
 /// Outcome of a call that can only fail by a fault.
 pub type Result<T> = std::result::Result<T, Fault>;
 
-/// What has changed after a revision, or everything there is. Lists are in the order of their ids; an id that was deleted
-/// and made again is not among the deleted.
+/// What has changed after a revision, or everything there is. Lists are in the order of the last changes, those of one
+/// revision by id; an id that was deleted and made again is not among the deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Changes {
     /// The revision that these changes lead to.

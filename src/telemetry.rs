@@ -1,3 +1,4 @@
 //! What Harbor says of itself: logs and metric handles.
 
+pub mod log;
 pub mod metrics;

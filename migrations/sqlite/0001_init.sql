@@ -71,7 +71,7 @@ CREATE TABLE tombstones (
     revision BIGINT NOT NULL,
     PRIMARY KEY (kind, id)
 );
-CREATE INDEX tombstones_by_revision ON tombstones (revision);
+CREATE INDEX tombstones_by_revision ON tombstones (revision, id);
 
 CREATE TABLE nodes (
     id TEXT NOT NULL PRIMARY KEY,

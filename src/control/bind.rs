@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Control, Failure, Fault};
 use crate::{
     model::{
-        AppId, BindingId, Revision, ServiceInstanceId, SpaceId, binding::Binding, credentials::Credentials,
+        AppId, BindingId, PlanId, Revision, ServiceInstanceId, SpaceId, binding::Binding, credentials::Credentials,
         service_instance::ServiceInstance,
     },
     store,
@@ -21,6 +21,8 @@ pub struct BindSpec {
     pub id: BindingId,
     /// What it gives access to.
     pub service_instance_id: ServiceInstanceId,
+    /// What the platform takes the plan to be; a rotation does not say.
+    pub plan_id: Option<PlanId>,
     /// The app to bind; none for a service key.
     pub app_id: Option<AppId>,
     /// The app's space.
@@ -46,14 +48,21 @@ pub enum BindRefusal {
     /// There is none.
     #[error("there is no service instance {0:?}")]
     NoServiceInstance(ServiceInstanceId),
+    /// The plan is neither in the catalog nor the service instance's.
+    #[error("there is no plan {0:?}: give the one of the service instance")]
+    UnknownPlan(PlanId),
     /// The id is taken by another request.
     #[error("a binding with this id exists and differs: use another id, or unbind it first")]
     Conflict,
     /// [`MAX_BINDINGS`] is reached.
-    #[error("the service instance has {MAX_BINDINGS} bindings, the most it can have: unbind one that is no longer needed")]
+    #[error(
+        "the service instance has {MAX_BINDINGS} bindings, the most it can have: unbind one that is no longer needed"
+    )]
     TooMany,
     /// The predecessor is not a binding of this service instance.
-    #[error("there is no binding {0:?} of this service instance to take over from: bind without `predecessor_binding_id`")]
+    #[error(
+        "there is no binding {0:?} of this service instance to take over from: bind without `predecessor_binding_id`"
+    )]
     NoPredecessor(BindingId),
 }
 
@@ -72,6 +81,9 @@ impl Control {
         let Some(instance) = self.store.instance(id).await? else {
             return Err(Failure::Refused(BindRefusal::NoServiceInstance(id.clone())));
         };
+        if let Some(plan_id) = spec.plan_id.as_ref().filter(|plan_id| !self.knows_plan(plan_id, Some(&instance))) {
+            return Err(Failure::Refused(BindRefusal::UnknownPlan(plan_id.clone())));
+        }
         if let Some(known) = self.store.binding(id, &spec.id).await? {
             return self.rebind(&instance, &known, &spec);
         }
@@ -117,9 +129,8 @@ impl Control {
         known: &Binding,
         spec: &BindSpec,
     ) -> Result<Bound, Failure<BindRefusal>> {
-        let same_holder = || {
-            (&known.app_id, &known.space_id, known.announce) == (&spec.app_id, &spec.space_id, may_announce(spec))
-        };
+        let same_holder =
+            || (&known.app_id, &known.space_id, known.announce) == (&spec.app_id, &spec.space_id, may_announce(spec));
         let same = known.service_instance_id == instance.id
             && known.predecessor_id == spec.predecessor_id
             // One made by rotation has its holder from its predecessor.

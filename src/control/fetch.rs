@@ -6,7 +6,8 @@ use super::{Control, Failure};
 use crate::model::{ServiceInstanceId, service_instance::ServiceInstance};
 
 /// What should be shown is not there.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no such service instance or binding")]
 pub struct NotFound;
 
 impl Control {
@@ -16,9 +17,10 @@ impl Control {
     /// [`Failure`]; [`NotFound`] when there is none.
     pub async fn fetch(self: &Arc<Self>, id: &ServiceInstanceId) -> Result<ServiceInstance, Failure<NotFound>> {
         let owned = id.clone();
-        self.in_turn(id, |control| async move {
-            control.store.instance(&owned).await?.ok_or(Failure::Refused(NotFound))
-        })
+        self.in_turn(
+            id,
+            |control| async move { control.store.instance(&owned).await?.ok_or(Failure::Refused(NotFound)) },
+        )
         .await
     }
 }

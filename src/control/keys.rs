@@ -11,13 +11,14 @@ use tokio::sync::OwnedMutexGuard;
 use crate::model::ServiceInstanceId;
 
 /// How long one waits for its turn. Well below the minute that the Cloud Controller waits for an answer.
-const TURN_WAIT: Duration = Duration::from_secs(30);
+pub(super) const TURN_WAIT: Duration = Duration::from_secs(30);
 
 type Key = Arc<tokio::sync::Mutex<()>>;
 
 /// The service instances that are being worked on: as many entries as use cases under way, at most.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Keys {
+    wait: Duration,
     held: Mutex<HashMap<ServiceInstanceId, Key>>,
 }
 
@@ -31,12 +32,17 @@ pub(super) struct Turn<'a> {
 }
 
 impl Keys {
+    /// `wait`: how long one waits for its turn.
+    pub(super) fn new(wait: Duration) -> Self {
+        Self { wait, held: Mutex::default() }
+    }
+
     /// Waits for the turn; `None` when it did not come in time.
     pub(super) async fn turn(&self, id: &ServiceInstanceId) -> Option<Turn<'_>> {
         let key = Arc::clone(self.held().entry(id.clone()).or_default());
         // Made before the wait, so that it tidies up whatever the wait comes to.
         let mut turn = Turn { keys: self, id: id.clone(), guard: None };
-        turn.guard = tokio::time::timeout(TURN_WAIT, key.lock_owned()).await.ok();
+        turn.guard = tokio::time::timeout(self.wait, key.lock_owned()).await.ok();
         turn.guard.is_some().then_some(turn)
     }
 
@@ -64,12 +70,13 @@ mod tests {
         ServiceInstanceId::new(text).unwrap()
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn one_waits_for_the_other_and_nothing_is_left_behind() {
-        let keys = Keys::default();
+        let keys = Keys::new(TURN_WAIT);
         let first = keys.turn(&id("a")).await.unwrap();
         let other = keys.turn(&id("b")).await.unwrap();
-        let second = keys.turn(&id("a"));
+        let same = id("a");
+        let second = keys.turn(&same);
         let (second, ()) = tokio::join!(second, async {
             tokio::task::yield_now().await;
             drop(first);
@@ -80,9 +87,9 @@ mod tests {
         assert_eq!(keys.held().len(), 0);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_turn_that_does_not_come_in_time_is_given_up() {
-        let keys = Keys::default();
+        let keys = Keys::new(Duration::ZERO);
         let first = keys.turn(&id("a")).await.unwrap();
         assert!(keys.turn(&id("a")).await.is_none());
         assert_eq!(keys.held().len(), 1);

@@ -67,7 +67,9 @@ pub enum ProvisionRefusal {
     #[error("port {0} is in use outside of Harbor: choose another one, or leave `port` out")]
     PortHeld(u16),
     /// No port is free.
-    #[error("the pool {0} has no free port left: deprovision a service instance that is no longer needed, or ask the operator for a larger range")]
+    #[error(
+        "the pool {0} has no free port left: deprovision a service instance that is no longer needed, or ask the operator for a larger range"
+    )]
     Exhausted(PoolName),
 }
 

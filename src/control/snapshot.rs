@@ -170,9 +170,7 @@ impl State {
     }
 
     fn directory(&self) -> Arc<Directory> {
-        let mut directory = self.directory.clone();
-        directory.revision = self.revision;
-        Arc::new(directory)
+        Arc::new(self.directory.clone())
     }
 
     fn apply(&mut self, changes: Changes) {
@@ -192,6 +190,7 @@ impl State {
             self.directory.put_binding(&Arc::new(binding));
         }
         self.revision = changes.revision;
+        self.directory.revision = changes.revision;
     }
 
     /// Takes over the whole of the store, as changes to what is known.
@@ -233,7 +232,9 @@ impl State {
             self.listeners.remove_mut(id);
             return;
         };
-        let same = |known: &Arc<ListenerSpec>| ListenerSpec { version: wanted.version, ..ListenerSpec::clone(known) } == wanted;
+        let same = |known: &Arc<ListenerSpec>| {
+            ListenerSpec { version: wanted.version, ..ListenerSpec::clone(known) } == wanted
+        };
         if !self.listeners.get(id).is_some_and(same) {
             self.version = wanted.version;
             self.listeners.insert_mut(id.clone(), Arc::new(wanted));

@@ -2,26 +2,29 @@
 
 use std::sync::Arc;
 
-use super::{Control, Failure, Gone};
-use crate::model::{BindingId, ServiceInstanceId, binding::Binding};
+use super::{Control, DeleteRefusal, Failure};
+use crate::model::{BindingId, PlanId, ServiceInstanceId, binding::Binding};
 
 impl Control {
     /// Deletes a binding. Its token counts no more, and backends that it authorised end at once: the directory that is
     /// published here has it no longer.
     ///
     /// # Errors
-    /// [`Failure`]; [`Gone`] when there is none.
+    /// [`Failure`]; [`DeleteRefusal::Gone`] when there is none.
     pub async fn unbind(
         self: &Arc<Self>,
         instance: &ServiceInstanceId,
         id: &BindingId,
-    ) -> Result<Binding, Failure<Gone>> {
-        let (owned, id) = (instance.clone(), id.clone());
+        plan_id: &PlanId,
+    ) -> Result<Binding, Failure<DeleteRefusal>> {
+        let (owned, id, plan_id) = (instance.clone(), id.clone(), plan_id.clone());
         self.in_turn(instance, |control| async move {
+            let known = control.store.instance(&owned).await?;
+            control.check_plan(known.as_ref(), &plan_id).map_err(Failure::Refused)?;
             let gone = control.store.unbind(&owned, &id).await?;
             // Also when there was none: an earlier attempt may have deleted it and failed here.
             control.snapshot.refresh().await?;
-            let gone = gone.ok_or(Failure::Refused(Gone))?;
+            let gone = gone.ok_or(Failure::Refused(DeleteRefusal::Gone))?;
             tracing::info!(service_instance = %owned, binding = %id, "unbound");
             Ok(gone)
         })

@@ -38,7 +38,9 @@ pub enum UpdateRefusal {
     #[error("there is no plan {0:?}: choose one of the catalog")]
     UnknownPlan(PlanId),
     /// The plan is of another pool, where the port number may be somebody else's.
-    #[error("this plan takes its ports from the pool {to}, and the port is of the pool {from}: provision a new service instance")]
+    #[error(
+        "this plan takes its ports from the pool {to}, and the port is of the pool {from}: provision a new service instance"
+    )]
     OtherPool {
         /// Whose its port is.
         from: PoolName,
@@ -49,7 +51,9 @@ pub enum UpdateRefusal {
     #[error(transparent)]
     Parameters(#[from] ParameterRefusal),
     /// The port cannot be bound for the protocol that is added.
-    #[error("port {0} is in use outside of Harbor for the protocol that the plan adds: provision a new service instance")]
+    #[error(
+        "port {0} is in use outside of Harbor for the protocol that the plan adds: provision a new service instance"
+    )]
     PortHeld(u16),
 }
 

@@ -25,7 +25,7 @@ pub(super) fn place(database: &Path) -> Result<PathBuf, OpenError> {
         }
         let name = database.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
         let directory = database.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
-        if !directory.exists() {
+        if !directory.is_dir() {
             DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory)?;
         }
         Ok(fs::canonicalize(directory)?.join(name))

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, TryLockError},
     io::{self, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use super::{OpenError, files};
@@ -11,7 +11,15 @@ use super::{OpenError, files};
 /// The lock, held until dropped.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file is not enough while a process that is just being started still has it too. A lock that cannot
+        // be given back goes with this process.
+        let _ = self.file.unlock();
+    }
 }
 
 /// Takes the lock of `database`, and writes there who holds it, for the message that others get.
@@ -28,11 +36,11 @@ pub(super) fn take(database: &Path) -> Result<Lock, OpenError> {
     }
     file.set_len(0).map_err(fault)?;
     writeln!(file, "{}", std::process::id()).map_err(fault)?;
-    Ok(Lock { _file: file })
+    Ok(Lock { file })
 }
 
 /// The process that wrote itself into the lock file, as far as that can be read.
-fn holder(path: &PathBuf) -> String {
+fn holder(path: &Path) -> String {
     let written = fs::read_to_string(path).unwrap_or_default();
     match written.trim().parse::<u32>() {
         Ok(process) => format!("process {process}"),

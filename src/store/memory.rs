@@ -73,24 +73,16 @@ impl State {
     }
 
     fn changes(&self, after: Revision) -> Changes {
-        let changed = |revision: &Revision| *revision > after;
-        Changes {
+        let mut changes = Changes {
             revision: self.revision,
-            instances: self.instances.values().filter(|i| changed(&i.revision)).cloned().collect(),
-            bindings: self.bindings.values().filter(|b| changed(&b.revision)).cloned().collect(),
-            deleted_instances: self
-                .deleted_instances
-                .iter()
-                .filter(|(_, revision)| changed(revision))
-                .map(|(id, _)| id.clone())
-                .collect(),
-            deleted_bindings: self
-                .deleted_bindings
-                .iter()
-                .filter(|(_, revision)| changed(revision))
-                .map(|(id, _)| id.clone())
-                .collect(),
-        }
+            instances: self.instances.values().filter(|instance| instance.revision > after).cloned().collect(),
+            bindings: self.bindings.values().filter(|binding| binding.revision > after).cloned().collect(),
+            deleted_instances: deleted_after(&self.deleted_instances, after),
+            deleted_bindings: deleted_after(&self.deleted_bindings, after),
+        };
+        changes.instances.sort_by_key(|instance| instance.revision);
+        changes.bindings.sort_by_key(|binding| binding.revision);
+        changes
     }
 
     fn is_free(&self, pool: &PoolName, port: u16, space: &SpaceId, asked_for: bool, now: Timestamp) -> bool {
@@ -119,6 +111,12 @@ impl State {
     }
 }
 
+fn deleted_after<Id: Clone + Ord>(tombstones: &BTreeMap<Id, Revision>, after: Revision) -> Vec<Id> {
+    let mut deleted = tombstones.iter().filter(|(_, at)| **at > after).map(|(id, at)| (*at, id)).collect::<Vec<_>>();
+    deleted.sort();
+    deleted.into_iter().map(|(_, id)| id.clone()).collect()
+}
+
 #[async_trait]
 impl Store for MemoryStore {
     async fn announce_secret(&self) -> Result<AnnounceSecret> {
@@ -131,10 +129,9 @@ impl Store for MemoryStore {
     async fn everything(&self) -> Result<Changes> {
         self.with(|state| {
             Ok(Changes {
-                revision: state.revision,
-                instances: state.instances.values().cloned().collect(),
-                bindings: state.bindings.values().cloned().collect(),
-                ..Changes::default()
+                deleted_instances: Vec::new(),
+                deleted_bindings: Vec::new(),
+                ..state.changes(Revision::default())
             })
         })
     }

@@ -19,7 +19,7 @@ pub enum OpenError {
     #[error("store.url names PostgreSQL, which is not in this version: use for example \"sqlite:harbor.db\"")]
     NoPostgres,
     /// A file or its directory cannot be used.
-    #[error("{path} cannot be used for the store: {source}; give it to the user that harbor runs as")]
+    #[error("{path} cannot be used for the store ({source}): check data_dir, store.url and who owns the files")]
     File {
         /// Which one.
         path: PathBuf,

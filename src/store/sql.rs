@@ -45,7 +45,8 @@ statements! {
     RAISE_REVISION = "UPDATE revision_counter SET revision = revision + 1 RETURNING revision";
 
     INSTANCE = select_instance!("WHERE s.id = $1");
-    INSTANCES_AFTER = select_instance!("WHERE s.revision > $1 ORDER BY s.id");
+    /// One service instance at most has any one revision; so have bindings.
+    INSTANCES_AFTER = select_instance!("WHERE s.revision > $1 ORDER BY s.revision");
     INSERT_INSTANCE = "INSERT INTO service_instances (id, plan_id, protocol, requested_port, settings, organization_id, \
         space_id, name, node_id, created_at, revision) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
     UPDATE_INSTANCE = "UPDATE service_instances SET plan_id = $2, protocol = $3, settings = $4, name = $5, revision = $6 \
@@ -75,13 +76,13 @@ statements! {
         "INSERT INTO reservations (pool, name, first_port, last_port, revision) VALUES ($1, $2, $3, $4, $5)";
 
     BINDING = select_binding!("WHERE id = $1");
-    BINDINGS_AFTER = select_binding!("WHERE revision > $1 ORDER BY id");
+    BINDINGS_AFTER = select_binding!("WHERE revision > $1 ORDER BY revision");
     INSERT_BINDING = "INSERT INTO bindings (id, service_instance_id, app_id, space_id, announce, predecessor_id, \
         created_at, revision) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
     DELETE_BINDING = "DELETE FROM bindings WHERE id = $1";
     DELETE_BINDINGS_OF = "DELETE FROM bindings WHERE service_instance_id = $1";
 
-    TOMBSTONES_AFTER = "SELECT kind, id FROM tombstones WHERE revision > $1 ORDER BY kind, id";
+    TOMBSTONES_AFTER = "SELECT kind, id FROM tombstones WHERE revision > $1 ORDER BY revision, id";
     BURY = "INSERT INTO tombstones (kind, id, revision) VALUES ($1, $2, $3)";
     BURY_BINDINGS_OF = "INSERT INTO tombstones (kind, id, revision) \
         SELECT 'binding', id, CAST($2 AS BIGINT) FROM bindings WHERE service_instance_id = $1";

@@ -65,7 +65,8 @@ impl SqliteStore {
     /// # Errors
     /// [`OpenError`].
     pub async fn open(path: &Path, metrics: Arc<StoreMetrics>) -> std::result::Result<Self, OpenError> {
-        let (path, lock, _) = lock_and_migrate(path).await?;
+        let (path, lock, migrated) = lock_and_migrate(path).await?;
+        tracing::info!(path = %path.display(), schema = migrated.to, schema_before = migrated.from, "opened the store");
         let pool = || {
             SqlitePoolOptions::new()
                 .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -450,9 +451,13 @@ pub(super) async fn migrate(path: &Path) -> std::result::Result<Migrated, OpenEr
         .fetch_all(&mut connection)
         .await
         .map_err(checking)?;
-    let strays = sqlx::query("PRAGMA foreign_key_check").fetch_all(&mut connection).await.map_err(checking)?;
+    let strays = sqlx::query("PRAGMA foreign_key_check").fetch_all(&mut connection).await.map_err(checking)?.len();
     connection.close().await.map_err(checking)?;
-    let stray = (!strays.is_empty()).then(|| format!("{} rows refer to rows that are not there", strays.len()));
+    let stray = match strays {
+        0 => None,
+        1 => Some("1 row refers to one that is not there".to_owned()),
+        more => Some(format!("{more} rows refer to some that are not there")),
+    };
     match findings.into_iter().find(|finding| finding != "ok").or(stray) {
         Some(finding) => Err(OpenError::Damaged { path, finding }),
         None => Ok(migrated),
@@ -598,9 +603,10 @@ async fn drop_tombstones(tx: &mut SqliteConnection, current: Revision) -> Sql<()
 
 #[cfg(test)]
 mod tests {
-    use sqlx::{Executor as _, SqlSafeStr as _};
+    use sqlx::{Executor as _, Row as _, SqlSafeStr as _};
 
     use super::*;
+    use crate::telemetry::metrics::Metrics;
 
     #[tokio::test]
     async fn every_statement_can_be_prepared() {
@@ -613,5 +619,36 @@ mod tests {
             assert!(prepared.is_ok(), "{name}: {:?}", prepared.err());
         }
         assert!(sql::ALL.len() < PREPARED_STATEMENTS);
+    }
+
+    #[tokio::test]
+    async fn reading_changes_does_not_look_at_what_has_not_changed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, _lock, _) = lock_and_migrate(&directory.path().join("harbor.db")).await.unwrap();
+        let mut connection = options(&path).connect().await.unwrap();
+        for name in ["INSTANCES_AFTER", "BINDINGS_AFTER", "TOMBSTONES_AFTER", "DROP_TOMBSTONES"] {
+            let (_, text) = sql::ALL.iter().find(|(known, _)| *known == name).unwrap();
+            let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {text}"));
+            let plan = sqlx::query(explain).bind(1_i64).fetch_all(&mut connection).await.unwrap();
+            let first_step = plan[0].get::<String, _>("detail");
+            assert!(first_step.starts_with("SEARCH") && first_step.contains("_by_revision"), "{name}: {first_step}");
+        }
+    }
+
+    #[tokio::test]
+    async fn commits_reach_the_disk_and_readers_cannot_write() {
+        let directory = tempfile::tempdir().unwrap();
+        let metrics = Metrics::new().store.clone();
+        let store = SqliteStore::open(&directory.path().join("harbor.db"), metrics).await.unwrap();
+        for (pragma, expected) in
+            [("PRAGMA journal_mode", "wal"), ("PRAGMA synchronous", "2"), ("PRAGMA foreign_keys", "1")]
+        {
+            let row = sqlx::query(pragma).fetch_one(&store.writer).await.unwrap();
+            let value =
+                row.try_get::<String, _>(0).or_else(|_| row.try_get::<i64, _>(0).map(|number| number.to_string()));
+            assert_eq!(value.unwrap(), expected, "{pragma}");
+        }
+        assert!(sqlx::query(sql::RAISE_REVISION).fetch_one(&store.readers).await.is_err());
+        store.close().await;
     }
 }

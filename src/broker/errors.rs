@@ -1,0 +1,113 @@
+//! The one table of errors: what went wrong → status, code, text.
+//!
+//! A status decides what the Cloud Controller does next. After a 5xx, or a 422 with a code that it does not know, to a
+//! provision or bind it sends deletes; so a request that cannot be granted is a 400 there, and a 422 only on PATCH.
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::Response,
+};
+
+use super::request::Refused;
+use crate::{
+    control::{BindRefusal, DeleteRefusal, Failure, Fault, NotFound, ProvisionRefusal, UpdateRefusal},
+    http,
+};
+
+/// When to try again after a fault, in seconds.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
+
+/// A refusal's line in the table.
+pub(super) trait Line: std::error::Error {
+    /// Its status; its text is what it says of itself.
+    fn status(&self) -> StatusCode;
+}
+
+impl Line for ProvisionRefusal {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Conflict(_) => StatusCode::CONFLICT,
+            Self::UnknownPlan(_) | Self::Parameters(_) | Self::Port(_) | Self::PortHeld(_) | Self::Exhausted(_) => {
+                StatusCode::BAD_REQUEST
+            }
+        }
+    }
+}
+
+impl Line for UpdateRefusal {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::UnknownPlan(_) => StatusCode::BAD_REQUEST,
+            Self::OtherPool { .. } | Self::Parameters(_) | Self::PortHeld(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        }
+    }
+}
+
+impl Line for DeleteRefusal {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Gone => StatusCode::GONE,
+            Self::UnknownPlan(_) => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+impl Line for BindRefusal {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::NoServiceInstance(_) => StatusCode::NOT_FOUND,
+            Self::Conflict => StatusCode::CONFLICT,
+            Self::UnknownPlan(_) | Self::TooMany | Self::NoPredecessor(_) => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+impl Line for NotFound {
+    fn status(&self) -> StatusCode {
+        StatusCode::NOT_FOUND
+    }
+}
+
+/// The answer to a use case that did not do what was asked.
+pub(super) fn answer<R: Line>(failure: Failure<R>) -> Refused {
+    let answer = match failure {
+        Failure::Refused(refusal) => http::refusal(refusal.status(), None, sentence(&refusal.to_string())),
+        Failure::Busy => http::refusal(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            Some("ConcurrencyError"),
+            "Another operation on this service instance is in progress: try again when it has ended.",
+        ),
+        Failure::Fault(fault) => self::fault(&fault),
+    };
+    answer.into()
+}
+
+fn fault(fault: &Fault) -> Response {
+    let source = std::error::Error::source(fault).map(tracing::field::display);
+    tracing::error!(error = %fault, source, "a request could not be served");
+    let (status, text) = match fault {
+        // Its words are for the log: they name files and hosts.
+        Fault::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "the store is away: try again in a few seconds".into()),
+        Fault::NotListening { .. } | Fault::Overloaded | Fault::Stopping => {
+            (StatusCode::SERVICE_UNAVAILABLE, fault.to_string())
+        }
+        Fault::PoolNotServed(_) => (StatusCode::INTERNAL_SERVER_ERROR, fault.to_string()),
+    };
+    let mut response = http::refusal(status, None, sentence(&text));
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+    }
+    response
+}
+
+/// An error's words as a sentence for people.
+pub(super) fn sentence(text: &str) -> String {
+    let mut characters = text.chars();
+    let first = characters.next().map(char::to_uppercase).into_iter().flatten();
+    let mut sentence = first.chain(characters).collect::<String>();
+    if !sentence.ends_with('.') {
+        sentence.push('.');
+    }
+    sentence
+}

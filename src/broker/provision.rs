@@ -1,0 +1,48 @@
+//! `PUT /v2/service_instances/{instance_id}`
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    body::Body,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+};
+use serde_json::json;
+
+use super::{
+    Broker, errors, parameters,
+    request::{Instance, Object, Refused, bad_id, bad_request, check_service},
+    schemas::Use,
+};
+use crate::{
+    control::{ProvisionSpec, Provisioned},
+    model::{OrganizationId, PlanId, ServiceInstanceId, SpaceId},
+};
+
+pub(super) async fn handle(
+    State(broker): State<Arc<Broker>>,
+    Instance(id): Instance,
+    body: Body,
+) -> Result<Response, Refused> {
+    let spec = read(&broker, id, Object::read(body).await?)?;
+    let status = match broker.control.provision(spec).await.map_err(errors::answer)? {
+        Provisioned::Created(_) => StatusCode::CREATED,
+        Provisioned::Existing(_) => StatusCode::OK,
+    };
+    Ok((status, Json(json!({}))).into_response())
+}
+
+fn read(broker: &Broker, id: ServiceInstanceId, mut body: Object) -> Result<ProvisionSpec, Refused> {
+    check_service(body.text("service_id")?)?;
+    let plan_id = PlanId::new(body.required("plan_id")?).map_err(bad_id)?;
+    let organization_id = OrganizationId::new(body.required("organization_guid")?).map_err(bad_id)?;
+    let space_id = SpaceId::new(body.required("space_guid")?).map_err(bad_id)?;
+    body.no_maintenance_info()?;
+    let name = body.instance_name()?;
+    let given = body.parameters()?;
+    broker.schemas.check(&plan_id, Use::Create, &given).map_err(bad_request)?;
+    let parameters = parameters::of_provision(&given).map_err(bad_request)?;
+    Ok(ProvisionSpec { id, plan_id, organization_id, space_id, name, parameters })
+}

@@ -1,0 +1,357 @@
+//! Logs: to standard output, and to a file per component when a directory is given.
+//!
+//! Lines go through a bounded queue to a thread that writes them: no caller waits for a disk or a pipe. When the queue
+//! is full lines are lost rather than traffic held up.
+
+use std::{
+    fs::{DirBuilder, File, OpenOptions},
+    io::{self, IsTerminal as _, Write},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tracing::{Metadata, Subscriber};
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry, fmt, fmt::MakeWriter, layer::SubscriberExt as _, registry::LookupSpan, reload,
+    util::SubscriberInitExt as _,
+};
+
+/// Lines that may wait to be written, for each output.
+const MAX_WAITING_LINES: usize = 16 * 1024;
+
+/// Of a component file: its owner writes, its group reads, as log shippers do.
+const FILE_MODE: u32 = 0o640;
+
+/// Of the directory of component files, when it is made.
+const DIRECTORY_MODE: u32 = 0o750;
+
+/// The levels, from none to all.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// What is logged, how and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// How.
+    pub format: Format,
+    /// What: a level, or a filter such as `info,harbor::discovery=debug`. See [`filter`].
+    pub level: String,
+    /// Where the component files go, beside standard output.
+    pub directory: Option<PathBuf>,
+}
+
+/// How a line is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// For machines: one JSON object a line.
+    Json,
+}
+
+/// A text that is neither a level nor a filter.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a level: use one of off, error, warn, info, debug, trace, or \"info,harbor::discovery=debug\"")]
+pub struct BadLevel(pub String);
+
+/// Why logging cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The level is none.
+    #[error(transparent)]
+    Level(#[from] BadLevel),
+    /// A component file cannot be written.
+    #[error("cannot write logs to {}: {source}", path.display())]
+    File {
+        /// The file or its directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The process logs already.
+    #[error("logging has been started before")]
+    Twice,
+}
+
+/// Logging while it runs; what waits is written when it is dropped.
+pub struct Log {
+    level: reload::Handle<EnvFilter, Registry>,
+    reopen: Vec<Arc<AtomicBool>>,
+    writers: Vec<WorkerGuard>,
+}
+
+impl Log {
+    /// Opens the component files again before their next line: after they have been moved away.
+    pub fn reopen(&self) {
+        for flag in &self.reopen {
+            flag.store(true, Ordering::Release);
+        }
+    }
+
+    /// Changes what is logged.
+    ///
+    /// # Errors
+    /// [`BadLevel`]; nothing changes then.
+    pub fn set_level(&self, level: &str) -> Result<(), BadLevel> {
+        let filter = filter(level)?;
+        self.level.reload(filter).expect("the subscriber lives as long as the process");
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Log").finish_non_exhaustive()
+    }
+}
+
+/// The filter that `level` stands for. A level alone is Harbor's: the libraries below it say no more than `info`.
+///
+/// # Errors
+/// [`BadLevel`] also for a lone word that is no level, which a filter would take for the name of a target.
+pub fn filter(level: &str) -> Result<EnvFilter, BadLevel> {
+    let refused = || BadLevel(level.into());
+    let is_level = |part: &str| LEVELS.iter().any(|known| known.eq_ignore_ascii_case(part.trim()));
+    if !level.split(',').all(|part| part.contains('=') || is_level(part)) {
+        return Err(refused());
+    }
+    let directives = match level.trim().to_lowercase().as_str() {
+        level @ ("debug" | "trace") => format!("info,harbor={level}"),
+        _ => level.into(),
+    };
+    EnvFilter::builder().parse(directives).map_err(|_| refused())
+}
+
+/// Starts logging for the whole process.
+///
+/// # Errors
+/// [`LogError`].
+pub fn start(settings: &Settings) -> Result<Log, LogError> {
+    let (subscriber, log) = build(settings)?;
+    subscriber.try_init().map_err(|_| LogError::Twice)?;
+    Ok(log)
+}
+
+fn build(settings: &Settings) -> Result<(impl Subscriber + Send + Sync, Log), LogError> {
+    let (filter, level) = reload::Layer::new(filter(&settings.level)?);
+    let mut log = Log { level, reopen: Vec::new(), writers: Vec::new() };
+    let (output, guard) = queue("log-stdout", io::stdout());
+    log.writers.push(guard);
+    // Both outputs would share one formatting of a span's fields, so colour is only for a terminal alone.
+    let colour = io::stdout().is_terminal() && settings.directory.is_none() && std::env::var_os("NO_COLOR").is_none();
+    let output = layer(settings.format, output, colour);
+    let files = match &settings.directory {
+        None => None,
+        Some(directory) => Some(layer(settings.format, ComponentFiles::open(directory, &mut log)?, false)),
+    };
+    Ok((tracing_subscriber::registry().with(filter).with(output).with(files), log))
+}
+
+fn layer<S, W>(format: Format, writer: W, colour: bool) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let layer = fmt::layer().with_writer(writer).with_ansi(colour);
+    match format {
+        Format::Text => layer.boxed(),
+        Format::Json => layer.json().with_span_list(false).boxed(),
+    }
+}
+
+fn queue(thread: &str, output: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
+    NonBlockingBuilder::default().buffered_lines_limit(MAX_WAITING_LINES).thread_name(thread).finish(output)
+}
+
+/// The part of Harbor that a line is about, by which the original named its files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Component {
+    Gateway,
+    Node,
+    ProxyConnector,
+    Store,
+}
+
+impl Component {
+    const ALL: [Self; 4] = [Self::Gateway, Self::Node, Self::ProxyConnector, Self::Store];
+
+    const fn file_name(self) -> &'static str {
+        match self {
+            Self::Gateway => "harbor_gateway.log",
+            Self::Node => "harbor_node.log",
+            Self::ProxyConnector => "harbor_proxy_connector.log",
+            Self::Store => "harbor_store.log",
+        }
+    }
+
+    fn of(target: &str) -> Self {
+        let mut parts = target.split("::");
+        match (parts.next(), parts.next()) {
+            (Some("harbor"), Some("broker" | "control")) => Self::Gateway,
+            (Some("harbor"), Some("forwarder")) => Self::ProxyConnector,
+            (Some("harbor"), Some("store")) | (Some("sqlx"), _) => Self::Store,
+            _ => Self::Node,
+        }
+    }
+}
+
+/// A file per component, in the order of [`Component::ALL`].
+struct ComponentFiles([NonBlocking; 4]);
+
+impl ComponentFiles {
+    fn open(directory: &Path, log: &mut Log) -> Result<Self, LogError> {
+        let failed = |path: &Path, source| LogError::File { path: path.into(), source };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(DIRECTORY_MODE)
+            .create(directory)
+            .map_err(|error| failed(directory, error))?;
+        let mut open = |component: Component| -> Result<NonBlocking, LogError> {
+            let path = directory.join(component.file_name());
+            let reopen = Arc::new(AtomicBool::new(false));
+            let file = open_file(&path).map_err(|error| failed(&path, error))?;
+            let (writer, guard) = queue("log-file", LogFile { path, file, reopen: Arc::clone(&reopen) });
+            log.reopen.push(reopen);
+            log.writers.push(guard);
+            Ok(writer)
+        };
+        let [gateway, node, proxy_connector, store] = Component::ALL;
+        Ok(Self([open(gateway)?, open(node)?, open(proxy_connector)?, open(store)?]))
+    }
+}
+
+impl<'a> MakeWriter<'a> for ComponentFiles {
+    type Writer = NonBlocking;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        self.0[Component::Node as usize].clone()
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Self::Writer {
+        self.0[Component::of(metadata.target()) as usize].clone()
+    }
+}
+
+/// A file that can be opened again under its name.
+struct LogFile {
+    path: PathBuf,
+    file: File,
+    reopen: Arc<AtomicBool>,
+}
+
+impl Write for LogFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // When that fails the old file is still better than none.
+        if self.reopen.swap(false, Ordering::AcqRel)
+            && let Ok(file) = open_file(&self.path)
+        {
+            self.file = file;
+        }
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+fn open_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(FILE_MODE).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    use super::*;
+
+    fn speak(marker: &str) {
+        tracing::info!(target: "harbor::broker::provision", marker, "gateway");
+        tracing::info!(target: "harbor::control", marker, "gateway too");
+        tracing::info!(target: "harbor::discovery::nats", marker, "node");
+        tracing::debug!(target: "harbor::discovery::nats", marker, "too low");
+        tracing::warn!(target: "harbor::forwarder", marker, "proxy connector");
+        tracing::info!(target: "harbor::store::sqlite", marker, "store");
+    }
+
+    #[test]
+    fn each_component_has_its_file_and_files_can_be_moved_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let logs = directory.path().join("logs");
+        let settings = Settings { format: Format::Json, level: "info".into(), directory: Some(logs.clone()) };
+        let (subscriber, log) = build(&settings).unwrap();
+        tracing::subscriber::with_default(subscriber, || {
+            speak("first");
+            log.set_level("harbor::forwarder=warn").unwrap();
+            speak("second");
+            assert!(log.set_level("loud").is_err());
+        });
+        drop(log);
+        let messages = |name: &str| {
+            let text = fs::read_to_string(logs.join(name)).unwrap();
+            let message = |line: &str| {
+                let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                let fields = &line["fields"];
+                format!("{} {}", fields["marker"].as_str().unwrap(), fields["message"].as_str().unwrap())
+            };
+            text.lines().map(message).collect::<Vec<_>>()
+        };
+        assert_eq!(messages("harbor_gateway.log"), ["first gateway", "first gateway too"]);
+        assert_eq!(messages("harbor_node.log"), ["first node"]);
+        assert_eq!(messages("harbor_proxy_connector.log"), ["first proxy connector", "second proxy connector"]);
+        assert_eq!(messages("harbor_store.log"), ["first store"]);
+        let mode = fs::metadata(logs.join("harbor_node.log")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o137, 0, "mode {mode:o}");
+    }
+
+    #[test]
+    fn a_file_that_was_moved_away_is_made_anew_when_asked() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("harbor_node.log");
+        let reopen = Arc::new(AtomicBool::new(false));
+        let mut file = LogFile { path: path.clone(), file: open_file(&path).unwrap(), reopen: Arc::clone(&reopen) };
+        let moved = directory.path().join("harbor_node.log.1");
+        file.write_all(b"before\n").unwrap();
+        fs::rename(&path, &moved).unwrap();
+        file.write_all(b"moved\n").unwrap();
+        reopen.store(true, Ordering::Release);
+        file.write_all(b"after\n").unwrap();
+        file.flush().unwrap();
+        assert_eq!(fs::read_to_string(&moved).unwrap(), "before\nmoved\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "after\n");
+        // As `copytruncate` does: the next line begins at the start of the file.
+        OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
+        file.write_all(b"truncated\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "truncated\n");
+    }
+
+    #[test]
+    fn a_level_alone_leaves_the_libraries_at_info() {
+        for (level, expect) in [
+            ("info", "info"),
+            ("error", "error"),
+            ("debug", "harbor=debug,info"),
+            ("TRACE", "harbor=trace,info"),
+            ("warn,harbor::store=debug", "harbor::store=debug,warn"),
+        ] {
+            assert_eq!(filter(level).unwrap().to_string(), expect, "{level}");
+        }
+        for level in ["", "loud", "info,harbor", "harbor=loud", "info,"] {
+            assert_eq!(filter(level).map(|filter| filter.to_string()), Err(BadLevel(level.into())), "{level}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        let settings = Settings { format: Format::Text, level: "info".into(), directory: Some(file.clone()) };
+        let error = build(&settings).err().expect("a file is no directory").to_string();
+        assert_eq!(error, format!("cannot write logs to {}: File exists (os error 17)", file.display()));
+    }
+}
