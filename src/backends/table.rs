@@ -1,0 +1,342 @@
+//! The table: every service instance's backends behind one lock, and their slots.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{
+    Backend, Slot,
+    instance::{BackendState, Instance, Limits, stands},
+};
+use crate::model::{
+    AppId, ServiceInstanceId, Transport,
+    announcement::{AnnouncementRefusal, Authority, Registration, Withdrawal},
+    desired::ForwarderLimits,
+    directory::Directory,
+};
+
+/// All live backends. Clones share them.
+#[derive(Clone)]
+pub struct Backends(Arc<Shared>);
+
+struct Shared {
+    table: Mutex<Table>,
+    /// Raised whenever anything changes that the last-known file shows.
+    version: AtomicU64,
+    on_change: OnceLock<Hook>,
+}
+
+type Hook = Box<dyn Fn(&ServiceInstanceId) + Send + Sync>;
+
+struct Table {
+    entries: HashMap<ServiceInstanceId, Entry>,
+    /// Who has a backend at an address: `router.register` asks for thousands of them a second.
+    by_address: HashMap<SocketAddr, BTreeSet<ServiceInstanceId>>,
+    limits: Limits,
+    /// The next [`Backend::order`].
+    next_order: u64,
+    /// Until when nothing expires.
+    suspended_until: Option<Instant>,
+    counts: Counts,
+}
+
+#[derive(Default)]
+struct Entry {
+    slot: Arc<Slot>,
+    instance: Instance,
+}
+
+/// What a call has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Change {
+    /// Known, and lives on.
+    Renewed,
+    /// It drains now, or no longer does.
+    Altered,
+    /// At least one backend is new.
+    Added,
+    /// At least one backend is gone.
+    Removed,
+}
+
+/// How many backends there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// For TCP.
+    pub tcp: usize,
+    /// For UDP.
+    pub udp: usize,
+}
+
+impl Backends {
+    /// An empty table with at most `max_backends` per service instance, both transports together.
+    #[must_use]
+    pub fn new(max_backends: usize) -> Self {
+        let limits = Limits { max_backends, drain_timeout: ForwarderLimits::default().drain_timeout };
+        Self(Arc::new(Shared {
+            table: Mutex::new(Table {
+                entries: HashMap::new(),
+                by_address: HashMap::new(),
+                limits,
+                next_order: 0,
+                suspended_until: None,
+                counts: Counts::default(),
+            }),
+            version: AtomicU64::new(0),
+            on_change: OnceLock::new(),
+        }))
+    }
+
+    /// Sets who is told of each new set and each change of a phase, after it and never under a lock.
+    ///
+    /// # Panics
+    /// When it is set twice.
+    pub fn on_change(&self, hook: Box<dyn Fn(&ServiceInstanceId) + Send + Sync>) {
+        assert!(self.0.on_change.set(hook).is_ok(), "one part listens to changes of backends");
+    }
+
+    /// How long flows of backends that begin to drain from now on may go on.
+    pub fn set_drain_timeout(&self, timeout: Duration) {
+        self.table().limits.drain_timeout = timeout;
+    }
+
+    /// Where the service instance's current set is found. The same slot for as long as anyone holds it.
+    #[must_use]
+    pub fn slot(&self, id: &ServiceInstanceId) -> Arc<Slot> {
+        Arc::clone(&self.table().entries.entry(id.clone()).or_default().slot)
+    }
+
+    /// Adds or renews what an accepted announcement names; all of it or nothing.
+    ///
+    /// # Errors
+    /// [`AnnouncementRefusal::OutOfOrder`] and [`AnnouncementRefusal::TooManyBackends`].
+    pub fn apply(&self, registration: &Registration, now: Instant) -> Result<Change, AnnouncementRefusal> {
+        self.change(&registration.service_instance_id, |table, instance| {
+            let change = instance.apply(registration, &table.limits, table.next_order, now)?;
+            table.next_order += u64::from(change == Change::Added);
+            Ok((change, change != Change::Renewed))
+        })
+    }
+
+    /// Removes what an accepted withdrawal names, as far as its sender is the one who registered.
+    ///
+    /// # Errors
+    /// [`AnnouncementRefusal::UnknownBackend`], [`AnnouncementRefusal::OtherOrigin`] and
+    /// [`AnnouncementRefusal::OutOfOrder`], when nothing is removed.
+    pub fn withdraw(&self, withdrawal: &Withdrawal, now: Instant) -> Result<Change, AnnouncementRefusal> {
+        self.change(&withdrawal.service_instance_id, |_, instance| {
+            instance.withdraw(withdrawal, now).map(|change| (change, true))
+        })
+    }
+
+    /// Takes over backends that an earlier process knew, with their deadlines, unless they have been announced since.
+    /// They come before all that are announced later, in the order of their [`Backend::order`].
+    pub fn restore(&self, states: impl IntoIterator<Item = (ServiceInstanceId, BackendState)>) {
+        for (id, state) in states {
+            let restored: Result<_, AnnouncementRefusal> = self.change(&id, |table, instance| {
+                table.next_order = table.next_order.max(state.backend.order.saturating_add(1));
+                let restored = instance.restore(state, &table.limits);
+                Ok((restored, restored))
+            });
+            debug_assert!(restored.is_ok());
+        }
+    }
+
+    /// Removes those that have not been announced in time, unless that is suspended.
+    pub fn sweep(&self, now: Instant) {
+        self.for_each(|table, instance| {
+            instance.forget(now);
+            table.suspended_until.is_none_or(|until| until <= now) && instance.expire(now)
+        });
+        self.table().entries.retain(|_, entry| !(entry.instance.is_idle() && Arc::strong_count(&entry.slot) == 1));
+    }
+
+    /// While announcements cannot arrive nothing expires, at the longest until `until`; a suspension that goes on
+    /// already is not prolonged.
+    pub fn suspend(&self, until: Instant) {
+        self.table().suspended_until.get_or_insert(until);
+    }
+
+    /// Announcements arrive again: every backend has its whole time to be announced.
+    pub fn resume(&self, now: Instant) {
+        let mut table = self.table();
+        if table.suspended_until.take().is_some() {
+            table.entries.values_mut().for_each(|entry| entry.instance.renew_all(now));
+            self.0.version.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Ends those whose authority has ended, with their flows.
+    pub fn retain_authorised(&self, directory: &Directory) {
+        self.for_each_with_id(|_, id, instance| {
+            instance.revoke(|backend| stands(&backend.authority, id, backend.endpoint.transport, directory))
+        });
+    }
+
+    /// Removes backends of other apps at an address that is now known to be `app`'s. Returns whether there were any.
+    /// A backend of nobody's app stays: nothing says that it is another's.
+    pub fn evict_address(&self, address: SocketAddr, app: &AppId) -> bool {
+        let ids = self.table().by_address.get(&address).cloned().unwrap_or_default();
+        let is_others = |member: &BackendState| {
+            let authorised = match &member.backend.authority {
+                Authority::App(app) => Some(app),
+                Authority::Binding(_) | Authority::Trusted => None,
+            };
+            let owner = authorised.or(member.origin.app_id.as_ref());
+            member.backend.endpoint.address == address && owner.is_some_and(|owner| owner != app)
+        };
+        let mut evicted = false;
+        for id in ids {
+            let outcome: Result<bool, AnnouncementRefusal> = self.change(&id, |_, instance| {
+                let any = instance.evict(is_others);
+                Ok((any, any))
+            });
+            evicted |= outcome == Ok(true);
+        }
+        evicted
+    }
+
+    /// The backends of a service instance, draining ones too, in order.
+    #[must_use]
+    pub fn list(&self, id: &ServiceInstanceId) -> Vec<BackendState> {
+        self.table().entries.get(id).map(|entry| entry.instance.members().to_vec()).unwrap_or_default()
+    }
+
+    /// The backends of all service instances.
+    #[must_use]
+    pub fn export(&self) -> Vec<(ServiceInstanceId, BackendState)> {
+        let table = self.table();
+        let each = |(id, entry): (&ServiceInstanceId, &Entry)| {
+            entry.instance.members().iter().map(|member| (id.clone(), member.clone())).collect::<Vec<_>>()
+        };
+        table.entries.iter().flat_map(each).collect()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.table().counts
+    }
+
+    /// A number that differs whenever [`Backends::export`] does.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.0.version.load(Ordering::Relaxed)
+    }
+
+    /// Runs `act` on one service instance; it says whether its set or a phase has changed.
+    fn change<T, E>(
+        &self,
+        id: &ServiceInstanceId,
+        act: impl FnOnce(&mut Table, &mut Instance) -> Result<(T, bool), E>,
+    ) -> Result<T, E> {
+        let mut table = self.table();
+        let mut entry = table.entries.remove(id).unwrap_or_default();
+        let outcome = table.track(id, &mut entry, act);
+        table.entries.insert(id.clone(), entry);
+        drop(table);
+        let (value, changed) = outcome?;
+        self.0.version.fetch_add(1, Ordering::Relaxed);
+        if changed {
+            self.notify(id);
+        }
+        Ok(value)
+    }
+
+    fn for_each(&self, act: impl Fn(&mut Table, &mut Instance) -> bool) {
+        self.for_each_with_id(|table, _, instance| act(table, instance));
+    }
+
+    fn for_each_with_id(&self, act: impl Fn(&mut Table, &ServiceInstanceId, &mut Instance) -> bool) {
+        let mut table = self.table();
+        let mut changed = Vec::new();
+        let mut entries = std::mem::take(&mut table.entries);
+        for (id, entry) in &mut entries {
+            let outcome = table.track(id, entry, |table, instance| {
+                let any = act(table, id, instance);
+                Ok::<_, AnnouncementRefusal>(((), any))
+            });
+            if matches!(outcome, Ok(((), true))) {
+                changed.push(id.clone());
+            }
+        }
+        table.entries = entries;
+        drop(table);
+        if !changed.is_empty() {
+            self.0.version.fetch_add(1, Ordering::Relaxed);
+        }
+        for id in &changed {
+            self.notify(id);
+        }
+    }
+
+    fn notify(&self, id: &ServiceInstanceId) {
+        if let Some(hook) = self.0.on_change.get() {
+            hook(id);
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.table.lock().expect("nothing panics while it holds the table")
+    }
+}
+
+impl Table {
+    /// Runs `act` on `entry`, which is out of the table, and when it has changed brings slot, index and counts after it.
+    fn track<T, E>(
+        &mut self,
+        id: &ServiceInstanceId,
+        entry: &mut Entry,
+        act: impl FnOnce(&mut Self, &mut Instance) -> Result<(T, bool), E>,
+    ) -> Result<(T, bool), E> {
+        let before = endpoints(&entry.instance);
+        let (value, changed) = act(self, &mut entry.instance)?;
+        if changed {
+            for (address, transport) in before {
+                *self.counts.of(transport) -= 1;
+                if let Some(ids) = self.by_address.get_mut(&address) {
+                    ids.remove(id);
+                    if ids.is_empty() {
+                        self.by_address.remove(&address);
+                    }
+                }
+            }
+            for (address, transport) in endpoints(&entry.instance) {
+                *self.counts.of(transport) += 1;
+                self.by_address.entry(address).or_default().insert(id.clone());
+            }
+            entry.slot.store(Arc::new(entry.instance.set()));
+        }
+        Ok((value, changed))
+    }
+}
+
+fn endpoints(instance: &Instance) -> Vec<(SocketAddr, Transport)> {
+    let of = |backend: &Backend| (backend.endpoint.address, backend.endpoint.transport);
+    instance.members().iter().map(|member| of(&member.backend)).collect()
+}
+
+impl Counts {
+    fn of(&mut self, transport: Transport) -> &mut usize {
+        match transport {
+            Transport::Tcp => &mut self.tcp,
+            Transport::Udp => &mut self.udp,
+        }
+    }
+}
+
+impl fmt::Debug for Backends {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backends").field("counts", &self.counts()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;
