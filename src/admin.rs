@@ -1,1 +1,3 @@
-//! (being written)
+//! What operators ask: health, metrics, and a status that the command line shows.
+
+pub mod wire;
