@@ -119,7 +119,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{model::PoolName, store};
+    use crate::model::PoolName;
 
     async fn check(failure: Failure<NotFound>, status: u16, retry_after: Option<&str>, body: Value) {
         let response = answer(failure).into_response();
@@ -135,8 +135,6 @@ mod tests {
         check(Failure::Busy, 422, None, json!({ "error": "ConcurrencyError", "description": concurrency })).await;
         let fault = |fault| Failure::Fault(fault);
         let text = |description: &str| json!({ "description": description });
-        let store = store::Fault { doing: "SQLite at /secret/path", source: "disk full".into() };
-        check(fault(store.into()), 503, Some("5"), text("The store is away: try again in a few seconds.")).await;
         check(
             fault(Fault::NotListening { port: 35000, reason: "too many open files".into() }),
             503,
