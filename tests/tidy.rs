@@ -33,7 +33,7 @@ const EVERYTHING_ABOVE: &str = "all above";
 const WALLED_CRATES: &[(&str, &[&str])] = &[
     ("anyhow", &["app", "cli", "main"]),
     ("async_nats", &["discovery"]),
-    ("axum", &["admin", "app", "broker", "discovery", "http"]),
+    ("axum", &["admin", "app", "broker", "config", "discovery", "http"]),
     ("clap", &["cli"]),
     ("jsonschema", &["broker"]),
     ("sqlx", &["store"]),
@@ -434,14 +434,15 @@ fn no_file_outgrows_its_job() {
 fn tests_wait_for_events_and_are_all_run() {
     let mut found = Vec::new();
     for path in files("tests", &["rs"]).into_iter().filter(|path| path != MAY_SLEEP) {
-        let tokens = tokens(&read(&path));
-        for window in tokens.windows(3) {
-            let joined = window.concat();
-            if ["thread::sleep", "time::sleep", "tokio::sleep"].contains(&joined.as_str()) {
-                found.push(format!("{path} sleeps: wait for the event with support/eventually.rs"));
-            }
-            if joined == "#[ignore" || joined == "#[should_panic" {
-                found.push(format!("{path} has {joined}]"));
+        let text = read(&path);
+        if tokens(&text).windows(3).any(|t| ["thread::sleep", "time::sleep"].contains(&t.concat().as_str())) {
+            found.push(format!("{path} sleeps: wait for the event with support/eventually.rs"));
+        }
+        let skipped = ["#[ignore", "#[should_panic"];
+        for line in text.lines().map(str::trim).filter(|line| skipped.iter().any(|skipped| line.starts_with(skipped))) {
+            // The one use: a part that a test runs in a process of its own.
+            if line != "#[ignore = \"started by other tests\"]" {
+                found.push(format!("{path} has {line}"));
             }
         }
     }
@@ -515,6 +516,23 @@ fn every_dependency_has_its_reason() {
     assert_eq!(reasons.keys().cloned().collect::<BTreeSet<_>>(), wanted, "docs/dependencies.md and Cargo.toml differ");
     let bare = reasons.into_iter().filter(|(_, reason)| reason.is_empty()).map(|(name, _)| name).collect::<Vec<_>>();
     assert_none("dependencies without a reason", &bare);
+}
+
+#[test]
+fn every_dependency_is_used() {
+    let manifest = manifest();
+    let names = |folders: &[&str]| {
+        let paths = folders.iter().flat_map(|folder| files(folder, &["rs"]));
+        paths.flat_map(|path| tokens(&read(&path))).collect::<BTreeSet<_>>()
+    };
+    let mut unused = Vec::new();
+    for (section, named) in
+        [("dependencies", names(&["src"])), ("dev-dependencies", names(&["src", "tests", "bench", "examples"]))]
+    {
+        let keys = manifest[section].as_table().expect("a section is a table").keys();
+        unused.extend(keys.filter(|name| !named.contains(&name.replace('-', "_"))).cloned());
+    }
+    assert_none("dependencies that no source names", &unused);
 }
 
 #[test]

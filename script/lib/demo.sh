@@ -120,14 +120,19 @@ ask() {
     [ "$status" = "$expected" ] || fail "$method $path: expected $expected"
 }
 
-# The id beside a name in the catalog.
+# The first id of the last answer: in the catalog, the service's.
+first_id() {
+    grep -o '"id":"[^"]*"' <<<"$answer" | sed -n '1s/.*:"\(.*\)"/\1/p'
+}
+
+# The id of a plan, by its name.
 id_of() {
-    grep -o '{[^{}]*"name":"'"$1"'"[^{}]*' <<<"$answer" | grep -o '"id":"[^"]*"' | head -n 1 | cut -d'"' -f4
+    grep -o '{[^{}]*"name":"'"$1"'"[^{}]*' <<<"$answer" | grep -o '"id":"[^"]*"' | sed -n '1s/.*:"\(.*\)"/\1/p'
 }
 
 # A number of the last answer, by its key.
 number() {
-    grep -o "\"$1\":[0-9]*" <<<"$answer" | head -n 1 | cut -d: -f2
+    grep -o "\"$1\":[0-9]*" <<<"$answer" | sed -n '1s/.*://p'
 }
 
 start_app() {

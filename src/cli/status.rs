@@ -25,8 +25,8 @@ const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
 
 /// Show how a running node is, what is wrong first.
 ///
-/// Then come store, NATS, pools, listeners and backends. The exit code is 0 when all is well and 1 when something is not: a port that cannot be opened, a pool without free
-/// ports, or a store or NATS that is configured and away.
+/// Then come store, NATS, pools, listeners and backends. The exit code is 0 when all is well and 1 when something is
+/// not: a port that cannot be opened, a pool without free ports, or a store or NATS that is configured and away.
 #[derive(Debug, clap::Args)]
 pub struct Status {
     /// Print JSON.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use harbor::{broker::ROUTES, model::plan::SERVICE_ID};
+use harbor::{admin::wire, broker::ROUTES, model::plan::SERVICE_ID};
 use serde_json::{Value, json};
 
 use super::broker::fixture::{QUERY, Site, bind_app, bind_key, plan, request, request_with, site, site_with};
@@ -244,4 +244,68 @@ async fn a_pool_without_public_names_is_described_too() {
     checked.send("provision", ["a", ""], "", request("games"), 201).await;
     let key = json!({ "service_id": SERVICE_ID, "plan_id": plan("games"), "parameters": { "announce": true } });
     checked.send("bind", ["a", "k"], "", key, 201).await;
+}
+
+#[test]
+fn what_operators_are_shown_is_described() {
+    let document = document();
+    let check = |schema: &str, value: Value| {
+        let schema = json!({ "$ref": format!("#/components/schemas/{schema}") });
+        judge(&document, &schema, &value).unwrap_or_else(|error| panic!("{error}: {value}"));
+    };
+    let at = || "2026-01-02T03:04:05Z".to_owned();
+    let listener = |state: wire::Listener| wire::ServiceInstance {
+        id: "a".into(),
+        pool: "default".into(),
+        port: 35_000,
+        protocol: "both".into(),
+        listener: state,
+        backends: vec![wire::Backend {
+            transport: "udp".into(),
+            address: "[fd00::1]:61012".into(),
+            authority: "app 1".into(),
+            state: "draining".into(),
+            open: 3,
+            aside: true,
+            expires_in_seconds: 60,
+        }],
+    };
+    let status = |mode, revision_applied, store, nats| wire::Status {
+        degraded: vec!["NATS is away.".into()],
+        node: "harbor_node_1".into(),
+        version: "0.1.0".into(),
+        mode,
+        started_at: at(),
+        revision_desired: 7,
+        revision_applied,
+        store,
+        nats,
+        pools: vec![wire::Pool {
+            name: "default".into(),
+            ports: "35000-40000".into(),
+            size: 5001,
+            free: 5000,
+            allocated: 1,
+            quarantined: 0,
+            reserved: 0,
+            in_conflict: 0,
+        }],
+        listeners: wire::ListenerCounts { bound: 1, failed: 1, pending: 1 },
+        backends: wire::BackendCounts { tcp: 1, udp: 0, service_instances_without: 2 },
+        service_instances: vec![
+            listener(wire::Listener::Pending),
+            listener(wire::Listener::Bound { since: at() }),
+            listener(wire::Listener::Failed { since: at(), reason: "address already in use".into() }),
+        ],
+    };
+    let down = wire::Link::Down { since: at(), reason: "connection refused".into() };
+    for status in [
+        status(wire::Mode::Serving, Some(7), wire::Link::Up { since: at() }, wire::Link::Absent),
+        status(wire::Mode::Starting, None, down.clone(), down),
+    ] {
+        check("Status", serde_json::to_value(status).unwrap());
+    }
+    let readiness = wire::Readiness { ready: false, reasons: vec!["the node is starting".into()] };
+    check("Readiness", serde_json::to_value(readiness).unwrap());
+    assert!(document["paths"].get(wire::STATUS_PATH).is_some());
 }

@@ -57,7 +57,7 @@ pub fn render(status: &Status, colour: bool) -> String {
     ));
     let backends = status.backends;
     line(format!(
-        "backends   {} TCP, {} UDP; {} service instances without",
+        "backends   {} TCP, {} UDP (service instances without any: {})",
         backends.tcp, backends.udp, backends.service_instances_without
     ));
     if !status.service_instances.is_empty() {

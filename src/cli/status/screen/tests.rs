@@ -67,7 +67,7 @@ store      connected since 2026-11-21T09:15:18Z
 NATS       not configured
 pool       default (35000-40000): 4999 of 5001 ports free, 2 allocated
 listeners  2 bound, 0 failed, 0 pending (revision 14 of 14)
-backends   3 TCP, 0 UDP; 1 service instances without
+backends   3 TCP, 0 UDP (service instances without any: 1)
 
 PORT   PROTOCOL  LISTENER  BACKENDS                    SERVICE INSTANCE
 35012  tcp       bound     2 up, 1 draining, 5 open    6fbe0f2c-0001
