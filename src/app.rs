@@ -3,6 +3,7 @@
 mod apis;
 pub mod clock;
 mod drain;
+mod infrastructure;
 mod links;
 mod machine;
 mod migrate;
@@ -10,6 +11,7 @@ mod node;
 mod reload;
 mod serve;
 mod settings;
+mod signals;
 
 pub use migrate::migrate;
 pub use serve::serve;

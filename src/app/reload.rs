@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use super::settings;
 use crate::{
+    broker::Passwords,
     config::{self, Config, Sources},
     control::Control,
     http::Tls,
@@ -15,55 +17,49 @@ pub(super) struct Reloadable<'a> {
     pub(super) sources: &'a Sources,
     pub(super) log: &'a Log,
     pub(super) control: Arc<Control>,
-    pub(super) passwords: crate::broker::Passwords,
+    pub(super) passwords: Arc<Passwords>,
     pub(super) certificates: Vec<Arc<Tls>>,
 }
 
-/// Takes over what can change live. `running` is what holds now; returns what holds afterwards. A configuration that
-/// is not right changes nothing.
-pub(super) async fn reload(running: Config, reach: &Reloadable<'_>) -> Config {
+/// Takes over what can change live, and notes in `running` what holds then. A configuration that is not right changes
+/// nothing.
+pub(super) async fn reload(running: &mut Config, reach: &Reloadable<'_>) {
     reach.log.reopen();
     for certificate in &reach.certificates {
         if let Err(error) = certificate.reload() {
-            tracing::error!(%error, "a certificate was not taken over; the one before stays in use");
+            tracing::error!(%error, "a certificate was not taken over: the one before stays in use");
         }
     }
     let wanted = match config::load(reach.sources) {
         Ok(wanted) => wanted,
         Err(error) => {
             for problem in error.problems {
-                tracing::error!(%problem, "the configuration was not taken over: it is not right");
+                tracing::error!(%problem, "the configuration was not taken over");
             }
-            return running;
+            return;
         }
     };
     if let Err(refusal) = reach.control.reload(wanted.node.pools.clone(), wanted.forwarder.limits.clone()).await {
         tracing::error!(%refusal, "the configuration was not taken over");
-        return running;
+        return;
     }
     if let Err(error) = reach.log.set_level(&wanted.log.level) {
         tracing::error!(%error, "the log level was not taken over");
     }
-    reach.passwords.replace(&wanted.broker.username, &super::settings::passwords(&wanted.broker));
-    let holds = Config {
-        broker: config::Broker {
-            username: wanted.broker.username.clone(),
-            passwords: wanted.broker.passwords.clone(),
-            ..running.broker.clone()
-        },
-        node: config::Node { pools: wanted.node.pools.clone(), ..running.node.clone() },
-        forwarder: config::Forwarder { limits: wanted.forwarder.limits.clone(), ..running.forwarder.clone() },
-        log: crate::telemetry::log::Settings { level: wanted.log.level.clone(), ..running.log.clone() },
-        warnings: wanted.warnings.clone(),
-        ..running
-    };
-    if holds == wanted {
+    let (username, passwords) = settings::login(&wanted.broker);
+    reach.passwords.replace(&username, &passwords);
+    running.node.pools.clone_from(&wanted.node.pools);
+    running.forwarder.limits.clone_from(&wanted.forwarder.limits);
+    running.log.level.clone_from(&wanted.log.level);
+    running.broker.username.clone_from(&wanted.broker.username);
+    running.broker.passwords.clone_from(&wanted.broker.passwords);
+    running.warnings.clone_from(&wanted.warnings);
+    if *running == wanted {
         tracing::info!("the configuration was taken over");
     } else {
         tracing::warn!(
-            "the configuration was taken over in part: pools, limits, passwords and log level hold now; restart Harbor \
-             for the rest"
+            "the configuration was taken over in part: pools, limits, the broker's login and the log level hold now; \
+             restart Harbor for the rest"
         );
     }
-    holds
 }
