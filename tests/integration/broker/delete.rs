@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use harbor::model::plan::SERVICE_ID;
+use harbor::{
+    model::{PlanId, plan::SERVICE_ID},
+    store::{self, Store as _},
+};
 use serde_json::{Value, json};
 
 use super::fixture::{INSTANCES, QUERY, bind_app, plan, refused, request, site, site_with};
@@ -97,6 +100,30 @@ async fn another_plan_of_the_catalog_is_taken_as_after_a_change_that_the_platfor
     let query = format!("service_id={SERVICE_ID}&plan_id={}&accepts_incomplete=true", plan("both"));
     site.answers("DELETE", &format!("{INSTANCES}/a/service_bindings/b?{query}"), Value::Null, 200, json!({})).await;
     site.answers("DELETE", &format!("{INSTANCES}/a?{query}"), Value::Null, 200, json!({})).await;
+}
+
+#[tokio::test]
+async fn a_plan_that_the_operator_took_out_can_still_be_bound_renamed_and_deleted() {
+    let site = site(25_360).await;
+    site.provision("made-before", &request("tcp")).await;
+    let mut retired = site.stored("made-before").await.unwrap();
+    retired.plan_id = PlanId::new("retired").unwrap();
+    assert!(matches!(site.store.update(&retired).await.unwrap(), store::Change::Done(_)));
+    site.control.refresh().await.unwrap();
+    let (instance, binding) =
+        (format!("{INSTANCES}/made-before"), format!("{INSTANCES}/made-before/service_bindings/b"));
+    let mut bind = bind_app("app");
+    bind["plan_id"] = json!("retired");
+    assert_eq!(site.client.put(&binding, &bind).await.status, 201);
+    let rename = json!({ "service_id": SERVICE_ID, "context": { "instance_name": "new" } });
+    site.answers("PATCH", &instance, rename, 200, json!({})).await;
+    let change = json!({ "service_id": SERVICE_ID, "parameters": { "allow": ["10.0.0.0/8"] } });
+    let choose = "There is no plan \"retired\": choose one of the catalog.";
+    site.answers("PATCH", &instance, change, 400, refused(choose)).await;
+    let query = format!("service_id={SERVICE_ID}&plan_id=retired");
+    for path in [binding, instance] {
+        site.answers("DELETE", &format!("{path}?{query}"), Value::Null, 200, json!({})).await;
+    }
 }
 
 #[tokio::test]

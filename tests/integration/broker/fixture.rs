@@ -338,13 +338,15 @@ pub struct Breakable {
 }
 
 impl Breakable {
-    /// From now on this call fails.
+    /// From now on this call fails; with `panic` every one panics.
     pub fn break_down(&self, call: Option<&'static str>) {
         *self.broken.lock().unwrap() = call;
     }
 
     fn check(&self, call: &'static str) -> store::Result<()> {
-        if *self.broken.lock().unwrap() == Some(call) {
+        let broken = *self.broken.lock().unwrap();
+        assert_ne!(broken, Some("panic"), "as the test wants it");
+        if broken == Some(call) {
             return Err(Fault { doing: call, source: "the disk at /secret/path is full".into() });
         }
         Ok(())

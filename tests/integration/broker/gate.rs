@@ -99,6 +99,18 @@ async fn the_identity_of_a_request_is_echoed_whatever_the_answer() {
 }
 
 #[tokio::test]
+async fn a_mistake_is_a_json_answer_with_the_identity_and_blocks_nobody() {
+    let site = site(25_040).await;
+    let client = site.client.clone().with("x-broker-api-request-identity", "id-1");
+    site.store.break_down(Some("panic"));
+    let answer = client.put(&format!("{INSTANCES}/a"), &request("tcp")).await;
+    assert_eq!(answer.parts(), (500, refused("Harbor made a mistake: its log says more.")));
+    assert_eq!(answer.headers["x-broker-api-request-identity"], "id-1");
+    site.store.break_down(None);
+    site.provision("a", &request("tcp")).await;
+}
+
+#[tokio::test]
 async fn what_is_no_route_is_a_json_refusal() {
     let site = site(24_120).await;
     let nothing = || refused("There is nothing at this path.");

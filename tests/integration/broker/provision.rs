@@ -117,7 +117,7 @@ async fn parameters_that_the_plan_does_not_take_are_refused() {
         ),
         ("strict", json!({ "max_connections": 11 }), "`max_connections` takes a number from 1 to 10; not 11."),
         ("strict", json!({ "idle_timeout": "601s" }), "`idle_timeout` must be from 1s to 600s, not 601s."),
-        ("tcp", json!({ "idle_timeout": "0s" }), "`idle_timeout` must be from 1s to 2592000s, not 0ns."),
+        ("tcp", json!({ "idle_timeout": "0s" }), "`idle_timeout` must be from 1s to 2592000s, not 0s."),
         ("tcp", json!({ "port": 80 }), "`port` takes a port of the pool, 1024 to 65535; not 80."),
         ("tcp", json!({ "allow": ["10.0.0.0/33"] }), "`allow` cannot be read: see the catalog for what it takes."),
         (
