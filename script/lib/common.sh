@@ -2,6 +2,8 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$root"
+# Where Debian has nats-server; not in the path of ordinary users.
+PATH=$PATH:/usr/sbin
 
 # The oldest Rust that builds Harbor: `rust-version` of Cargo.toml.
 rust_version=$(sed -n 's/^rust-version = "\([0-9.]*\)".*/\1/p' Cargo.toml)
