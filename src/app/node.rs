@@ -78,12 +78,7 @@ async fn run_on(
     let control =
         Control::open(settings::control(&config), Arc::clone(&store), Arc::clone(&clock), observations.clone()).await?;
     let (discovery, relays) = Discovery::new(
-        settings::discovery(
-            &config,
-            sources.own_address,
-            apis.addresses(),
-            infrastructure::addresses(&config).await,
-        ),
+        settings::discovery(&config, sources.own_address, apis.addresses(), infrastructure::addresses(&config).await),
         backends.clone(),
         control.directory(),
         Arc::clone(&clock),
@@ -96,12 +91,13 @@ async fn run_on(
         None => Link::Absent,
         Some(_) => Link::Down(clock.wall(), "not connected yet".into()),
     });
-    let passwords = settings::passwords(&config.broker);
+    let (username, valid) = settings::login(&config.broker);
+    let passwords = Arc::new(broker::Passwords::new(&username, &valid));
     let reach = Reloadable {
         sources,
         log,
         control: Arc::clone(&control),
-        passwords: passwords.clone(),
+        passwords: Arc::clone(&passwords),
         certificates: apis.certificates(),
     };
     let Apis { broker: broker_api, announce: announce_api, admin: admin_api } = apis;
@@ -166,21 +162,12 @@ async fn run_on(
     };
 
     mode.send_replace(Mode::Draining);
-    let hurry = CancellationToken::new();
-    let drained = drain::drain(&forwarder, &running.forwarder.limits, &hurry, async {
+    let stop_apis = async {
         stop_apis.cancel();
         join(&mut api_tasks).await;
         control.close().await;
-    });
-    tokio::pin!(drained);
-    tokio::select! {
-        () = &mut drained => {}
-        () = signals.end() => {
-            tracing::warn!("told to end again: not waiting any longer");
-            hurry.cancel();
-            drained.await;
-        }
-    }
+    };
+    drain::drain(&forwarder, &running.forwarder.limits, &mut signals, stop_apis).await;
     stop_parts.cancel();
     join(&mut parts).await;
     let forwarder = Arc::into_inner(forwarder).expect("everyone who was lent it has been joined");
@@ -208,8 +195,7 @@ async fn ready(
     }
     let directory = Arc::clone(&control.directory().borrow());
     let path = config.node.data_dir.join(last_known::FILE_NAME);
-    let restored =
-        last_known::restore(&path, backends, &directory, |address| discovery.admits(address), clock).await;
+    let restored = last_known::restore(&path, backends, &directory, |address| discovery.admits(address), clock).await;
     tracing::info!(?restored, "took back the last-known backends");
 }
 

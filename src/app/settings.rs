@@ -8,7 +8,6 @@ use std::{
 use uuid::Uuid;
 
 use crate::{
-    broker,
     config::{self, Config, NatsLogin, TrustedFor},
     control,
     discovery::{self, address::AddressRules, authority::Trusted, judge::Rules, nats},
