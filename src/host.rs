@@ -1,1 +1,14 @@
-//! (being written)
+//! What the machine says: its port sysctls, descriptor limits, addresses, and who holds a port.
+//!
+//! Pure parsers with a thin reading of `/proc` over them. Nothing here changes the machine, except that
+//! [`raise_descriptor_limit`] takes what this process may have.
+
+mod address;
+mod descriptors;
+mod holder;
+mod local_ports;
+
+pub use address::own_address;
+pub use descriptors::{DescriptorLimit, raise_descriptor_limit};
+pub use holder::{Holder, SocketState, holder};
+pub use local_ports::{LocalPorts, local_ports};

@@ -111,7 +111,10 @@ impl Control {
         match self.commit(draft).await? {
             store::Provision::Created(instance) => self.listen(instance).await.map(Provisioned::Created),
             store::Provision::Exists(known) => self.repeat(known, &spec, plan, protocol).await,
-            store::Provision::PortTaken => Err(Failure::Refused(ProvisionRefusal::Exhausted(plan.pool.clone()))),
+            store::Provision::PortTaken => Err(Failure::Refused(match spec.parameters.port {
+                Some(port) => PortRefusal::Allocated { port }.into(),
+                None => ProvisionRefusal::Exhausted(plan.pool.clone()),
+            })),
         }
     }
 

@@ -105,21 +105,18 @@ impl Control {
         if let Some(id) = &spec.plan_id {
             wanted.plan_id = id.clone();
         }
-        let plan = self.plan(&wanted.plan_id);
-        if let (Some(id), None) = (&spec.plan_id, plan) {
-            return Err(UpdateRefusal::UnknownPlan(id.clone()));
+        if wanted.settings == known.settings && wanted.plan_id == known.plan_id {
+            // Also one whose plan was taken out of the catalog can be renamed.
+            return Ok(wanted);
         }
-        // Only a service instance whose plan was taken out of the configuration has none; it can still be renamed.
-        let Some(plan) = plan else { return Ok(wanted) };
+        let plan = self.plan(&wanted.plan_id).ok_or_else(|| UpdateRefusal::UnknownPlan(wanted.plan_id.clone()))?;
         if plan.pool != known.pool {
             return Err(UpdateRefusal::OtherPool { from: known.pool.clone(), to: plan.pool.clone() });
         }
         if wanted.plan_id != known.plan_id {
             wanted.protocol = plan.protocol_after_change(known.protocol);
         }
-        if wanted.settings != known.settings || wanted.plan_id != known.plan_id {
-            plan.check_settings(&wanted.settings, wanted.protocol)?;
-        }
+        plan.check_settings(&wanted.settings, wanted.protocol)?;
         Ok(wanted)
     }
 

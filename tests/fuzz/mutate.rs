@@ -37,17 +37,10 @@ const PIECES: &[&[u8]] = &[
 
 /// Runs `check` on [`ROUNDS`] mutants of `corpus`; `HARBOR_SEED` replays one.
 pub fn run(corpus: &[&[u8]], mut check: impl FnMut(&[u8])) {
-    let seeds = match std::env::var("HARBOR_SEED") {
-        Ok(seed) => {
-            let seed = seed.parse().expect("HARBOR_SEED is a number");
-            seed..seed + 1
-        }
-        Err(_) => 0..ROUNDS,
-    };
     for entry in corpus {
         check(entry);
     }
-    for seed in seeds {
+    for seed in seeds() {
         let input = mutant(corpus, &mut Rng::with_seed(seed));
         let shown = input.clone();
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(&input)));
@@ -55,8 +48,19 @@ pub fn run(corpus: &[&[u8]], mut check: impl FnMut(&[u8])) {
     }
 }
 
+/// The seeds of a run; `HARBOR_SEED` replays one.
+pub fn seeds() -> std::ops::Range<u64> {
+    match std::env::var("HARBOR_SEED") {
+        Ok(seed) => {
+            let seed = seed.parse().expect("HARBOR_SEED is a number");
+            seed..seed + 1
+        }
+        Err(_) => 0..ROUNDS,
+    }
+}
+
 /// One to eight damages to one entry of the corpus.
-fn mutant(corpus: &[&[u8]], random: &mut Rng) -> Vec<u8> {
+pub fn mutant(corpus: &[&[u8]], random: &mut Rng) -> Vec<u8> {
     let mut bytes = corpus[random.usize(..corpus.len())].to_vec();
     for _ in 0..random.usize(1..=8) {
         let at = random.usize(..=bytes.len());

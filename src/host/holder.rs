@@ -1,0 +1,184 @@
+//! Who holds a port that cannot be bound.
+
+use std::{
+    fmt, fs,
+    io::{self, BufRead as _, BufReader},
+    path::Path,
+};
+
+use crate::model::Transport;
+
+/// Most descriptors that are looked at to find the process of a socket: an answer is not worth more.
+const MAX_DESCRIPTORS: usize = 200_000;
+
+/// A socket on a port, and the process it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// What it does there.
+    pub state: SocketState,
+    /// Its process, id and name; none when it has ended, or when this process may not see it.
+    pub process: Option<(u32, String)>,
+    /// The user it belongs to.
+    pub user_id: u32,
+}
+
+/// What a socket does on its port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SocketState {
+    /// It serves there.
+    Listening,
+    /// It is one end of a connection: an outgoing one, or an accepted one whose listener is gone.
+    Connected,
+    /// Its connection has ended; the kernel keeps the port for a minute.
+    Ending,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.process, self.state) {
+            (_, SocketState::Ending) => f.write_str("a connection that ended less than a minute ago"),
+            (Some((id, name)), SocketState::Listening) => write!(f, "process {id} ({name}), which listens on it"),
+            (Some((id, name)), SocketState::Connected) => write!(f, "a connection of process {id} ({name})"),
+            (None, SocketState::Listening) => write!(f, "a process of user {}, which listens on it", self.user_id),
+            (None, SocketState::Connected) => write!(f, "a connection of user {}", self.user_id),
+        }
+    }
+}
+
+/// Who holds `port` in this network namespace; `None` when nobody is seen. Reads `/proc` and blocks while it does.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn holder(port: u16, transport: Transport) -> io::Result<Option<Holder>> {
+    let files = match transport {
+        Transport::Tcp => ["/proc/net/tcp", "/proc/net/tcp6"],
+        Transport::Udp => ["/proc/net/udp", "/proc/net/udp6"],
+    };
+    let mut sockets = Vec::new();
+    for file in files {
+        // A machine without IPv6 has no file for it.
+        let Ok(file) = fs::File::open(file) else { continue };
+        for line in BufReader::new(file).lines() {
+            sockets.extend(parse_line(&line?).filter(|socket| socket.port == port));
+        }
+    }
+    let Some(socket) = sockets.into_iter().min_by_key(|socket| socket.state(transport)) else { return Ok(None) };
+    let process = if socket.inode == 0 { None } else { process_of(socket.inode)? };
+    Ok(Some(Holder { state: socket.state(transport), process, user_id: socket.user_id }))
+}
+
+/// One line of `/proc/net/{tcp,tcp6,udp,udp6}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Socket {
+    port: u16,
+    state: u8,
+    user_id: u32,
+    inode: u64,
+}
+
+/// As the kernel numbers them in `include/net/tcp_states.h`.
+const TIME_WAIT: u8 = 6;
+const CLOSE: u8 = 7;
+const LISTEN: u8 = 10;
+
+impl Socket {
+    const fn state(self, transport: Transport) -> SocketState {
+        match (transport, self.state) {
+            // A UDP socket without a peer is in this state, and serves.
+            (Transport::Udp, CLOSE) | (Transport::Tcp, LISTEN) => SocketState::Listening,
+            (Transport::Tcp, TIME_WAIT) => SocketState::Ending,
+            _ => SocketState::Connected,
+        }
+    }
+}
+
+/// `sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt uid timeout inode …`
+fn parse_line(line: &str) -> Option<Socket> {
+    let mut fields = line.split_whitespace();
+    let (_, port) = fields.nth(1)?.rsplit_once(':')?;
+    let state = fields.nth(1)?;
+    let user_id = fields.nth(3)?;
+    let inode = fields.nth(1)?;
+    Some(Socket {
+        port: u16::from_str_radix(port, 16).ok()?,
+        state: u8::from_str_radix(state, 16).ok()?,
+        user_id: user_id.parse().ok()?,
+        inode: inode.parse().ok()?,
+    })
+}
+
+fn process_of(inode: u64) -> io::Result<Option<(u32, String)>> {
+    let wanted = format!("socket:[{inode}]");
+    let mut budget = MAX_DESCRIPTORS;
+    for entry in fs::read_dir("/proc")? {
+        let Ok(entry) = entry else { continue };
+        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // Processes end while we look, and those of other users are not ours to see.
+        let Ok(descriptors) = fs::read_dir(entry.path().join("fd")) else { continue };
+        for descriptor in descriptors.flatten() {
+            if budget == 0 {
+                return Ok(None);
+            }
+            budget -= 1;
+            if fs::read_link(descriptor.path()).is_ok_and(|target| target == Path::new(&wanted)) {
+                let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+                return Ok(Some((id, name.trim_end().to_owned())));
+            }
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+
+    use super::*;
+
+    #[test]
+    fn lines_are_read_as_the_kernel_writes_them() {
+        let tcp =
+            "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 4242 1 0 100 0";
+        assert_eq!(parse_line(tcp), Some(Socket { port: 8080, state: LISTEN, user_id: 1000, inode: 4242 }));
+        let tcp6 = "  12: 00000000000000000000000000000000:88B8 00000000000000000000000000000000:0000 07 \
+                    00000000:00000000 00:00000000 00000000     0        0 77 2 0000000000000000 0";
+        assert_eq!(parse_line(tcp6), Some(Socket { port: 35000, state: CLOSE, user_id: 0, inode: 77 }));
+        assert_eq!(
+            parse_line("  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid"),
+            None
+        );
+        assert_eq!(parse_line(""), None);
+    }
+
+    #[test]
+    fn our_own_sockets_are_found() {
+        let name = fs::read_to_string("/proc/self/comm").unwrap().trim_end().to_owned();
+        let own = |state| {
+            let user_id = rustix::process::getuid().as_raw();
+            Some(Holder { state, process: Some((std::process::id(), name.clone())), user_id })
+        };
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(holder(tcp.local_addr().unwrap().port(), Transport::Tcp).unwrap(), own(SocketState::Listening));
+        let tcp6 = TcpListener::bind("[::1]:0").unwrap();
+        assert_eq!(holder(tcp6.local_addr().unwrap().port(), Transport::Tcp).unwrap(), own(SocketState::Listening));
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert_eq!(holder(udp.local_addr().unwrap().port(), Transport::Udp).unwrap(), own(SocketState::Listening));
+        let client = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
+        assert_eq!(holder(client.local_addr().unwrap().port(), Transport::Tcp).unwrap(), own(SocketState::Connected));
+        assert_eq!(holder(1, Transport::Tcp).unwrap(), None);
+    }
+
+    #[test]
+    fn a_holder_is_told_in_words() {
+        let holder = |state, process: Option<(u32, &str)>| {
+            let process = process.map(|(id, name)| (id, name.to_owned()));
+            Holder { state, process, user_id: 1000 }.to_string()
+        };
+        let nginx = Some((7, "nginx"));
+        assert_eq!(holder(SocketState::Listening, nginx), "process 7 (nginx), which listens on it");
+        assert_eq!(holder(SocketState::Connected, nginx), "a connection of process 7 (nginx)");
+        assert_eq!(holder(SocketState::Listening, None), "a process of user 1000, which listens on it");
+        assert_eq!(holder(SocketState::Connected, None), "a connection of user 1000");
+        assert_eq!(holder(SocketState::Ending, None), "a connection that ended less than a minute ago");
+    }
+}

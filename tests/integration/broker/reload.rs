@@ -1,0 +1,74 @@
+//! What can change while the node runs.
+
+use std::{sync::Arc, time::Duration};
+
+use harbor::{
+    control::ReloadRefusal,
+    model::{
+        PoolName,
+        desired::ForwarderLimits,
+        pool::{Pool, PoolNames},
+    },
+};
+use serde_json::json;
+
+use super::fixture::{INSTANCES, bind_key, refused, request, request_with, site_with};
+
+fn pool(name: &str, ports: &str, host: &str) -> Pool {
+    Pool {
+        name: PoolName::new(name).unwrap(),
+        ports: ports.parse().unwrap(),
+        names: PoolNames { host: Some(host.into()), ..PoolNames::default() },
+        int_port: 4200,
+        quarantine: Duration::from_secs(60),
+    }
+}
+
+#[tokio::test]
+async fn names_ranges_and_limits_are_taken_over_live() {
+    let site = site_with("25750-25752", "25756-25757").await;
+    site.provision("a", &request_with("tcp", json!({ "port": 25_752 }))).await;
+    let before = Arc::clone(&site.control.desired().borrow().listeners["a"]);
+    let limits = ForwarderLimits { max_connections_per_port: 7, ..ForwarderLimits::default() };
+    let pools = vec![pool("default", "25750-25751", "10.0.0.9"), pool("games", "25756-25757", "10.0.0.9")];
+    site.control.reload(pools, limits.clone()).await.unwrap();
+
+    let desired = site.control.desired().borrow().clone();
+    assert_eq!(*desired.limits, limits);
+    assert!(Arc::ptr_eq(&desired.listeners["a"], &before), "shrinking a range evicts nobody");
+    assert_eq!(site.control.directory().borrow().instance("a").unwrap().int_port, 4200);
+    let key = site.client.put(&format!("{INSTANCES}/a/service_bindings/k"), &bind_key()).await.json();
+    assert_eq!((&key["credentials"]["host"], &key["credentials"]["int_port"]), (&json!("10.0.0.9"), &json!(4200)));
+    site.provision("b", &request("tcp")).await;
+    site.provision("c", &request("tcp")).await;
+    let exhausted = refused(
+        "The pool default has no free port left: deprovision a service instance that is no longer needed, or ask the \
+         operator for a larger range.",
+    );
+    site.answers("PUT", &format!("{INSTANCES}/d"), request("tcp"), 400, exhausted).await;
+}
+
+#[tokio::test]
+async fn what_wants_a_restart_or_cannot_be_is_refused_and_changes_nothing() {
+    let site = site_with("25760-25762", "25763-25764").await;
+    let before = site.control.desired().borrow().clone();
+    let name = |name: &str| PoolName::new(name).unwrap();
+    for (pools, refusal) in [
+        (vec![pool("default", "25760-25762", "h")], ReloadRefusal::OtherPools(name("games"))),
+        (
+            vec![pool("default", "25760", "h"), pool("games", "25761", "h"), pool("more", "25762", "h")],
+            ReloadRefusal::OtherPools(name("more")),
+        ),
+        (
+            vec![pool("default", "25760-25763", "h"), pool("games", "25763-25764", "h")],
+            ReloadRefusal::Overlap(name("default"), name("games"), 25_763),
+        ),
+    ] {
+        assert_eq!(site.control.reload(pools, ForwarderLimits::default()).await, Err(refusal));
+    }
+    assert!(Arc::ptr_eq(&before, &site.control.desired().borrow()));
+    assert_eq!(
+        ReloadRefusal::Overlap(name("a"), name("b"), 25_763).to_string(),
+        "the pools a and b both have port 25763: give them ranges that do not overlap"
+    );
+}
