@@ -1,6 +1,10 @@
 //! What the machine is asked at the start, and what the log says where it does not fit.
 
-use crate::{config::Config, host, model::desired::RESERVED_DESCRIPTORS};
+use crate::{
+    config::Config,
+    host,
+    model::{Transport, desired::RESERVED_DESCRIPTORS},
+};
 
 /// Takes the descriptors this process may have, and warns of what will hurt later.
 pub(super) fn prepare(config: &Config) {
@@ -28,4 +32,9 @@ pub(super) fn prepare(config: &Config) {
         }
         Err(error) => tracing::debug!(%error, "the ports of outgoing connections are not known"),
     }
+}
+
+/// Who holds a port, for the reason that a listener failed with.
+pub(super) fn holder(port: u16, transport: Transport) -> Option<String> {
+    host::holder(port, transport).ok().flatten().map(|holder| holder.to_string())
 }

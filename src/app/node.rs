@@ -24,7 +24,7 @@ use crate::{
     config::{Config, Sources},
     control::Control,
     discovery::{self, Discovery},
-    forwarder::{Forwarder, SystemBinder},
+    forwarder::{Forwarder, Surroundings, SystemBinder},
     health::last_known,
     model::{
         Clock,
@@ -65,15 +65,16 @@ async fn run_on(
 
     let backends = Backends::new(config.discovery.max_backends);
     let (observe, observations) = watch::channel(Arc::new(Observations::default()));
-    let forwarder = Forwarder::start(
-        settings::forwarder(&config),
-        Arc::new(SystemBinder),
-        backends.clone(),
-        Arc::clone(&clock),
-        Arc::clone(&metrics.forwarder),
-        Box::new(move |observed| drop(observe.send_replace(observed))),
-    )
-    .context("the threads that forward cannot be started")?;
+    let surroundings = Surroundings {
+        binder: Arc::new(SystemBinder),
+        backends: backends.clone(),
+        clock: Arc::clone(&clock),
+        metrics: Arc::clone(&metrics.forwarder),
+        holder: Box::new(machine::holder),
+        observe: Box::new(move |observed| drop(observe.send_replace(observed))),
+    };
+    let forwarder = Forwarder::start(settings::forwarder(&config), surroundings)
+        .context("the threads that forward cannot be started")?;
     let forwarder = Arc::new(forwarder);
     let control =
         Control::open(settings::control(&config), Arc::clone(&store), Arc::clone(&clock), observations.clone()).await?;
@@ -170,8 +171,7 @@ async fn run_on(
     drain::drain(&forwarder, &running.forwarder.limits, &mut signals, stop_apis).await;
     stop_parts.cancel();
     join(&mut parts).await;
-    let forwarder = Arc::into_inner(forwarder).expect("everyone who was lent it has been joined");
-    tokio::task::spawn_blocking(|| forwarder.stop()).await.context("the threads that forward have failed")?;
+    tokio::task::spawn_blocking(move || forwarder.stop()).await.context("the threads that forward have failed")?;
     stop_admin.cancel();
     join(&mut admin_tasks).await;
     tracing::info!("ended");
