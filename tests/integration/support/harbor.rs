@@ -31,6 +31,7 @@ pub struct Site {
 #[derive(Debug)]
 pub struct Harbor {
     child: Child,
+    admin_token_file: PathBuf,
     log: Arc<Log>,
     reader: Option<JoinHandle<()>>,
 }
@@ -133,7 +134,7 @@ quarantine = "0s"
                 log.end();
             }
         });
-        Harbor { child, log, reader: Some(reader) }
+        Harbor { child, admin_token_file: self.data().join("admin.token"), log, reader: Some(reader) }
     }
 
     /// Starts `harbor serve` and waits until it is ready.
@@ -200,9 +201,11 @@ impl Harbor {
         Client::broker(self.address("broker"), AUTHORIZATION)
     }
 
-    /// A client of the admin API, without a token.
+    /// A client of the admin API, with its token.
     pub fn admin(&self) -> Client {
-        Client::new(self.address("admin"))
+        let address = self.address("admin");
+        let token = std::fs::read_to_string(&self.admin_token_file).expect("it is made before the API listens");
+        Client::new(address).with("authorization", &format!("Bearer {}", token.trim()))
     }
 
     /// Waits until it serves: the broker listens only when all ports do.
