@@ -7,6 +7,7 @@
 use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
 use async_nats::{Client, ConnectOptions, Event, Message, Subscriber};
+use bytes::Bytes;
 use futures_util::{
     StreamExt as _,
     stream::{self, SelectAll},
@@ -29,6 +30,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a write may wait for the connection before it counts as lost.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long the server may take to have read the subscriptions.
+const ROUND_TRIP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How often a silent server is asked whether it is there; after two silences it counts as lost.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -175,15 +179,14 @@ async fn session(
     shutdown: &CancellationToken,
 ) -> Result<(), Lost> {
     let (signals, mut signalled) = watch::channel(Signals::default());
+    let start = greeting(discovery, settings);
     let (client, mut messages, mut greets) = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
-        connected = connect(settings, signals) => connected?,
+        connected = connect(settings, signals, &start) => connected?,
     };
     discovery.nats_is_back();
     link.send_replace(Link::Up(discovery.clock.wall()));
-    tracing::info!("connected to NATS: announcers are asked to announce again");
-    let start = greeting(discovery, settings);
-    publish(&client, wire::HARBOR_START, start.clone()).await?;
+    tracing::info!("connected to NATS: announcers were asked to announce again");
 
     let mut slow_seen = 0;
     let mut resync_at = None;
@@ -222,15 +225,20 @@ async fn session(
     }
 }
 
-/// A client whose subscriptions the server knows.
+/// A client whose subscriptions the server knows, and who has asked announcers to speak.
 async fn connect(
     settings: &Settings,
     signals: watch::Sender<Signals>,
+    start: &Bytes,
 ) -> Result<(Client, SelectAll<Subscriber>, Subscriber), Lost> {
     let client = options(settings, signals).await?.connect(settings.servers.clone()).await?;
     let messages = stream::select_all(subscribe(&client, settings).await?);
     let greets = client.subscribe(wire::HARBOR_GREET).await?;
-    flush(&client).await?;
+    publish(&client, wire::HARBOR_START, start.clone()).await?;
+    // Flushing tells only that the bytes are on their way. The server says at once that nobody listens to a subject
+    // that was made up just now, and by then it has read all that was written before. One who listens to everything
+    // keeps it from saying so; then time must do.
+    let _ = timeout(ROUND_TRIP_TIMEOUT, client.request(client.new_inbox(), Bytes::new())).await;
     Ok((client, messages, greets))
 }
 
@@ -313,7 +321,7 @@ fn hand_over(discovery: &Discovery, message: &Message) {
 
 /// Answers a greeting, but never on a subject of the routing protocols: whoever greets chooses where the answer goes,
 /// and there it would be taken for an order.
-async fn answer(client: &Client, greet: Message, greeting: &bytes::Bytes) -> Result<(), Lost> {
+async fn answer(client: &Client, greet: Message, greeting: &Bytes) -> Result<(), Lost> {
     let Some(reply) = greet.reply else { return Ok(()) };
     let first = reply.as_str().split('.').next().unwrap_or_default();
     if matches!(first, "router" | "service-discovery" | "harbor") {
@@ -322,7 +330,7 @@ async fn answer(client: &Client, greet: Message, greeting: &bytes::Bytes) -> Res
     publish(client, reply.as_str(), greeting.clone()).await
 }
 
-fn greeting(discovery: &Discovery, settings: &Settings) -> bytes::Bytes {
+fn greeting(discovery: &Discovery, settings: &Settings) -> Bytes {
     let greeting = Greeting {
         id: settings.id.clone(),
         hosts: settings.hosts.clone(),
@@ -332,7 +340,7 @@ fn greeting(discovery: &Discovery, settings: &Settings) -> bytes::Bytes {
     serde_json::to_vec(&greeting).expect("it has neither maps nor floats").into()
 }
 
-async fn publish(client: &Client, subject: &str, payload: bytes::Bytes) -> Result<(), Lost> {
+async fn publish(client: &Client, subject: &str, payload: Bytes) -> Result<(), Lost> {
     match timeout(WRITE_TIMEOUT, client.publish(subject.to_owned(), payload)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => {
