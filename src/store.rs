@@ -149,13 +149,13 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Replaces plan, protocol, settings and name, if the row still has the revision that `instance` was read with.
     async fn update(&self, instance: &ServiceInstance) -> Result<Change>;
 
-    /// Deletes a service instance with its bindings, and quarantines its port until `quarantined_until`.
-    /// `None` when there is none.
+    /// Deletes a service instance with its bindings, and quarantines its port until `quarantined_until`; without that
+    /// the port was never used, and is what it was before at once. `None` when there is none.
     async fn deprovision(
         &self,
         id: &ServiceInstanceId,
         now: Timestamp,
-        quarantined_until: Timestamp,
+        quarantined_until: Option<Timestamp>,
     ) -> Result<Option<ServiceInstance>>;
 
     /// Stores a new binding. Its `revision` is set here.
