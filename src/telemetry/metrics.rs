@@ -13,7 +13,7 @@ mod store;
 
 pub use broker::BrokerMetrics;
 pub use discovery::DiscoveryMetrics;
-pub use forwarder::ForwarderMetrics;
+pub use forwarder::{ConnectionEnd, CountersBy, Direction, ForwarderMetrics, Refusal, SessionEnd, Words};
 pub use store::StoreMetrics;
 
 /// All metrics of one process. Tests make their own: nothing here is global.

@@ -88,8 +88,8 @@ pub async fn site_with(default: &str, games: &str) -> Site {
     let any: AnyStore = store.clone();
     let control = Control::open(settings, any, clock.clone(), observations).await.unwrap();
     let metrics = Metrics::new();
-    let access = broker::Settings { username: "harbor".into(), passwords: vec!["secret".into(), "n:ew".into()] };
-    let router = broker::router(Arc::clone(&control), &access, Arc::clone(&metrics.broker));
+    let access = Arc::new(broker::Passwords::new("harbor", &["secret".into(), "n:ew".into()]));
+    let router = broker::router(Arc::clone(&control), access, Arc::clone(&metrics.broker));
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();

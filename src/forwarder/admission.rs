@@ -1,0 +1,303 @@
+//! Who may come in: limits of a port, of the node, and a fair share when sockets are scarce.
+//!
+//! Counters are shared by all workers. A flow holds a [`Permit`]; dropping it makes room again.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, AtomicU64, Ordering},
+};
+
+use crate::{
+    model::{
+        Transport,
+        desired::{ForwarderLimits, ListenerSpec, RESERVED_DESCRIPTORS},
+    },
+    telemetry::metrics::Refusal,
+};
+
+/// Sockets are scarce when less than one in so many is left: from then on a port has at most its share.
+const SCARCE_FRACTION: u32 = 4;
+
+/// Sockets that one flow takes.
+const fn sockets(transport: Transport) -> u32 {
+    match transport {
+        Transport::Tcp => 2,
+        Transport::Udp => 1,
+    }
+}
+
+/// The node's sockets.
+#[derive(Debug, Default)]
+pub(super) struct Admission {
+    /// Most sockets of flows.
+    capacity: AtomicU32,
+    used: AtomicU32,
+    /// Listeners there are, and those with flows.
+    listeners: AtomicU32,
+    busy_listeners: AtomicU32,
+    flows: AtomicU64,
+}
+
+/// The flows of one listener.
+#[derive(Debug, Default)]
+pub(super) struct Usage {
+    /// TCP connections in the low half, UDP sessions in the high half, so that both are bounded together.
+    flows: AtomicU64,
+}
+
+/// What a listener may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct PortLimits {
+    together: Option<u32>,
+    tcp: u32,
+    udp: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Flows {
+    tcp: u32,
+    udp: u32,
+}
+
+impl Flows {
+    const fn unpack(packed: u64) -> Self {
+        Self { tcp: packed as u32, udp: (packed >> 32) as u32 }
+    }
+
+    fn pack(self) -> u64 {
+        u64::from(self.udp) << 32 | u64::from(self.tcp)
+    }
+
+    fn total(self) -> u32 {
+        self.tcp.saturating_add(self.udp)
+    }
+
+    fn sockets(self) -> u32 {
+        self.tcp.saturating_mul(sockets(Transport::Tcp)).saturating_add(self.udp)
+    }
+
+    const fn plus(self, transport: Transport) -> Self {
+        match transport {
+            Transport::Tcp => Self { tcp: self.tcp + 1, ..self },
+            Transport::Udp => Self { udp: self.udp + 1, ..self },
+        }
+    }
+
+    const fn minus(self, transport: Transport) -> Self {
+        match transport {
+            Transport::Tcp => Self { tcp: self.tcp - 1, ..self },
+            Transport::Udp => Self { udp: self.udp - 1, ..self },
+        }
+    }
+}
+
+impl PortLimits {
+    fn of(spec: &ListenerSpec, limits: &ForwarderLimits) -> Self {
+        Self {
+            together: spec.settings.max_connections,
+            tcp: limits.max_connections_per_port,
+            udp: limits.max_udp_sessions_per_port,
+        }
+    }
+
+    fn admit(self, flows: Flows) -> bool {
+        match self.together {
+            Some(most) => flows.total() <= most,
+            None => flows.tcp <= self.tcp && flows.udp <= self.udp,
+        }
+    }
+}
+
+/// Whether a port may have `port` of the node's `used` sockets, both with the one that asks. `busy`: ports with flows;
+/// `listeners`: all ports.
+fn has_room(capacity: u32, used: u32, port: u32, busy: u32, listeners: u32) -> bool {
+    if used > capacity {
+        return false;
+    }
+    let scarce = capacity - used < capacity / SCARCE_FRACTION;
+    // One share is kept for a port that has none yet, if there is such a port.
+    let shares = busy.saturating_add(1).min(listeners).max(1);
+    !scarce || port <= capacity / shares
+}
+
+impl Admission {
+    /// Takes over limits. `descriptors`: how many this process may have.
+    pub(super) fn set(&self, limits: &ForwarderLimits, descriptors: u32, listeners: u32, listening_sockets: u32) {
+        let capacity = match limits.max_sockets {
+            0 => descriptors.saturating_sub(RESERVED_DESCRIPTORS).saturating_sub(listening_sockets),
+            most => most,
+        };
+        self.capacity.store(capacity, Ordering::Relaxed);
+        self.listeners.store(listeners, Ordering::Relaxed);
+    }
+
+    /// Open connections and sessions.
+    pub(super) fn flows(&self) -> u64 {
+        self.flows.load(Ordering::Relaxed)
+    }
+
+    /// Lets a flow in, or says what is full.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        usage: &Arc<Usage>,
+        transport: Transport,
+        spec: &ListenerSpec,
+        limits: &ForwarderLimits,
+    ) -> Result<Permit, Refusal> {
+        let port_limits = PortLimits::of(spec, limits);
+        let before = usage
+            .flows
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |packed| {
+                let flows = Flows::unpack(packed).plus(transport);
+                port_limits.admit(flows).then(|| flows.pack())
+            })
+            .map_err(|_| Refusal::PortLimit)?;
+        let before = Flows::unpack(before);
+        if before.total() == 0 {
+            self.busy_listeners.fetch_add(1, Ordering::Relaxed);
+        }
+        // From here on the permit takes back what was counted.
+        let mut permit =
+            Permit { admission: Arc::clone(self), usage: Arc::clone(usage), transport, holds_sockets: false };
+        let port = before.plus(transport).sockets();
+        let (capacity, busy, listeners) = (
+            self.capacity.load(Ordering::Relaxed),
+            self.busy_listeners.load(Ordering::Relaxed),
+            self.listeners.load(Ordering::Relaxed),
+        );
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                let used = used + sockets(transport);
+                has_room(capacity, used, port, busy, listeners).then_some(used)
+            })
+            .map_err(|_| Refusal::NodeLimit)?;
+        self.flows.fetch_add(1, Ordering::Relaxed);
+        permit.holds_sockets = true;
+        Ok(permit)
+    }
+}
+
+/// The room that one flow takes, given back on drop.
+#[derive(Debug)]
+pub(super) struct Permit {
+    admission: Arc<Admission>,
+    usage: Arc<Usage>,
+    transport: Transport,
+    holds_sockets: bool,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let taken = |packed| Some(Flows::unpack(packed).minus(self.transport).pack());
+        let before = self
+            .usage
+            .flows
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken)
+            .expect("the closure never declines");
+        if Flows::unpack(before).total() == 1 {
+            self.admission.busy_listeners.fetch_sub(1, Ordering::Relaxed);
+        }
+        if self.holds_sockets {
+            self.admission.used.fetch_sub(sockets(self.transport), Ordering::Relaxed);
+            self.admission.flows.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{PoolName, Protocol, ServiceInstanceId, parameters::Settings};
+
+    fn spec(max_connections: Option<u32>) -> ListenerSpec {
+        ListenerSpec {
+            service_instance_id: ServiceInstanceId::new("id").unwrap(),
+            pool: PoolName::new("default").unwrap(),
+            port: 35000,
+            protocol: Protocol::Both,
+            settings: Settings { max_connections, ..Settings::default() },
+            version: 1,
+        }
+    }
+
+    fn limits(max_sockets: u32) -> ForwarderLimits {
+        ForwarderLimits {
+            max_connections_per_port: 3,
+            max_udp_sessions_per_port: 2,
+            max_sockets,
+            ..ForwarderLimits::default()
+        }
+    }
+
+    fn node(limits: &ForwarderLimits, listeners: u32) -> Arc<Admission> {
+        let admission = Arc::new(Admission::default());
+        admission.set(limits, 10_000, listeners, 0);
+        admission
+    }
+
+    #[test]
+    fn each_transport_has_its_own_limit_unless_one_is_set_for_both() {
+        let limits = limits(0);
+        let node = node(&limits, 1);
+        let check = |max_connections, order: &[Transport], admitted: usize| {
+            let usage = Arc::default();
+            let spec = spec(max_connections);
+            let permits = order.iter().map(|transport| node.admit(&usage, *transport, &spec, &limits));
+            let permits = permits.collect::<Vec<_>>();
+            assert_eq!(
+                permits.iter().filter(|permit| permit.is_ok()).count(),
+                admitted,
+                "{max_connections:?} {order:?}"
+            );
+            assert!(permits.iter().flat_map(|permit| permit.as_ref().err()).all(|why| *why == Refusal::PortLimit));
+        };
+        check(None, &[Transport::Tcp; 5], 3);
+        check(None, &[Transport::Udp; 5], 2);
+        check(None, &[[Transport::Tcp; 5], [Transport::Udp; 5]].concat(), 5);
+        check(Some(4), &[[Transport::Tcp; 3], [Transport::Udp; 3]].concat(), 4);
+        check(Some(4), &[Transport::Tcp; 5], 4);
+        assert_eq!((node.flows(), node.used.load(Ordering::Relaxed)), (0, 0), "dropped permits make room");
+        assert_eq!(node.busy_listeners.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn one_port_alone_may_have_all_sockets_and_one_of_many_only_its_share() {
+        fn check(listeners: u32, expected: usize) {
+            let limits = ForwarderLimits { max_sockets: 100, ..ForwarderLimits::default() };
+            let node = node(&limits, listeners);
+            let (greedy, other) = (Arc::default(), Arc::default());
+            let spec = spec(None);
+            let admit = |usage: &Arc<Usage>| node.admit(usage, Transport::Tcp, &spec, &limits);
+            let greedy = (0..100).map_while(|_| admit(&greedy).ok()).collect::<Vec<_>>();
+            assert_eq!(greedy.len(), expected, "{listeners}");
+            assert_eq!(admit(&other).is_ok(), listeners > 1, "{listeners}");
+        }
+        check(1, 50);
+        check(2, 37);
+        check(5000, 37);
+    }
+
+    #[test]
+    fn the_node_is_never_over_its_capacity() {
+        for capacity in 1..200 {
+            for used in 0..300 {
+                for port in [1, 2, used] {
+                    assert!(used <= capacity || !has_room(capacity, used, port, 3, 9));
+                }
+            }
+        }
+        assert!(has_room(100, 75, 75, 1, 2), "not scarce yet");
+        assert!(!has_room(100, 76, 76, 1, 2));
+        assert!(has_room(100, 76, 50, 1, 2));
+        assert!(!has_room(0, 1, 1, 0, 1));
+    }
+
+    #[test]
+    fn the_descriptor_limit_is_the_capacity_where_none_is_set() {
+        let admission = Admission::default();
+        admission.set(&ForwarderLimits::default(), 20_000, 5000, 5000);
+        assert_eq!(admission.capacity.load(Ordering::Relaxed), 20_000 - 512 - 5000);
+        admission.set(&ForwarderLimits::default(), 256, 1, 1);
+        assert_eq!(admission.capacity.load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,0 +1,144 @@
+//! What all workers know of one listener.
+
+use std::{
+    net::IpAddr,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::{ArcSwap, Guard};
+
+use super::admission::Usage;
+use crate::{
+    backends::{Backend, Slot},
+    model::{
+        ServiceInstanceId, Transport,
+        balance::{self, Balance, Candidate, Draw},
+        desired::{ForwarderLimits, ListenerSpec},
+    },
+};
+
+/// How long a backend that could not be reached is passed over.
+const ASIDE_FOR: Duration = Duration::from_secs(30);
+
+/// One listener: its settings, which change while it is open, and what its workers share.
+#[derive(Debug)]
+pub(super) struct Listener {
+    pub id: ServiceInstanceId,
+    pub port: u16,
+    pub usage: Arc<Usage>,
+    spec: ArcSwap<ListenerSpec>,
+    slot: Arc<Slot>,
+    /// The next flow's number, per transport.
+    tcp_ticket: AtomicU64,
+    udp_ticket: AtomicU64,
+}
+
+impl Listener {
+    pub(super) fn new(spec: Arc<ListenerSpec>, slot: Arc<Slot>) -> Self {
+        Self {
+            id: spec.service_instance_id.clone(),
+            port: spec.port,
+            usage: Arc::default(),
+            spec: ArcSwap::new(spec),
+            slot,
+            tcp_ticket: AtomicU64::new(0),
+            udp_ticket: AtomicU64::new(0),
+        }
+    }
+
+    /// What holds now.
+    pub(super) fn spec(&self) -> Guard<Arc<ListenerSpec>> {
+        self.spec.load()
+    }
+
+    pub(super) fn set_spec(&self, spec: Arc<ListenerSpec>) {
+        self.spec.store(spec);
+    }
+
+    /// Silence after which a flow ends.
+    pub(super) fn idle_timeout(&self, transport: Transport, limits: &ForwarderLimits) -> Duration {
+        self.spec().settings.idle_timeout.unwrap_or(limits.idle_timeout(transport))
+    }
+
+    /// A flow's number: it takes one, however many backends it tries.
+    pub(super) fn ticket(&self, transport: Transport) -> u64 {
+        let ticket = match transport {
+            Transport::Tcp => &self.tcp_ticket,
+            Transport::Udp => &self.udp_ticket,
+        };
+        ticket.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// A worker's means to choose: scratch memory and randomness.
+#[derive(Debug, Default)]
+pub(super) struct Chooser {
+    candidates: Vec<Candidate>,
+    random: fastrand::Rng,
+}
+
+impl Chooser {
+    /// The backend for a flow that has tried those in `tried`.
+    pub(super) fn choose(
+        &mut self,
+        listener: &Listener,
+        transport: Transport,
+        (client, ticket): (IpAddr, u64),
+        tried: &[SocketAddr],
+        now: Instant,
+    ) -> Option<Arc<Backend>> {
+        let set = listener.slot.load();
+        let backends = set.of(transport);
+        self.candidates.clear();
+        self.candidates.extend(backends.iter().map(|backend| Candidate {
+            address: backend.endpoint.address,
+            open: backend.open(),
+            aside: backend.aside_until().is_some_and(|until| until > now),
+        }));
+        let balance = listener.spec().settings.balance.unwrap_or(Balance::default_for(transport));
+        let draw = Draw { client, ticket, random: self.random.u64(..) };
+        balance::choose(balance, &self.candidates, tried, draw).map(|place| Arc::clone(&backends[place]))
+    }
+}
+
+/// One flow on a backend; counted there until it is dropped.
+#[derive(Debug)]
+pub(super) struct OnBackend(Arc<Backend>);
+
+impl OnBackend {
+    pub(super) fn new(backend: Arc<Backend>) -> Self {
+        backend.opened();
+        Self(backend)
+    }
+
+    /// It did not work: others come first for a while.
+    pub(super) fn put_aside(&self, now: Instant) {
+        self.0.put_aside(Some(now + ASIDE_FOR));
+    }
+
+    /// It works.
+    pub(super) fn works(&self) {
+        if self.0.aside_until().is_some() {
+            self.0.put_aside(None);
+        }
+    }
+}
+
+impl std::ops::Deref for OnBackend {
+    type Target = Backend;
+
+    fn deref(&self) -> &Backend {
+        &self.0
+    }
+}
+
+impl Drop for OnBackend {
+    fn drop(&mut self) {
+        self.0.closed();
+    }
+}

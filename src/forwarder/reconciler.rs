@@ -1,0 +1,416 @@
+//! The reconciler: one thread that makes the node have what the desired state says.
+//!
+//! Level-triggered: it always works from the latest desired state, and what could not be bound is tried again until it
+//! can be or is no longer wanted. It alone binds and lets go; workers are told.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::IpAddr,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        mpsc::{SyncSender, sync_channel},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{
+    Binder, HolderLookup, Observe,
+    listener::Listener,
+    sockets::{self, DatagramSocket},
+    worker::{Command, Shared, Waker},
+};
+use crate::{
+    backends::Backends,
+    model::{
+        Protocol, ServiceInstanceId, Transport,
+        desired::{DesiredState, ListenerSpec},
+        observed::{ListenerObservation, ListenerState, Observations},
+    },
+};
+
+/// How often a port that could not be bound is tried again.
+const RETRY_EVERY: Duration = Duration::from_millis(500);
+
+/// What the forwarder is asked for, until the reconciler takes it.
+#[derive(Default)]
+pub(super) struct Inbox {
+    wishes: Mutex<Wishes>,
+    news: Condvar,
+}
+
+#[derive(Default)]
+struct Wishes {
+    desired: Option<Arc<DesiredState>>,
+    close_listeners: bool,
+    stop: bool,
+}
+
+impl Inbox {
+    /// The latest wins.
+    pub(super) fn apply(&self, desired: Arc<DesiredState>) {
+        self.tell(|wishes| wishes.desired = Some(desired));
+    }
+
+    pub(super) fn close_listeners(&self) {
+        self.tell(|wishes| wishes.close_listeners = true);
+    }
+
+    pub(super) fn stop(&self) {
+        self.tell(|wishes| wishes.stop = true);
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut Wishes)) {
+        change(&mut self.wishes());
+        self.news.notify_one();
+    }
+
+    fn wishes(&self) -> MutexGuard<'_, Wishes> {
+        self.wishes.lock().expect("nothing panics while it holds the wishes")
+    }
+
+    /// Waits for a wish, at most so long.
+    fn take(&self, patience: Option<Duration>) -> Wishes {
+        let quiet = |wishes: &mut Wishes| wishes.desired.is_none() && !wishes.close_listeners && !wishes.stop;
+        let wishes = self.wishes();
+        let mut wishes = match patience {
+            Some(patience) => {
+                self.news.wait_timeout_while(wishes, patience, quiet).expect("nothing panics while it holds them").0
+            }
+            None => self.news.wait_while(wishes, quiet).expect("nothing panics while it holds them"),
+        };
+        std::mem::take(&mut wishes)
+    }
+}
+
+/// A worker as the reconciler sees it.
+#[derive(Clone)]
+pub(super) struct WorkerHandle {
+    pub waker: Arc<Waker>,
+    pub commands: SyncSender<Command>,
+}
+
+impl WorkerHandle {
+    pub(super) fn send(&self, command: Command) {
+        self.commands.send(command).expect("workers outlive the reconciler");
+        self.waker.wake();
+    }
+}
+
+pub(super) struct Reconciler {
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) workers: Vec<WorkerHandle>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) backends: Backends,
+    pub(super) binder: Arc<dyn Binder>,
+    pub(super) listen: Vec<IpAddr>,
+    pub(super) holder: Box<HolderLookup>,
+    pub(super) observe: Box<Observe>,
+    pub(super) state: State,
+}
+
+/// What there is.
+#[derive(Default)]
+pub(super) struct State {
+    desired: Arc<DesiredState>,
+    entries: HashMap<ServiceInstanceId, Entry>,
+    observations: Observations,
+    /// When those that failed are tried again.
+    retry_at: Option<Instant>,
+    /// Nothing is opened any more.
+    closing: bool,
+}
+
+/// One listener that is wanted.
+struct Entry {
+    spec: Arc<ListenerSpec>,
+    listener: Arc<Listener>,
+    tcp: Option<Arc<[OwnedFd]>>,
+    udp: Option<Arc<[DatagramSocket]>>,
+    /// A part of what the specification wants is not there.
+    incomplete: bool,
+}
+
+impl Entry {
+    fn has(&self, transport: Transport) -> bool {
+        match transport {
+            Transport::Tcp => self.tcp.is_some(),
+            Transport::Udp => self.udp.is_some(),
+        }
+    }
+}
+
+/// Sockets that are bound but not yet handed to the workers.
+enum Bound {
+    Tcp(Arc<[OwnedFd]>),
+    Udp(Arc<[DatagramSocket]>),
+}
+
+struct BindFailure {
+    address: IpAddr,
+    transport: Transport,
+    error: io::Error,
+}
+
+impl Reconciler {
+    /// Works until it is told to stop.
+    pub(super) fn run(mut self) {
+        loop {
+            let now = self.shared.clock.now();
+            let wishes = self.inbox.take(self.state.retry_at.map(|at| at.saturating_duration_since(now)));
+            if wishes.stop {
+                return;
+            }
+            if wishes.close_listeners && !self.state.closing {
+                self.close_listeners();
+            }
+            if let Some(desired) = wishes.desired {
+                self.reconcile(desired);
+            } else if self.state.retry_at.is_some_and(|at| at <= self.shared.clock.now()) {
+                self.retry();
+            }
+        }
+    }
+
+    fn reconcile(&mut self, desired: Arc<DesiredState>) {
+        let before = std::mem::replace(&mut self.state.desired, Arc::clone(&desired));
+        if before.limits != desired.limits {
+            self.shared.limits.store(Arc::clone(&desired.limits));
+            self.tell_all(|| Command::Refresh(None));
+        }
+        // What goes, goes first: its port may be wanted by another.
+        let gone = self
+            .state
+            .entries
+            .iter()
+            .filter(|(id, entry)| desired.listeners.get(*id).is_none_or(|spec| spec.port != entry.spec.port));
+        let gone = gone.map(|(id, _)| id.clone()).collect::<Vec<_>>();
+        for id in &gone {
+            self.remove(id);
+        }
+        let mut narrowed = !gone.is_empty();
+        let changed = desired
+            .listeners
+            .iter()
+            .filter(|(id, spec)| self.state.entries.get(*id).is_none_or(|entry| !Arc::ptr_eq(&entry.spec, spec)));
+        let changed = changed.map(|(_, spec)| Arc::clone(spec)).collect::<Vec<_>>();
+        for spec in &changed {
+            narrowed |= self.narrow(spec);
+        }
+        if narrowed {
+            self.wait_for_workers();
+        }
+        if !self.state.closing {
+            for spec in changed {
+                self.take_over(spec);
+            }
+        }
+        self.wait_for_workers();
+        self.set_capacity();
+        self.state.observations.applied = Some(desired.revision);
+        self.publish();
+    }
+
+    /// Tries what has failed once more.
+    fn retry(&mut self) {
+        let incomplete = self.state.entries.values().filter(|entry| entry.incomplete);
+        let incomplete = incomplete.map(|entry| Arc::clone(&entry.spec)).collect::<Vec<_>>();
+        self.state.retry_at = None;
+        let before = self.state.observations.listeners.clone();
+        for spec in incomplete {
+            self.take_over(spec);
+        }
+        if before != self.state.observations.listeners {
+            self.wait_for_workers();
+            self.set_capacity();
+            self.publish();
+        }
+    }
+
+    fn remove(&mut self, id: &ServiceInstanceId) {
+        let Some(entry) = self.state.entries.remove(id) else { return };
+        for transport in Protocol::Both.transports() {
+            self.tell_all(|| Command::Close(id.clone(), *transport));
+        }
+        self.state.observations.listeners.remove_mut(id);
+        tracing::info!(service_instance = %id, port = entry.spec.port, "port closed");
+    }
+
+    /// Lets go of a transport that `spec` no longer has. Returns whether there was one.
+    fn narrow(&mut self, spec: &ListenerSpec) -> bool {
+        let id = &spec.service_instance_id;
+        let Some(entry) = self.state.entries.get_mut(id) else { return false };
+        let mut narrowed = false;
+        for transport in Protocol::Both.transports() {
+            if entry.has(*transport) && !spec.protocol.has(*transport) {
+                match transport {
+                    Transport::Tcp => entry.tcp = None,
+                    Transport::Udp => entry.udp = None,
+                }
+                self.workers.iter().for_each(|worker| worker.send(Command::Close(id.clone(), *transport)));
+                narrowed = true;
+            }
+        }
+        narrowed
+    }
+
+    /// Makes a listener what `spec` says, as far as the machine lets it.
+    fn take_over(&mut self, spec: Arc<ListenerSpec>) {
+        let id = spec.service_instance_id.clone();
+        let entry = self.state.entries.entry(id.clone()).or_insert_with(|| Entry {
+            listener: Arc::new(Listener::new(Arc::clone(&spec), self.backends.slot(&id))),
+            spec: Arc::clone(&spec),
+            tcp: None,
+            udp: None,
+            incomplete: false,
+        });
+        if !Arc::ptr_eq(&entry.spec, &spec) {
+            entry.spec = Arc::clone(&spec);
+            entry.listener.set_spec(Arc::clone(&spec));
+            self.workers.iter().for_each(|worker| worker.send(Command::Refresh(Some(id.clone()))));
+        }
+        let missing = spec.protocol.transports().iter().filter(|transport| !entry.has(**transport));
+        let missing = missing.copied().collect::<Vec<_>>();
+        // All or nothing: half a port helps nobody.
+        match missing.into_iter().map(|transport| self.bind(spec.port, transport)).collect::<Result<Vec<_>, _>>() {
+            Ok(bound) => {
+                if !bound.is_empty() {
+                    tracing::info!(service_instance = %id, port = spec.port, protocol = %spec.protocol, "port open");
+                }
+                bound.into_iter().for_each(|bound| self.open(&id, bound));
+                self.note(&spec, ListenerState::Bound);
+            }
+            Err(failure) => {
+                self.state.retry_at.get_or_insert(self.shared.clock.now() + RETRY_EVERY);
+                let state = self.describe(&spec, &failure);
+                self.note(&spec, state);
+            }
+        }
+    }
+
+    fn bind(&self, port: u16, transport: Transport) -> Result<Bound, BindFailure> {
+        let each = self.listen.iter().map(|address| {
+            let bound = self.binder.bind(*address, port, transport);
+            bound.map_err(|error| BindFailure { address: *address, transport, error })
+        });
+        let unusable = |error| BindFailure { address: self.listen[0], transport, error };
+        match transport {
+            Transport::Tcp => {
+                let sockets = each.collect::<Result<Arc<[_]>, _>>()?;
+                for socket in &*sockets {
+                    sockets::prepare_listener(socket.as_fd()).map_err(unusable)?;
+                }
+                Ok(Bound::Tcp(sockets))
+            }
+            Transport::Udp => {
+                let sockets = each.map(|socket| DatagramSocket::new(socket?).map_err(unusable));
+                Ok(Bound::Udp(sockets.collect::<Result<_, _>>()?))
+            }
+        }
+    }
+
+    fn open(&mut self, id: &ServiceInstanceId, bound: Bound) {
+        let entry = self.state.entries.get_mut(id).expect("its sockets were bound for it");
+        match bound {
+            Bound::Tcp(sockets) => {
+                entry.tcp = Some(Arc::clone(&sockets));
+                for worker in &self.workers {
+                    worker.send(Command::OpenTcp(Arc::clone(&entry.listener), Arc::clone(&sockets)));
+                }
+            }
+            Bound::Udp(sockets) => {
+                entry.udp = Some(Arc::clone(&sockets));
+                // One worker has all its sessions: no flow is ever in two tables.
+                let owner = &self.workers[usize::from(entry.spec.port) % self.workers.len()];
+                owner.send(Command::OpenUdp(Arc::clone(&entry.listener), sockets));
+            }
+        }
+    }
+
+    /// What a failure means, with the holder where it can be found out. Logged when it is new.
+    fn describe(&self, spec: &ListenerSpec, failure: &BindFailure) -> ListenerState {
+        let held = failure.error.kind() == io::ErrorKind::AddrInUse;
+        let id = &spec.service_instance_id;
+        let known = self.state.observations.listeners.get(id).map(|observation| &observation.state);
+        if let Some(ListenerState::Failed { held: true, reason }) = known
+            && held
+        {
+            // Looking for the holder costs a walk through all processes: once is enough.
+            return ListenerState::Failed { held, reason: Arc::clone(reason) };
+        }
+        let (transport, port) = (failure.transport.as_str().to_uppercase(), spec.port);
+        let address = failure.address;
+        let reason = if held {
+            let holder = (self.holder)(port, failure.transport).unwrap_or_else(|| "somebody unknown".into());
+            format!("{transport} port {port} of {address} is held by {holder}: it is taken as soon as it is free")
+        } else {
+            format!("{transport} port {port} of {address} cannot be bound ({}): trying again", failure.error)
+        };
+        let state = ListenerState::Failed { held, reason: reason.as_str().into() };
+        if known != Some(&state) {
+            tracing::error!(service_instance = %id, port, reason, "port not open");
+        }
+        state
+    }
+
+    /// Keeps what has become of a listener, for the next publication.
+    fn note(&mut self, spec: &ListenerSpec, state: ListenerState) {
+        let id = &spec.service_instance_id;
+        let entry = self.state.entries.get_mut(id).expect("only what is wanted is observed");
+        entry.incomplete = state != ListenerState::Bound;
+        let before = self.state.observations.listeners.get(id);
+        let since = match before {
+            Some(before) if before.state == state && before.version == spec.version => return,
+            Some(before) if before.state == state => before.since,
+            _ => self.shared.clock.wall(),
+        };
+        let observation = ListenerObservation { version: spec.version, state, since };
+        self.state.observations.listeners.insert_mut(id.clone(), observation);
+    }
+
+    fn close_listeners(&mut self) {
+        self.state.closing = true;
+        self.state.retry_at = None;
+        self.tell_all(|| Command::CloseListeners);
+        for entry in self.state.entries.values_mut() {
+            entry.tcp = None;
+        }
+        self.wait_for_workers();
+        tracing::info!(open = self.shared.admission.flows(), "listeners closed, finishing what is open");
+    }
+
+    /// Shares the node's sockets anew.
+    fn set_capacity(&self) {
+        let entries = self.state.entries.values();
+        let sockets = entries.map(|entry| {
+            entry.tcp.as_ref().map_or(0, |sockets| sockets.len())
+                + entry.udp.as_ref().map_or(0, |sockets| sockets.len())
+        });
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let (listeners, sockets) = (count(self.state.entries.len()), count(sockets.sum()));
+        self.shared.admission.set(&self.shared.limits.load(), sockets::descriptor_limit(), listeners, sockets);
+    }
+
+    fn publish(&self) {
+        let failed = self.state.entries.values().filter(|entry| entry.incomplete).count();
+        let gauge = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        self.shared.metrics.listeners_failed.set(gauge(failed));
+        self.shared.metrics.listeners_bound.set(gauge(self.state.entries.len() - failed));
+        (self.observe)(Arc::new(self.state.observations.clone()));
+    }
+
+    fn tell_all(&self, command: impl Fn() -> Command) {
+        self.workers.iter().for_each(|worker| worker.send(command()));
+    }
+
+    /// Waits until the workers have done what they were told.
+    fn wait_for_workers(&self) {
+        let (done, all_done) = sync_channel(self.workers.len());
+        self.tell_all(|| Command::Barrier(done.clone()));
+        drop(done);
+        for _ in &self.workers {
+            all_done.recv().expect("workers outlive the reconciler");
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Sockets as the forwarder wants them: how they are made, and what is set on them.
+
+mod raw;
+
+use std::{
+    fs, io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    time::Duration,
+};
+
+use quinn_udp::{UdpSockRef, UdpSocketState};
+use rustix::{
+    io::Errno,
+    net::{self, AddressFamily, SocketFlags, SocketType, sockopt},
+};
+
+use crate::model::{PortSet, Transport};
+
+/// Connections that wait to be accepted, per listener; the kernel bounds it by `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+/// What a burst of datagrams may fill before a worker comes round, in bytes; bounded by `net.core.rmem_max`.
+const DATAGRAM_RECEIVE_BUFFER: usize = 4 << 20;
+
+/// Silence after which the kernel asks whether the peer is still there, then how often, and how many times.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 4;
+
+/// Ports that the kernel chooses from for outgoing sockets, where the machine does not say.
+const DEFAULT_LOCAL_PORTS: RangeInclusive<u16> = 32768..=60999;
+
+const FLAGS: SocketFlags = SocketFlags::NONBLOCK.union(SocketFlags::CLOEXEC);
+
+/// A bound socket that serves `port`: listening for TCP, ready to receive for UDP.
+pub(super) fn bind(address: IpAddr, port: u16, transport: Transport) -> io::Result<OwnedFd> {
+    let socket = make(address, transport)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, address != Ipv6Addr::UNSPECIFIED)?;
+    }
+    match transport {
+        // A port whose last connections still linger can be bound again; one that somebody listens on cannot.
+        Transport::Tcp => sockopt::set_socket_reuseaddr(&socket, true)?,
+        Transport::Udp => sockopt::set_socket_recv_buffer_size(&socket, DATAGRAM_RECEIVE_BUFFER)?,
+    }
+    net::bind(&socket, &SocketAddr::new(address, port))?;
+    if transport == Transport::Tcp {
+        net::listen(&socket, BACKLOG)?;
+    }
+    Ok(socket)
+}
+
+/// Sets what accepted connections inherit.
+pub(super) fn prepare_listener(socket: BorrowedFd<'_>) -> io::Result<()> {
+    rustix::io::ioctl_fionbio(socket, true)?;
+    set_connection_options(socket)?;
+    Ok(())
+}
+
+fn set_connection_options(socket: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    sockopt::set_tcp_nodelay(socket, true)?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, KEEPALIVE_AFTER)?;
+    sockopt::set_tcp_keepintvl(socket, KEEPALIVE_EVERY)?;
+    sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)
+}
+
+/// The next connection of a listener.
+pub(super) fn accept(listener: BorrowedFd<'_>) -> rustix::io::Result<(OwnedFd, SocketAddr)> {
+    let (socket, address) = net::acceptfrom_with(listener, FLAGS)?;
+    let address = address.and_then(|address| SocketAddr::try_from(address).ok()).ok_or(Errno::CONNABORTED)?;
+    Ok((socket, address))
+}
+
+/// Where a connection arrived.
+pub(super) fn local_address(socket: BorrowedFd<'_>) -> Option<SocketAddr> {
+    net::getsockname(socket).ok().and_then(|address| SocketAddr::try_from(address).ok())
+}
+
+/// How many descriptors this process may have.
+pub(super) fn descriptor_limit() -> u32 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(u32::MAX, |limit| u32::try_from(limit).unwrap_or(u32::MAX))
+}
+
+/// Whether a socket could not be made or connected because this machine has run out of something.
+pub(super) fn is_own_fault(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL | Errno::AGAIN)
+    )
+}
+
+/// Closes a connection so that its peer sees a reset, not an end.
+pub(super) fn reset(socket: OwnedFd) {
+    // A connection that is gone already has nothing to be reset.
+    let _ = sockopt::set_socket_linger(&socket, Some(Duration::ZERO));
+}
+
+/// A UDP socket that says of each datagram where it was sent to, and sends from any address of the machine.
+pub(super) struct DatagramSocket {
+    pub descriptor: OwnedFd,
+    pub state: UdpSocketState,
+}
+
+impl DatagramSocket {
+    pub(super) fn new(descriptor: OwnedFd) -> io::Result<Self> {
+        let state = UdpSocketState::new(UdpSockRef::from(&descriptor))?;
+        // The state is made for QUIC, which finds out how much a path takes; datagrams of apps must pass whatever
+        // their size.
+        sockopt::set_ip_mtu_discover(&descriptor, sockopt::Ipv4PathMtuDiscovery::WANT)?;
+        if sockopt::socket_domain(&descriptor)? == AddressFamily::INET6 {
+            sockopt::set_ipv6_mtu_discover(&descriptor, sockopt::Ipv6PathMtuDiscovery::WANT)?;
+            raw::allow_ipv6_fragments(descriptor.as_fd())?;
+        }
+        Ok(Self { descriptor, state })
+    }
+}
+
+/// Makes sockets to backends, on local ports that no pool has.
+#[derive(Debug, Clone)]
+pub(super) struct Connector {
+    local_ports: Option<RangeInclusive<u16>>,
+}
+
+impl Connector {
+    /// Stays out of `pool_ports`.
+    pub(super) fn new(pool_ports: &PortSet) -> Self {
+        let local_ports = largest_gap(&machine_ports(), pool_ports);
+        let connector = Self { local_ports };
+        if let Some(ports) = &connector.local_ports
+            && let Err(error) = connector.try_range(ports)
+        {
+            tracing::warn!(
+                %error,
+                "outgoing connections may take ports of the pools: this kernel cannot keep them out (it needs Linux \
+                 6.3), so reserve the pools' ports with the sysctl net.ipv4.ip_local_reserved_ports"
+            );
+        }
+        connector
+    }
+
+    fn try_range(&self, ports: &RangeInclusive<u16>) -> io::Result<()> {
+        let socket = net::socket_with(AddressFamily::INET, SocketType::DGRAM, FLAGS, None)?;
+        raw::set_local_port_range(socket.as_fd(), ports)
+    }
+
+    /// Begins to connect; the socket becomes writable when that is done, well or not.
+    pub(super) fn connect(&self, backend: SocketAddr, transport: Transport) -> io::Result<OwnedFd> {
+        let socket = make(backend.ip(), transport)?;
+        if let Some(ports) = &self.local_ports {
+            // Kernels before 6.3 do not know it; `new` has said so.
+            let _ = raw::set_local_port_range(socket.as_fd(), ports);
+        }
+        if transport == Transport::Tcp {
+            set_connection_options(socket.as_fd())?;
+        }
+        match net::connect(&socket, &backend) {
+            Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn make(address: IpAddr, transport: Transport) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let kind = match transport {
+        Transport::Tcp => SocketType::STREAM,
+        Transport::Udp => SocketType::DGRAM,
+    };
+    Ok(net::socket_with(family, kind, FLAGS, None)?)
+}
+
+/// What the kernel chooses outgoing ports from.
+fn machine_ports() -> RangeInclusive<u16> {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut numbers = text.split_whitespace().map_while(|number| number.parse().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(first), Some(last)) => first..=last,
+        _ => DEFAULT_LOCAL_PORTS,
+    }
+}
+
+/// The longest run of `machine` ports that are not in `pools`; none when nothing has to be kept out, or nothing is left.
+fn largest_gap(machine: &RangeInclusive<u16>, pools: &PortSet) -> Option<RangeInclusive<u16>> {
+    let (first, last) = (u32::from(*machine.start()), u32::from(*machine.end()));
+    let taken = pools.ranges().iter().map(|range| (u32::from(*range.start()), u32::from(*range.end())));
+    let taken = taken.filter(|(start, end)| *start <= last && first <= *end).collect::<Vec<_>>();
+    if taken.is_empty() {
+        return None;
+    }
+    let mut from = first;
+    let mut gaps = Vec::with_capacity(taken.len() + 1);
+    for (start, end) in taken {
+        gaps.push(from..start);
+        from = from.max(end + 1);
+    }
+    gaps.push(from..last + 1);
+    let gap = gaps.into_iter().filter(|gap| !gap.is_empty()).max_by_key(|gap| gap.end - gap.start)?;
+    let port = |number| u16::try_from(number).expect("within the machine's range");
+    Some(port(gap.start)..=port(gap.end - 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outgoing_ports_are_the_largest_part_of_the_machines_range_that_no_pool_has() {
+        fn check(pools: &str, expected: Option<RangeInclusive<u16>>) {
+            assert_eq!(largest_gap(&(32768..=60999), &pools.parse().unwrap()), expected, "{pools}");
+        }
+        check("35000-40000", Some(40001..=60999));
+        check("50000-60999", Some(32768..=49999));
+        check("35000-40000, 55000-65535", Some(40001..=54999));
+        check("20000-30000", None);
+        check("61000-65535", None);
+        check("1024-65535", None);
+        check("1024-60998", Some(60999..=60999));
+        check("32769-65535", Some(32768..=32768));
+    }
+
+    #[test]
+    fn outgoing_sockets_stay_in_their_range() {
+        for (address, transport) in [("[::1]:9", Transport::Udp), ("127.0.0.1:9", Transport::Udp)] {
+            for _ in 0..20 {
+                let connector = Connector { local_ports: Some(40000..=40099) };
+                let socket = connector.connect(address.parse().unwrap(), transport).unwrap();
+                let port = local_address(socket.as_fd()).unwrap().port();
+                assert!((40000..=40099).contains(&port), "{address} from {port}");
+            }
+        }
+    }
+}

@@ -1,0 +1,508 @@
+//! TCP: the sockets of connections, doing what their relays say.
+
+pub mod relay;
+
+use std::{
+    net::SocketAddr,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::epoll::EventFlags,
+    io::{Errno, retry_on_intr},
+    net::{self, RecvFlags, SendFlags, Shutdown, sockopt},
+};
+
+pub use relay::Side;
+use relay::{Action, Input, Readiness, Relay, Source};
+
+use super::{
+    admission::Permit,
+    listener::{Listener, OnBackend},
+    proxy_protocol::{self, Ends, Header, Parsed},
+    slab::Key,
+    sockets,
+    worker::{Token, Tools, Worker},
+};
+use crate::{
+    backends::Phase,
+    model::{
+        Transport,
+        desired::{ForwarderLimits, allows},
+        parameters::ProxyProtocol,
+    },
+    telemetry::metrics::{ConnectionEnd, Direction, Refusal},
+};
+
+/// Connections that one listener gets into a worker per turn, so that others get theirs too.
+const ACCEPTS_PER_TURN: usize = 64;
+/// Actions of one connection per turn: about a mebibyte, then others have theirs.
+const ACTIONS_PER_TURN: usize = 16;
+/// How long a listener is left alone when no descriptor is to be had. Its connections wait in the kernel.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a balancer may take to send its PROXY header.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What one worker has of a TCP listener.
+pub(super) struct TcpPort {
+    sockets: Arc<[OwnedFd]>,
+    /// When accepting goes on, after it had to pause.
+    paused_until: Option<Instant>,
+}
+
+/// One accepted connection.
+pub(super) struct Connection {
+    relay: Relay,
+    port: Key,
+    listener: Arc<Listener>,
+    client: OwnedFd,
+    /// The client, or who a believed balancer says it is, and what it connected to if the balancer says that.
+    client_address: SocketAddr,
+    destination: Option<SocketAddr>,
+    backend: Option<(OwnedFd, OnBackend)>,
+    to_backend: Held,
+    to_client: Held,
+    ticket: u64,
+    alarm: Option<Instant>,
+    queued: bool,
+    _permit: Permit,
+}
+
+/// Bytes that a socket had no room for. No memory while there are none.
+#[derive(Debug, Default)]
+struct Held {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Held {
+    fn of(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.to_vec(), sent: 0 }
+    }
+
+    fn left(&self) -> &[u8] {
+        &self.bytes[self.sent..]
+    }
+
+    fn advance(&mut self, sent: usize) {
+        self.sent += sent;
+        if self.sent == self.bytes.len() {
+            *self = Self::default();
+        }
+    }
+}
+
+enum Turn {
+    /// Nothing to do until there is news.
+    Waiting,
+    /// More to do, in the next turn.
+    Unfinished,
+    Ended(ConnectionEnd),
+}
+
+/// Whether the client is a balancer whose PROXY header is required and believed.
+pub(super) fn speaks_for_others(limits: &ForwarderLimits, client: SocketAddr) -> bool {
+    !limits.proxy_from.is_empty() && allows(&limits.proxy_from, client.ip())
+}
+
+impl Worker {
+    pub(super) fn open_tcp(&mut self, listener: Arc<Listener>, sockets: Arc<[OwnedFd]>) {
+        let port = self.port(&listener);
+        let entry = self.ports.get_mut(port).expect("just made");
+        debug_assert!(entry.tcp.is_none(), "a listener is opened once");
+        entry.tcp = Some(TcpPort { sockets, paused_until: None });
+        self.start_accepting(port);
+    }
+
+    fn start_accepting(&mut self, port: Key) {
+        let Some(tcp) = self.ports.get_mut(port).and_then(|port| port.tcp.as_mut()) else { return };
+        for (address, socket) in (0..).zip(tcp.sockets.iter()) {
+            // Exclusive: a new connection wakes one worker, not all of them.
+            let token = Token::Accept(port, address);
+            if let Err(error) = self.tools.register(socket, token, EventFlags::IN | EventFlags::EXCLUSIVE) {
+                tracing::error!(%error, "a listener cannot be watched: trying again");
+                return self.pause_accepting(port);
+            }
+        }
+    }
+
+    fn pause_accepting(&mut self, port: Key) {
+        let Some(tcp) = self.ports.get_mut(port).and_then(|port| port.tcp.as_mut()) else { return };
+        for socket in &*tcp.sockets {
+            self.tools.unregister(socket);
+        }
+        self.timers.set(&mut tcp.paused_until, Some(self.tools.now + ACCEPT_PAUSE), Token::Accept(port, 0));
+    }
+
+    pub(super) fn accept_again(&mut self, port: Key) {
+        if let Some(tcp) = self.ports.get_mut(port).and_then(|port| port.tcp.as_mut()) {
+            tcp.paused_until = None;
+            self.start_accepting(port);
+        }
+    }
+
+    /// Lets go of the listening sockets; connections go on.
+    pub(super) fn stop_accepting(&mut self, port: Key) {
+        let Some(mut tcp) = self.ports.get_mut(port).and_then(|port| port.tcp.take()) else { return };
+        self.timers.set(&mut tcp.paused_until, None, Token::Accept(port, 0));
+        for socket in &*tcp.sockets {
+            self.tools.unregister(socket);
+        }
+    }
+
+    pub(super) fn accept(&mut self, port: Key, address: u8) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            let Some(entry) = self.ports.get(port) else { return };
+            let Some(tcp) = &entry.tcp else { return };
+            match sockets::accept(tcp.sockets[usize::from(address)].as_fd()) {
+                Ok((client, client_address)) => {
+                    let listener = Arc::clone(&entry.listener);
+                    if let Err((client, refusal)) = self.admit(port, listener, client, client_address) {
+                        self.tools.shared.metrics.connections_refused.of(refusal).inc();
+                        sockets::reset(client);
+                    }
+                }
+                Err(Errno::AGAIN) => return,
+                Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                    self.tools.shared.metrics.connections_refused.of(Refusal::Exhausted).inc();
+                    return self.pause_accepting(port);
+                }
+                // Errors of a connection that ended before it was accepted are reported here too.
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn admit(
+        &mut self,
+        port: Key,
+        listener: Arc<Listener>,
+        client: OwnedFd,
+        client_address: SocketAddr,
+    ) -> Result<(), (OwnedFd, Refusal)> {
+        let shared = Arc::clone(&self.tools.shared);
+        let limits = shared.limits.load();
+        let spec = listener.spec();
+        let header_by = speaks_for_others(&limits, client_address).then(|| self.tools.now + HEADER_TIMEOUT);
+        if header_by.is_none() && !allows(&spec.settings.allow, client_address.ip()) {
+            return Err((client, Refusal::NotAllowed));
+        }
+        let permit = match shared.admission.admit(&listener.usage, Transport::Tcp, &spec, &limits) {
+            Ok(permit) => permit,
+            Err(refusal) => return Err((client, refusal)),
+        };
+        drop(spec);
+        let idle_timeout = listener.idle_timeout(Transport::Tcp, &limits);
+        let ticket = listener.ticket(Transport::Tcp);
+        let connection = Connection {
+            relay: Relay::new(header_by, idle_timeout, self.tools.now),
+            port,
+            listener,
+            client,
+            client_address,
+            destination: None,
+            backend: None,
+            to_backend: Held::default(),
+            to_client: Held::default(),
+            ticket,
+            alarm: None,
+            queued: false,
+            _permit: permit,
+        };
+        let key = self.connections.insert(Box::new(connection));
+        let connection = self.connections.get(key).expect("just put in");
+        if self.tools.register(&connection.client, Token::Client(key), WATCHED).is_err() {
+            let connection = self.connections.remove(key).expect("just put in");
+            return Err((connection.client, Refusal::Exhausted));
+        }
+        self.ports.get_mut(port).expect("its listener accepted").connections.insert(key);
+        shared.metrics.connections_accepted.inc();
+        shared.metrics.connections_open.inc();
+        self.drive(key, None);
+        Ok(())
+    }
+
+    pub(super) fn connection_ready(&mut self, key: Key, side: Side, flags: EventFlags) {
+        let readiness = Readiness {
+            readable: flags.contains(EventFlags::IN),
+            writable: flags.contains(EventFlags::OUT),
+            hangup: flags.intersects(EventFlags::RDHUP | EventFlags::HUP),
+            error: flags.contains(EventFlags::ERR),
+        };
+        self.drive(key, Some(Input::Ready(side, readiness)));
+    }
+
+    pub(super) fn connection_due(&mut self, key: Key) {
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.alarm = None;
+            self.drive(key, Some(Input::Tick));
+        }
+    }
+
+    pub(super) fn resume_connection(&mut self, key: Key) {
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.queued = false;
+            self.drive(key, None);
+        }
+    }
+
+    pub(super) fn end_connections(&mut self, port: Key, end: ConnectionEnd) {
+        for key in self.connections_of(port) {
+            self.drive(key, Some(Input::Stop(end)));
+        }
+    }
+
+    /// Takes new settings over to open connections.
+    pub(super) fn refresh_connections(&mut self, port: Key) {
+        let Some(entry) = self.ports.get(port) else { return };
+        let idle_timeout = entry.listener.idle_timeout(Transport::Tcp, &self.tools.shared.limits.load());
+        for key in self.connections_of(port) {
+            self.drive(key, Some(Input::IdleTimeout(idle_timeout)));
+        }
+    }
+
+    /// Takes what has become of backends over to their connections.
+    pub(super) fn connections_follow(&mut self, port: Key) {
+        for key in self.connections_of(port) {
+            let input = self.connections.get(key).and_then(|connection| connection.follow());
+            if input.is_some() {
+                self.drive(key, input);
+            }
+        }
+    }
+
+    fn connections_of(&self, port: Key) -> Vec<Key> {
+        self.ports.get(port).map(|port| port.connections.iter().copied().collect()).unwrap_or_default()
+    }
+
+    /// Lets a connection do what there is to do, within a turn's bounds.
+    fn drive(&mut self, key: Key, input: Option<Input>) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if let Some(input) = input {
+            connection.relay.handle(input, self.tools.now);
+        }
+        match connection.turn(key, &mut self.tools) {
+            Turn::Ended(end) => return self.end_connection(key, end),
+            Turn::Unfinished if !connection.queued => {
+                connection.queued = true;
+                self.unfinished.push_back(key);
+            }
+            Turn::Unfinished | Turn::Waiting => {}
+        }
+        // A deadline that has moved away is found out when the timer fires; one that has come closer is not.
+        let deadline = connection.relay.deadline();
+        if connection.alarm.is_none_or(|alarm| deadline < alarm) {
+            self.timers.set(&mut connection.alarm, Some(deadline), Token::Client(key));
+        }
+    }
+
+    fn end_connection(&mut self, key: Key, end: ConnectionEnd) {
+        let mut connection = self.connections.remove(key).expect("it has just been driven");
+        self.timers.set(&mut connection.alarm, None, Token::Client(key));
+        if let Some(port) = self.ports.get_mut(connection.port) {
+            port.connections.remove(&key);
+        }
+        let metrics = &self.tools.shared.metrics;
+        metrics.connections_closed.of(end).inc();
+        metrics.connections_open.dec();
+        let Connection { client, backend, .. } = *connection;
+        match end {
+            ConnectionEnd::Finished | ConnectionEnd::Idle => {}
+            // Whoever is cut off learns that this was not the end of the data.
+            _ => {
+                sockets::reset(client);
+                if let Some((socket, _)) = backend {
+                    sockets::reset(socket);
+                }
+            }
+        }
+    }
+}
+
+/// Everything, once: no call is needed to change what is watched.
+const WATCHED: EventFlags = EventFlags::IN.union(EventFlags::OUT).union(EventFlags::RDHUP).union(EventFlags::ET);
+
+impl Connection {
+    fn turn(&mut self, key: Key, tools: &mut Tools) -> Turn {
+        for _ in 0..ACTIONS_PER_TURN {
+            let input = match self.relay.next() {
+                None => return Turn::Waiting,
+                Some(Action::End(end)) => return Turn::Ended(end),
+                Some(Action::ReadHeader) => self.read_header(tools),
+                Some(Action::Connect) => self.connect(key, tools),
+                Some(Action::FinishConnect) => self.finish_connect(),
+                Some(Action::Copy(from)) => self.copy(from, tools),
+                Some(Action::Flush(to)) => self.flush(to, tools),
+                Some(Action::Tell(side)) => {
+                    // A peer that is gone has nothing to be told.
+                    let _ = net::shutdown(self.socket(side), Shutdown::Write);
+                    Input::Told(side)
+                }
+            };
+            self.relay.handle(input, tools.now);
+            if matches!(input, Input::Connected { .. })
+                && let Some(input) = self.follow()
+            {
+                self.relay.handle(input, tools.now);
+            }
+        }
+        Turn::Unfinished
+    }
+
+    fn socket(&self, side: Side) -> BorrowedFd<'_> {
+        match side {
+            Side::Client => self.client.as_fd(),
+            Side::Backend => self.backend.as_ref().expect("the relay knows whether it is connected").0.as_fd(),
+        }
+    }
+
+    /// What the state of its backend means for the connection.
+    fn follow(&self) -> Option<Input> {
+        let (_, backend) = self.backend.as_ref()?;
+        Some(match backend.phase() {
+            Phase::Revoked => Input::Stop(ConnectionEnd::Revoked),
+            Phase::Draining => Input::DrainBy(backend.drain_deadline()),
+            Phase::Serving | Phase::Left => Input::DrainBy(None),
+        })
+    }
+
+    /// Looks at what has arrived, and takes it off the socket only when the header is whole.
+    fn read_header(&mut self, tools: &mut Tools) -> Input {
+        let peeked = &mut tools.scratch[..proxy_protocol::MAX_HEADER_BYTES];
+        let length = match retry_on_intr(|| net::recv(&self.client, &mut *peeked, RecvFlags::PEEK)) {
+            Ok((length, _)) => length,
+            Err(Errno::AGAIN) => return Input::HeaderIncomplete,
+            Err(_) => return Input::HeaderRefused(ConnectionEnd::ClientGone),
+        };
+        let (header, length) = match proxy_protocol::parse(&peeked[..length], Transport::Tcp) {
+            Parsed::Whole(header, length) => (header, length),
+            Parsed::Incomplete if length > 0 => return Input::HeaderIncomplete,
+            Parsed::Incomplete | Parsed::Bad => return Input::HeaderRefused(ConnectionEnd::BadHeader),
+        };
+        let taken = net::recv(&self.client, &mut peeked[..length], RecvFlags::empty());
+        if taken.map(|(taken, _)| taken) != Ok(length) {
+            return Input::HeaderRefused(ConnectionEnd::ClientGone);
+        }
+        if let Header::Proxied(Ends { source, destination }) = header {
+            self.client_address = source;
+            self.destination = Some(destination);
+        }
+        if allows(&self.listener.spec().settings.allow, self.client_address.ip()) {
+            Input::HeaderRead
+        } else {
+            Input::HeaderRefused(ConnectionEnd::NotAllowed)
+        }
+    }
+
+    fn connect(&mut self, key: Key, tools: &mut Tools) -> Input {
+        let metrics = &tools.shared.metrics;
+        if let Some((_, failed)) = self.backend.take() {
+            failed.put_aside(tools.now);
+            metrics.connects_failed.inc();
+        }
+        let flow = (self.client_address.ip(), self.ticket);
+        let chosen = tools.chooser.choose(&self.listener, Transport::Tcp, flow, self.relay.tried(), tools.now);
+        let Some(backend) = chosen.map(OnBackend::new) else { return Input::NoBackend };
+        let address = backend.endpoint.address;
+        let connecting = tools.shared.connector.connect(address, Transport::Tcp).and_then(|socket| {
+            tools.register(&socket, Token::Backend(key), WATCHED)?;
+            Ok(socket)
+        });
+        match connecting {
+            Ok(socket) => {
+                self.backend = Some((socket, backend));
+                Input::Connecting(address, tools.now + tools.shared.limits.load().connect_timeout)
+            }
+            Err(error) => {
+                metrics.connects_failed.inc();
+                if !sockets::is_own_fault(&error) {
+                    backend.put_aside(tools.now);
+                }
+                Input::ConnectFailed(address)
+            }
+        }
+    }
+
+    fn finish_connect(&mut self) -> Input {
+        let (socket, backend) = self.backend.as_ref().expect("the relay awaits its connect");
+        if sockopt::socket_error(socket) != Ok(Ok(())) {
+            return Input::ConnectFailed(backend.endpoint.address);
+        }
+        backend.works();
+        let Some(header) = self.header() else { return Input::Stop(ConnectionEnd::ClientGone) };
+        let held = header.len();
+        self.to_backend = Held { bytes: header, sent: 0 };
+        Input::Connected { held }
+    }
+
+    /// What the backend is told of its client, perhaps nothing; none when the client's socket has no address any more.
+    fn header(&self) -> Option<Vec<u8>> {
+        let build = match self.listener.spec().settings.proxy_protocol.unwrap_or_default() {
+            ProxyProtocol::None => return Some(Vec::new()),
+            ProxyProtocol::V1 => Ends::v1,
+            ProxyProtocol::V2 => |ends: Ends| ends.v2(Transport::Tcp),
+        };
+        let destination = self.destination.or_else(|| sockets::local_address(self.client.as_fd()))?;
+        Some(build(Ends { source: self.client_address, destination }))
+    }
+
+    fn copy(&mut self, from: Side, tools: &mut Tools) -> Input {
+        let to = from.other();
+        let socket = self.socket(from);
+        let read = match retry_on_intr(|| net::recv(socket, &mut *tools.scratch, RecvFlags::empty())) {
+            Ok((0, _)) => return Input::Copied { from, read: 0, held: 0, source: Source::Ended },
+            Ok((read, _)) => read,
+            Err(Errno::AGAIN) => return Input::Copied { from, read: 0, held: 0, source: Source::Drained },
+            Err(_) => return Input::ReadFailed(from),
+        };
+        let source = if read == tools.scratch.len() { Source::More } else { Source::Drained };
+        let sent = match send(self.socket(to), &tools.scratch[..read]) {
+            Ok(sent) => sent,
+            Err(_) => return Input::WriteFailed(to),
+        };
+        if sent < read {
+            *self.held(to) = Held::of(&tools.scratch[sent..read]);
+        }
+        count(to, sent, tools);
+        Input::Copied { from, read, held: read - sent, source }
+    }
+
+    fn flush(&mut self, to: Side, tools: &Tools) -> Input {
+        let held = match to {
+            Side::Client => &self.to_client,
+            Side::Backend => &self.to_backend,
+        };
+        let Ok(sent) = send(self.socket(to), held.left()) else {
+            *self.held(to) = Held::default();
+            return Input::WriteFailed(to);
+        };
+        count(to, sent, tools);
+        self.held(to).advance(sent);
+        Input::Flushed { to, held: self.held(to).left().len() }
+    }
+
+    const fn held(&mut self, to: Side) -> &mut Held {
+        match to {
+            Side::Client => &mut self.to_client,
+            Side::Backend => &mut self.to_backend,
+        }
+    }
+}
+
+fn count(to: Side, bytes: usize, tools: &Tools) {
+    let direction = match to {
+        Side::Client => Direction::ToClient,
+        Side::Backend => Direction::ToBackend,
+    };
+    tools.shared.metrics.tcp_bytes.of(direction).inc_by(bytes as u64);
+}
+
+/// Writes what the socket has room for, perhaps nothing.
+fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> rustix::io::Result<usize> {
+    match retry_on_intr(|| net::send(socket, bytes, SendFlags::NOSIGNAL)) {
+        Err(Errno::AGAIN) => Ok(0),
+        result => result,
+    }
+}

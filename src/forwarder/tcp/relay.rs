@@ -1,0 +1,404 @@
+//! One TCP connection without its sockets: what to do next, given what has happened.
+//!
+//! The shell tells a [`Relay`] what it saw ([`Input`]) and does what it is told ([`Action`]). The relay knows how many
+//! bytes are held, who has said their last, which backends were tried and when time is up; it never sees the bytes.
+//! It relies on edge-triggered readiness: a socket counts as readable until a read has come back short.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use crate::telemetry::metrics::ConnectionEnd;
+
+/// One of the two sockets of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The accepted one.
+    Client,
+    /// The one to the backend.
+    Backend,
+}
+
+impl Side {
+    /// The other one.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Backend,
+            Self::Backend => Self::Client,
+        }
+    }
+}
+
+/// What the kernel says of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Readiness {
+    /// There is something to read, perhaps the end.
+    pub readable: bool,
+    /// There is room to write.
+    pub writable: bool,
+    /// The peer has said its last: reads go on until they return the end.
+    pub hangup: bool,
+    /// The connection is broken.
+    pub error: bool,
+}
+
+/// What has happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Input {
+    /// News of a socket.
+    Ready(Side, Readiness),
+    /// The client's PROXY header has been read, and its client may connect.
+    HeaderRead,
+    /// It has not all arrived.
+    HeaderIncomplete,
+    /// It is none, or from a client that is not let in.
+    HeaderRefused(ConnectionEnd),
+    /// A connect to this backend has begun and may take until then.
+    Connecting(SocketAddr, Instant),
+    /// The connect to this backend has failed.
+    ConnectFailed(SocketAddr),
+    /// The backend is connected. So many bytes of a header are held for it.
+    Connected {
+        /// Length of the header.
+        held: usize,
+    },
+    /// No backend is left to be tried.
+    NoBackend,
+    /// A copy from this side is done.
+    Copied {
+        /// Where the bytes came from.
+        from: Side,
+        /// How many were read.
+        read: usize,
+        /// How many of them the other side's socket did not take.
+        held: usize,
+        /// What the read says of the source.
+        source: Source,
+    },
+    /// A flush towards this side is done; so many bytes are still held.
+    Flushed {
+        /// Where they go.
+        to: Side,
+        /// How many are left.
+        held: usize,
+    },
+    /// A read from this side failed.
+    ReadFailed(Side),
+    /// A write to this side failed.
+    WriteFailed(Side),
+    /// This side has been told that no more comes.
+    Told(Side),
+    /// The idle time-out is now this.
+    IdleTimeout(Duration),
+    /// The backend's draining ends then, or it no longer drains.
+    DrainBy(Option<Instant>),
+    /// The connection has to end.
+    Stop(ConnectionEnd),
+    /// Time has passed.
+    Tick,
+}
+
+/// What a read says of the socket it came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The read filled its buffer: there may be more.
+    More,
+    /// It came back short: news will come when there is more.
+    Drained,
+    /// The peer has said its last.
+    Ended,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Look for the client's PROXY header.
+    ReadHeader,
+    /// Choose a backend that is not in [`Relay::tried`] and begin to connect.
+    Connect,
+    /// Find out whether the connect has succeeded.
+    FinishConnect,
+    /// Read from this side once and write what came to the other one.
+    Copy(Side),
+    /// Write what is held for this side.
+    Flush(Side),
+    /// Tell this side that no more comes.
+    Tell(Side),
+    /// Close both sockets.
+    End(ConnectionEnd),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The client's PROXY header is awaited until then.
+    Header(Instant),
+    /// A backend has to be chosen.
+    Choosing,
+    /// A connect to it goes on until then.
+    Connecting(SocketAddr, Instant),
+    /// Bytes flow both ways.
+    Open,
+    /// This side broke off; what it had sent before is still delivered.
+    Breaking(Side),
+    Ended(ConnectionEnd),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Half {
+    readable: bool,
+    writable: bool,
+    /// Nothing more will be announced: reads go on until one returns the end or an error.
+    hangup: bool,
+}
+
+/// What flows from one side to the other.
+#[derive(Debug, Clone, Copy, Default)]
+struct Flow {
+    /// Bytes that the destination's socket had no room for.
+    held: usize,
+    /// The source has said its last.
+    ended: bool,
+    /// The destination knows it, or cannot be told.
+    told: bool,
+}
+
+/// Both directions of one connection.
+#[derive(Debug)]
+pub struct Relay {
+    stage: Stage,
+    client: Half,
+    backend: Half,
+    /// From the client.
+    up: Flow,
+    /// From the backend.
+    down: Flow,
+    /// Which side is read next, so that neither direction waits for the other.
+    turn: Side,
+    tried: Vec<SocketAddr>,
+    idle_timeout: Duration,
+    active_at: Instant,
+    drain_by: Option<Instant>,
+}
+
+impl Relay {
+    /// A connection that was just accepted. `header_by`: until when its PROXY header must be there, if it must.
+    #[must_use]
+    pub const fn new(header_by: Option<Instant>, idle_timeout: Duration, now: Instant) -> Self {
+        let fresh = Half { readable: false, writable: true, hangup: false };
+        Self {
+            stage: match header_by {
+                Some(until) => Stage::Header(until),
+                None => Stage::Choosing,
+            },
+            client: fresh,
+            backend: fresh,
+            up: Flow { held: 0, ended: false, told: false },
+            down: Flow { held: 0, ended: false, told: false },
+            turn: Side::Client,
+            tried: Vec::new(),
+            idle_timeout,
+            active_at: now,
+            drain_by: None,
+        }
+    }
+
+    /// Backends that were tried; none is tried twice.
+    #[must_use]
+    pub fn tried(&self) -> &[SocketAddr] {
+        &self.tried
+    }
+
+    /// When [`Input::Tick`] is due; it may come later, and too early does no harm.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        let stage = match self.stage {
+            Stage::Header(until) | Stage::Connecting(_, until) => until,
+            _ => self.active_at + self.idle_timeout,
+        };
+        self.drain_by.map_or(stage, |drain_by| stage.min(drain_by))
+    }
+
+    /// Takes note of what has happened.
+    pub fn handle(&mut self, input: Input, now: Instant) {
+        if matches!(self.stage, Stage::Ended(_)) {
+            return;
+        }
+        match input {
+            Input::Ready(side, readiness) => self.ready(side, readiness),
+            Input::HeaderRead => {
+                self.stage = Stage::Choosing;
+                self.active_at = now;
+            }
+            Input::HeaderIncomplete => {
+                self.client.readable = false;
+                if self.client.hangup {
+                    self.end(ConnectionEnd::BadHeader);
+                }
+            }
+            Input::HeaderRefused(end) | Input::Stop(end) => self.end(end),
+            Input::Connecting(backend, until) => {
+                self.tried.push(backend);
+                self.backend = Half { readable: false, writable: false, hangup: false };
+                self.stage = Stage::Connecting(backend, until);
+            }
+            Input::ConnectFailed(backend) => {
+                if !self.tried.contains(&backend) {
+                    self.tried.push(backend);
+                }
+                self.stage = Stage::Choosing;
+            }
+            Input::Connected { held } => {
+                self.tried = Vec::new();
+                self.up.held = held;
+                self.backend.writable = true;
+                self.active_at = now;
+                self.stage = Stage::Open;
+            }
+            Input::NoBackend => self.end(ConnectionEnd::NoBackend),
+            Input::Copied { from, read, held, source } => {
+                if read > 0 {
+                    self.active_at = now;
+                }
+                let hangup = self.half(from).hangup;
+                self.half(from).readable = match source {
+                    Source::More => true,
+                    // The end is there and will not be announced again.
+                    Source::Drained => hangup && read > 0,
+                    Source::Ended => false,
+                };
+                self.flow(from).held = held;
+                self.flow(from).ended |= source == Source::Ended;
+                self.half(from.other()).writable &= held == 0;
+                self.turn = from.other();
+            }
+            Input::Flushed { to, held } => {
+                if held < self.flow(to.other()).held {
+                    self.active_at = now;
+                }
+                self.flow(to.other()).held = held;
+                self.half(to).writable = held == 0;
+            }
+            Input::ReadFailed(side) => {
+                self.stage = Stage::Breaking(side);
+                *self.flow(side.other()) = Flow { held: 0, ended: true, told: true };
+            }
+            Input::WriteFailed(side) => self.cannot_write(side),
+            Input::Told(side) => self.flow(side.other()).told = true,
+            Input::IdleTimeout(timeout) => self.idle_timeout = timeout,
+            Input::DrainBy(deadline) => self.drain_by = deadline,
+            Input::Tick => self.tick(now),
+        }
+    }
+
+    /// What to do next; nothing: wait for news.
+    #[must_use]
+    pub fn next(&self) -> Option<Action> {
+        match self.stage {
+            Stage::Header(_) => self.client.readable.then_some(Action::ReadHeader),
+            Stage::Choosing => Some(Action::Connect),
+            Stage::Connecting(..) => self.backend.writable.then_some(Action::FinishConnect),
+            Stage::Open => {
+                if self.up.told && self.down.told {
+                    return Some(Action::End(ConnectionEnd::Finished));
+                }
+                self.next_of(self.turn).or_else(|| self.next_of(self.turn.other()))
+            }
+            Stage::Breaking(side) => {
+                let held = self.flow_of(side).held;
+                if held > 0 {
+                    return self.half_of(side.other()).writable.then_some(Action::Flush(side.other()));
+                }
+                Some(Action::End(match side {
+                    Side::Client => ConnectionEnd::ClientGone,
+                    Side::Backend => ConnectionEnd::BackendGone,
+                }))
+            }
+            Stage::Ended(end) => Some(Action::End(end)),
+        }
+    }
+
+    fn next_of(&self, from: Side) -> Option<Action> {
+        let flow = self.flow_of(from);
+        if flow.held > 0 {
+            return self.half_of(from.other()).writable.then_some(Action::Flush(from.other()));
+        }
+        if flow.ended {
+            return (!flow.told).then_some(Action::Tell(from.other()));
+        }
+        self.half_of(from).readable.then_some(Action::Copy(from))
+    }
+
+    fn ready(&mut self, side: Side, readiness: Readiness) {
+        let half = self.half(side);
+        half.readable |= readiness.readable || readiness.hangup || readiness.error;
+        half.writable |= readiness.writable || readiness.error;
+        half.hangup |= readiness.hangup || readiness.error;
+        if readiness.error {
+            match (self.stage, side) {
+                (Stage::Header(_) | Stage::Choosing | Stage::Connecting(..), Side::Client) => {
+                    self.end(ConnectionEnd::ClientGone);
+                }
+                // Nothing is read from it any more that would show the error.
+                (Stage::Open, _) if self.flow_of(side).ended => self.cannot_write(side),
+                _ => {}
+            }
+        }
+    }
+
+    /// `side` takes no more; what it had sent before it broke off is still read.
+    fn cannot_write(&mut self, side: Side) {
+        *self.flow(side.other()) = Flow { held: 0, ended: true, told: true };
+        if self.flow_of(side).told || !matches!(self.stage, Stage::Open) {
+            self.stage = Stage::Breaking(side);
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        if now < self.deadline() {
+            return;
+        }
+        if self.drain_by.is_some_and(|drain_by| drain_by <= now) {
+            return self.end(ConnectionEnd::Drained);
+        }
+        match self.stage {
+            Stage::Header(_) => self.end(ConnectionEnd::BadHeader),
+            Stage::Connecting(backend, _) => self.handle(Input::ConnectFailed(backend), now),
+            _ => self.end(ConnectionEnd::Idle),
+        }
+    }
+
+    const fn end(&mut self, end: ConnectionEnd) {
+        self.stage = Stage::Ended(end);
+    }
+
+    const fn half(&mut self, side: Side) -> &mut Half {
+        match side {
+            Side::Client => &mut self.client,
+            Side::Backend => &mut self.backend,
+        }
+    }
+
+    const fn half_of(&self, side: Side) -> &Half {
+        match side {
+            Side::Client => &self.client,
+            Side::Backend => &self.backend,
+        }
+    }
+
+    /// What flows from `side`.
+    const fn flow(&mut self, side: Side) -> &mut Flow {
+        match side {
+            Side::Client => &mut self.up,
+            Side::Backend => &mut self.down,
+        }
+    }
+
+    const fn flow_of(&self, side: Side) -> &Flow {
+        match side {
+            Side::Client => &self.up,
+            Side::Backend => &self.down,
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The sessions of one listener without their sockets: who talks to which backend, and until when.
+//!
+//! A session belongs to a peer: a client's address, and the local address that it sent to. It carries a value of the
+//! shell's, which the table never looks at. The table admits nobody: the shell asks for room first.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    hash::Hash,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    forwarder::slab::{Key, Slab},
+    model::desired::UNANSWERED_SESSION_TIMEOUT,
+    telemetry::metrics::SessionEnd,
+};
+
+/// The sessions of one listener.
+#[derive(Debug)]
+pub struct Sessions<P, T> {
+    sessions: Slab<Session<P, T>>,
+    by_peer: HashMap<P, Key>,
+    /// When to look at each session again: at its deadline or before.
+    alarms: BTreeSet<(Instant, Key)>,
+    /// Sessions without an answer, oldest first: the first to go when room is short.
+    unanswered: BTreeSet<(Instant, Key)>,
+    idle_timeout: Duration,
+}
+
+#[derive(Debug)]
+struct Session<P, T> {
+    peer: P,
+    value: T,
+    opened_at: Instant,
+    active_at: Instant,
+    answered: bool,
+    drain_by: Option<Instant>,
+    alarm: Instant,
+}
+
+impl<P, T> Session<P, T> {
+    fn deadline(&self, idle_timeout: Duration) -> (Instant, SessionEnd) {
+        let idle = (self.active_at + idle_timeout, SessionEnd::Idle);
+        let unanswered =
+            (!self.answered).then(|| (self.opened_at + UNANSWERED_SESSION_TIMEOUT, SessionEnd::Unanswered));
+        let drained = self.drain_by.map(|drain_by| (drain_by, SessionEnd::Drained));
+        let sooner = |a: (Instant, SessionEnd), b: (Instant, SessionEnd)| if b.0 < a.0 { b } else { a };
+        [unanswered, drained].into_iter().flatten().fold(idle, sooner)
+    }
+}
+
+impl<P: Copy + Eq + Hash, T> Sessions<P, T> {
+    /// No sessions yet.
+    #[must_use]
+    pub fn new(idle_timeout: Duration) -> Self {
+        Self {
+            sessions: Slab::default(),
+            by_peer: HashMap::new(),
+            alarms: BTreeSet::new(),
+            unanswered: BTreeSet::new(),
+            idle_timeout,
+        }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The session of a peer.
+    #[must_use]
+    pub fn find(&self, peer: &P) -> Option<Key> {
+        self.by_peer.get(peer).copied()
+    }
+
+    /// The peer of a session and the shell's value.
+    #[must_use]
+    pub fn get(&self, key: Key) -> Option<(P, &T)> {
+        self.sessions.get(key).map(|session| (session.peer, &session.value))
+    }
+
+    /// The shell's value of a session.
+    #[must_use]
+    pub fn value_mut(&mut self, key: Key) -> Option<&mut T> {
+        self.sessions.get_mut(key).map(|session| &mut session.value)
+    }
+
+    /// All sessions.
+    #[must_use]
+    pub fn keys(&self) -> Vec<Key> {
+        self.sessions.keys()
+    }
+
+    /// When a session ends unless a datagram comes.
+    #[must_use]
+    pub fn deadline(&self, key: Key) -> Option<Instant> {
+        self.sessions.get(key).map(|session| session.deadline(self.idle_timeout).0)
+    }
+
+    /// Begins a session for a peer that has none.
+    pub fn open(&mut self, peer: P, value: T, now: Instant) -> Key {
+        let session =
+            Session { peer, value, opened_at: now, active_at: now, answered: false, drain_by: None, alarm: now };
+        let key = self.sessions.insert(session);
+        let before = self.by_peer.insert(peer, key);
+        debug_assert!(before.is_none(), "a peer has one session");
+        self.unanswered.insert((now, key));
+        self.alarms.insert((now, key));
+        self.set_alarm(key);
+        key
+    }
+
+    /// The peer has sent a datagram.
+    pub fn sent(&mut self, key: Key, now: Instant) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.active_at = now;
+        }
+    }
+
+    /// The backend has answered.
+    pub fn answered(&mut self, key: Key, now: Instant) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.active_at = now;
+            if !session.answered {
+                session.answered = true;
+                self.unanswered.remove(&(session.opened_at, key));
+            }
+        }
+    }
+
+    /// The backend's draining ends then, or it no longer drains.
+    pub fn drain_by(&mut self, key: Key, deadline: Option<Instant>) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.drain_by = deadline;
+            self.set_alarm(key);
+        }
+    }
+
+    /// Sets the idle time-out of all sessions, open ones too.
+    pub fn set_idle_timeout(&mut self, idle_timeout: Duration) {
+        if self.idle_timeout != idle_timeout {
+            self.idle_timeout = idle_timeout;
+            for key in self.sessions.keys() {
+                self.set_alarm(key);
+            }
+        }
+    }
+
+    /// The session to give up when room is short: the oldest that has no answer.
+    #[must_use]
+    pub fn expendable(&self) -> Option<Key> {
+        self.unanswered.first().map(|(_, key)| *key)
+    }
+
+    /// When [`Sessions::expired`] may have something.
+    #[must_use]
+    pub fn next_alarm(&self) -> Option<Instant> {
+        self.alarms.first().map(|(alarm, _)| *alarm)
+    }
+
+    /// A session whose time is up, and why. The shell ends it, and asks again.
+    pub fn expired(&mut self, now: Instant) -> Option<(Key, SessionEnd)> {
+        while let Some((alarm, key)) = self.alarms.first().copied() {
+            if alarm > now {
+                return None;
+            }
+            let session = self.sessions.get(key).expect("a session that ends takes its alarm along");
+            let (deadline, end) = session.deadline(self.idle_timeout);
+            if deadline <= now {
+                return Some((key, end));
+            }
+            self.set_alarm(key);
+        }
+        None
+    }
+
+    /// Takes a session out.
+    pub fn end(&mut self, key: Key) -> Option<(P, T)> {
+        let session = self.sessions.remove(key)?;
+        self.by_peer.remove(&session.peer);
+        self.alarms.remove(&(session.alarm, key));
+        self.unanswered.remove(&(session.opened_at, key));
+        Some((session.peer, session.value))
+    }
+
+    fn set_alarm(&mut self, key: Key) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            let (deadline, _) = session.deadline(self.idle_timeout);
+            self.alarms.remove(&(session.alarm, key));
+            session.alarm = deadline;
+            self.alarms.insert((deadline, key));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IDLE: Duration = Duration::from_secs(60);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn expired(sessions: &mut Sessions<u32, ()>, now: Instant) -> Vec<(u32, SessionEnd)> {
+        let mut ended = Vec::new();
+        while let Some((key, end)) = sessions.expired(now) {
+            ended.push((sessions.end(key).unwrap().0, end));
+        }
+        ended
+    }
+
+    #[test]
+    fn an_answered_session_ends_when_it_is_idle_and_an_unanswered_one_after_five_seconds() {
+        let start = Instant::now();
+        let mut sessions = Sessions::new(IDLE);
+        let answered = sessions.open(1, (), start);
+        let unanswered = sessions.open(2, (), start);
+        sessions.answered(answered, start + SECOND);
+        sessions.sent(unanswered, start + 4 * SECOND);
+        assert_eq!(sessions.next_alarm(), Some(start + UNANSWERED_SESSION_TIMEOUT));
+        assert_eq!(expired(&mut sessions, start + 5 * SECOND - Duration::from_nanos(1)), []);
+        assert_eq!(expired(&mut sessions, start + 5 * SECOND), [(2, SessionEnd::Unanswered)]);
+        sessions.sent(answered, start + 30 * SECOND);
+        assert_eq!(expired(&mut sessions, start + 89 * SECOND), []);
+        assert_eq!(expired(&mut sessions, start + 90 * SECOND), [(1, SessionEnd::Idle)]);
+        assert_eq!((sessions.is_empty(), sessions.next_alarm()), (true, None));
+    }
+
+    #[test]
+    fn the_oldest_unanswered_session_is_the_one_to_give_up() {
+        let start = Instant::now();
+        let mut sessions = Sessions::new(IDLE);
+        let keys = [1, 2, 3].map(|peer| sessions.open(peer, (), start + SECOND * peer));
+        assert_eq!(sessions.expendable(), Some(keys[0]));
+        sessions.answered(keys[0], start + 4 * SECOND);
+        assert_eq!(sessions.expendable(), Some(keys[1]));
+        sessions.end(keys[1]);
+        sessions.answered(keys[2], start + 4 * SECOND);
+        assert_eq!(sessions.expendable(), None);
+    }
+
+    #[test]
+    fn deadlines_of_open_sessions_follow_settings_and_draining() {
+        let start = Instant::now();
+        let mut sessions = Sessions::new(IDLE);
+        let key = sessions.open(1, (), start);
+        sessions.answered(key, start);
+        sessions.set_idle_timeout(2 * SECOND);
+        assert_eq!(sessions.next_alarm(), Some(start + 2 * SECOND));
+        sessions.set_idle_timeout(IDLE);
+        assert_eq!(sessions.next_alarm(), Some(start + IDLE));
+        sessions.drain_by(key, Some(start + 10 * SECOND));
+        assert_eq!(sessions.deadline(key), Some(start + 10 * SECOND));
+        sessions.drain_by(key, None);
+        sessions.sent(key, start + 20 * SECOND);
+        assert_eq!(expired(&mut sessions, start + 70 * SECOND), []);
+        assert_eq!(sessions.next_alarm(), Some(start + 80 * SECOND));
+    }
+}
