@@ -110,6 +110,8 @@ pub enum Bind {
 
 /// Durable state. Every change raises the revision by one in the same transaction and marks the rows with it;
 /// deletions leave tombstones, so that [`Store::changes_since`] can tell them.
+///
+/// Ids and names hold any character, U+0000 too: an engine whose text cannot hold that one has to write it otherwise.
 #[async_trait]
 pub trait Store: Send + Sync + fmt::Debug {
     /// What tokens are derived from; made once, at the first call.

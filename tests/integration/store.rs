@@ -196,7 +196,7 @@ async fn a_new_store_holds_nothing(store: AnyStore) {
 async fn a_service_instance_is_read_back_as_it_was_given(store: AnyStore) {
     let plain = instance("plain", 20_000);
     let full = ServiceInstance {
-        id: id("a/b %2F ü 'quoted\"; DROP TABLE bindings; --"),
+        id: id("a/b %2F ü \0 'quoted\"; DROP TABLE bindings; --"),
         protocol: Protocol::Both,
         requested_port: Some(20_001),
         settings: Settings {
