@@ -139,7 +139,6 @@ pub async fn run(
 ) {
     let mut pause = Duration::ZERO;
     loop {
-        discovery.nats_is_away();
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
@@ -147,6 +146,9 @@ pub async fn run(
         let Err(lost) = session(&discovery, &mut relays, &settings, &link, &shutdown).await else { return };
         pause =
             if link_is_up(&link) { Duration::ZERO } else { (pause * 2).clamp(RECONNECT_PAUSE / 8, RECONNECT_PAUSE) };
+        // Not before the first attempt: where NATS is there at the start, backends of the last process keep the
+        // deadlines they had.
+        discovery.nats_is_away();
         show_down(&link, &discovery, &lost);
     }
 }

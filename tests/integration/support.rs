@@ -5,3 +5,6 @@ pub mod eventually;
 pub mod harbor;
 pub mod http;
 pub mod nats;
+
+#[path = "../fuzz/mutate.rs"]
+pub mod mutate;

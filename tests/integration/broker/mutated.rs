@@ -9,10 +9,7 @@ use serde_json::Value;
 use tower::ServiceExt as _;
 
 use super::fixture::{INSTANCES, bind_app, request_with, site};
-use crate::support::harbor::AUTHORIZATION;
-
-#[path = "../../fuzz/mutate.rs"]
-mod mutate;
+use crate::support::{harbor::AUTHORIZATION, mutate};
 
 #[tokio::test]
 async fn damaged_bodies_are_refused_or_mean_what_they_say() {
