@@ -33,7 +33,8 @@ fn steps(document: &str) -> Vec<Step> {
         if let (false, Some(command)) = (open, line.strip_prefix("$ ")) {
             steps.push(Step::default());
             steps.last_mut().unwrap().command = format!("{command}\n");
-            heredoc = command.split_once("<<").map(|(_, end)| end.trim().to_owned()).filter(|end| !end.starts_with('<'));
+            heredoc =
+                command.split_once("<<").map(|(_, end)| end.trim().to_owned()).filter(|end| !end.starts_with('<'));
             open = heredoc.is_some() || command.ends_with('\\');
         } else if open {
             writeln!(steps.last_mut().unwrap().command, "{line}").unwrap();
@@ -55,7 +56,8 @@ fn lasting(text: &str) -> String {
     while let Some(first) = rest.chars().next() {
         let run = rest.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(rest.len());
         let (word, after) = rest.split_at(run);
-        if word.len() >= 16 || after.starts_with('…') || (!word.is_empty() && word.bytes().all(|b| b.is_ascii_digit())) {
+        if word.len() >= 16 || after.starts_with('…') || (!word.is_empty() && word.bytes().all(|b| b.is_ascii_digit()))
+        {
             lasting.push('#');
             rest = after.strip_prefix('…').unwrap_or(after);
         } else if run > 0 {
@@ -97,7 +99,8 @@ fn check(document: &str) {
         let reason = String::from_utf8_lossy(&output.stderr);
         assert!(reason.contains("Operation not permitted"), "{reason}");
         // A machine that allows no namespaces: said where the test's output is read.
-        return std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped {document}: {reason}")).unwrap();
+        return std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped {document}: {reason}"))
+            .unwrap();
     }
     let mut printed = text.split(MARK).skip(1);
     for step in &steps {
