@@ -3,3 +3,4 @@
 pub mod eventually;
 pub mod harbor;
 pub mod http;
+pub mod peer;
