@@ -98,9 +98,12 @@ impl Drop for TcpPeer {
 pub struct UdpPeer {
     pub address: SocketAddr,
     stop: Arc<AtomicBool>,
-    received: Arc<Mutex<Vec<(SocketAddr, Vec<u8>)>>>,
+    received: Arc<Mutex<Vec<Datagram>>>,
     thread: Option<JoinHandle<()>>,
 }
+
+/// Where it came from, and what it was.
+pub type Datagram = (SocketAddr, Vec<u8>);
 
 impl UdpPeer {
     /// Answers each datagram with what `answer` makes of it, if anything.
@@ -143,7 +146,7 @@ impl UdpPeer {
     }
 
     /// What it was sent so far.
-    pub fn received(&self) -> Vec<(SocketAddr, Vec<u8>)> {
+    pub fn received(&self) -> Vec<Datagram> {
         self.received.lock().unwrap().clone()
     }
 }
