@@ -160,7 +160,7 @@ impl World {
         }
         self.expire();
         self.steps += 1;
-        if self.steps % CHECK_EVERY == 0 {
+        if self.steps.is_multiple_of(CHECK_EVERY) {
             self.check();
         }
     }
