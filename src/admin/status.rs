@@ -7,7 +7,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use super::{Sources, wire};
 use crate::{
     backends::{BackendState, Phase},
-    control::{Overview, PoolUsage},
+    control::PoolUsage,
     model::{
         Revision, ServiceInstanceId, Timestamp, Transport,
         announcement::{AnnouncedState, Authority},
@@ -21,7 +21,7 @@ const MAX_FAILED_TOLD: usize = 5;
 
 /// The status of this moment.
 pub async fn status(sources: &Sources) -> wire::Status {
-    let overview = sources.control.overview().await;
+    let usage = sources.control.overview().await;
     let desired = sources.control.desired().borrow().clone();
     let observations = sources.observations.borrow().clone();
     let mut backends: HashMap<ServiceInstanceId, Vec<BackendState>> = HashMap::new();
@@ -92,7 +92,7 @@ pub async fn status(sources: &Sources) -> wire::Status {
         revision_applied: observations.applied.map(|Revision(number)| number),
         store: link(&sources.store.borrow()),
         nats: link(&sources.nats.borrow()),
-        pools: pools(overview),
+        pools: pools(usage),
         listeners,
         backends: backend_counts,
         service_instances,
@@ -113,7 +113,7 @@ fn listener(spec: &ListenerSpec, observations: &Observations) -> wire::Listener 
     }
 }
 
-fn pools(overview: Overview) -> Vec<wire::Pool> {
+fn pools(usage: Vec<PoolUsage>) -> Vec<wire::Pool> {
     let pool = |usage: PoolUsage| wire::Pool {
         name: usage.name.to_string(),
         size: usage.ports.len(),
@@ -124,7 +124,7 @@ fn pools(overview: Overview) -> Vec<wire::Pool> {
         reserved: usage.counts.reserved,
         in_conflict: usage.counts.in_conflict,
     };
-    overview.pools.into_iter().map(pool).collect()
+    usage.into_iter().map(pool).collect()
 }
 
 fn link(link: &Link) -> wire::Link {

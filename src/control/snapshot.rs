@@ -130,12 +130,6 @@ impl Snapshot {
         self.publish(&state);
     }
 
-    /// How many service instances there are.
-    pub(super) async fn revision_and_size(&self) -> (Revision, usize) {
-        let state = self.state.lock().await;
-        (state.revision, state.instances.len())
-    }
-
     async fn read(&self, state: &mut State) -> store::Result<()> {
         let before = state.revision;
         self.read_quietly(state).await?;
@@ -265,7 +259,7 @@ mod tests {
     use super::*;
     use crate::{
         model::{
-            BindingId, NodeId, OrganizationId, PoolName, SpaceId, Timestamp,
+            AppId, BindingId, NodeId, OrganizationId, PoolName, SpaceId, Timestamp,
             binding::Binding,
             desired::ForwarderLimits,
             parameters::Settings,
@@ -374,7 +368,7 @@ mod tests {
         let snapshot = open(&store).await;
         let before = snapshot.desired().borrow().clone();
 
-        store.deprovision(&id("deleted"), Timestamp::default(), Timestamp::default()).await.unwrap();
+        store.deprovision(&id("deleted"), Timestamp::default(), None).await.unwrap();
         store.unbind(&id("kept"), &BindingId::new("unbound").unwrap()).await.unwrap();
         for _ in 0..=CHANGES_KEPT / 2 {
             store.bind(&binding("passing", "kept")).await.unwrap();
@@ -400,7 +394,35 @@ mod tests {
         assert_eq!(snapshot.desired().borrow().listeners.size(), 0);
         assert!(snapshot.directory().borrow().instance("a").is_none());
         assert_eq!(snapshot.version(&id("a")).await, None);
-        assert_eq!(snapshot.revision_and_size().await, (Revision(1), 1));
+        assert_eq!(snapshot.desired().borrow().revision, Revision(1));
+    }
+
+    #[tokio::test]
+    async fn a_binding_that_was_made_anew_between_two_reads_leaves_no_authority_behind() {
+        let store = Arc::new(MemoryStore::new());
+        for (name, port) in [("a", 35_000), ("b", 35_001)] {
+            provision(&store, name, "default", port).await;
+        }
+        let of_app = |of: &str, app: &str| Binding { app_id: Some(AppId::new(app).unwrap()), ..binding("1", of) };
+        store.bind(&of_app("a", "first")).await.unwrap();
+        let snapshot = open(&store).await;
+        let check = |instance: &str, expected: &[&str]| {
+            let directory = snapshot.directory().borrow().clone();
+            let apps = directory.instance(instance).unwrap().apps.iter().map(AppId::as_str).collect::<Vec<_>>();
+            assert_eq!(apps, expected, "apps of {instance}");
+            let bound_to = directory.by_app("first").map(|entry| entry.id.clone());
+            assert_eq!(bound_to.is_some_and(|id| id.as_str() == instance), expected.contains(&"first"));
+        };
+        check("a", &["first"]);
+        for (was, is, app) in [("a", "a", "second"), ("a", "b", "second"), ("b", "a", "first")] {
+            store.unbind(&id(was), &BindingId::new("1").unwrap()).await.unwrap();
+            store.bind(&of_app(is, app)).await.unwrap();
+            snapshot.refresh().await.unwrap();
+            check(is, &[app]);
+            if was != is {
+                check(was, &[]);
+            }
+        }
     }
 
     #[tokio::test]

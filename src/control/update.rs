@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Control, Failure, Fault, observe::Seen};
+use super::{Control, Failure, Fault, failure::chain, observe::Seen};
 use crate::{
     model::{
         PlanId, PoolName, Protocol, ServiceInstanceId,
@@ -84,7 +84,6 @@ impl Control {
             };
             match outcome? {
                 store::Change::Done(changed) => {
-                    self.snapshot.reach(changed.revision).await?;
                     self.applied(&changed).await;
                     return Ok(changed);
                 }
@@ -140,15 +139,20 @@ impl Control {
             }
             Seen::Failed(reason) => Err(Fault::NotListening { port, reason }.into()),
         };
-        let settled = self.snapshot.settle(id).await;
-        let outcome = outcome?;
-        settled?;
-        Ok(outcome)
+        if let Err(fault) = self.snapshot.settle(id).await {
+            tracing::warn!(service_instance = %id, error = %chain(&fault), "the store could not be read after a trial");
+        }
+        outcome
     }
 
-    /// Waits until the forwarder has taken the change over, and says so in the log.
+    /// Waits until the forwarder has taken the change over, and says so in the log. A fault now only delays that until
+    /// the next refresh; told to the platform, it would mean that nothing has been changed.
     async fn applied(&self, changed: &ServiceInstance) {
-        if let Some(version) = self.snapshot.version(&changed.id).await {
+        if let Err(fault) = self.snapshot.reach(changed.revision).await {
+            tracing::warn!(
+                service_instance = %changed.id, error = %chain(&fault), "a change is stored and not published yet"
+            );
+        } else if let Some(version) = self.snapshot.version(&changed.id).await {
             self.listener(&changed.id, version).await;
         }
         let ServiceInstance { id, plan_id, port, protocol, .. } = changed;

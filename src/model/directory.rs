@@ -116,6 +116,9 @@ impl Directory {
 
     /// Adds a binding. One whose service instance is not known is ignored: the store never has such a row.
     pub fn put_binding(&mut self, binding: &Arc<Binding>) {
+        // One of that id may have been unbound and bound anew, to another app or service instance: the former one's
+        // authority ends.
+        self.remove_binding(&binding.id);
         let Some(entry) = self.instances.get(&binding.service_instance_id) else { return };
         let mut entry = DirectoryEntry::clone(entry);
         entry.bindings.insert(binding.id.clone());

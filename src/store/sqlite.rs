@@ -271,8 +271,7 @@ impl Store for SqliteStore {
                 return Ok(Change::PortTaken);
             }
             let moved = ServiceInstance { port: to, revision: raise_revision(&mut tx).await?, ..known };
-            sqlx::query(sql::FORGET_PORT).bind(id.as_str()).execute(&mut *tx).await?;
-            sqlx::query(sql::GIVE_BACK_PORT).bind(id.as_str()).execute(&mut *tx).await?;
+            give_back_port(&mut tx, id).await?;
             if !take_port(&mut tx, &moved, now).await? {
                 return Ok(Change::PortTaken);
             }
@@ -321,7 +320,7 @@ impl Store for SqliteStore {
         &self,
         id: &ServiceInstanceId,
         now: Timestamp,
-        quarantined_until: Timestamp,
+        quarantined_until: Option<Timestamp>,
     ) -> Result<Option<ServiceInstance>> {
         self.run("deprovisioning in the SQLite store", async {
             let mut tx = self.write().await?;
@@ -333,13 +332,18 @@ impl Store for SqliteStore {
                 .execute(&mut *tx)
                 .await?;
             sqlx::query(sql::DELETE_BINDINGS_OF).bind(id.as_str()).execute(&mut *tx).await?;
-            sqlx::query(sql::RELEASE_PORT)
-                .bind(id.as_str())
-                .bind(gone.space_id.as_str())
-                .bind(now.0)
-                .bind(quarantined_until.0)
-                .execute(&mut *tx)
-                .await?;
+            match quarantined_until {
+                Some(until) => {
+                    sqlx::query(sql::RELEASE_PORT)
+                        .bind(id.as_str())
+                        .bind(gone.space_id.as_str())
+                        .bind(now.0)
+                        .bind(until.0)
+                        .execute(&mut *tx)
+                        .await?;
+                }
+                None => give_back_port(&mut tx, id).await?,
+            }
             bury(&mut tx, row::KIND_INSTANCE, id.as_str(), revision).await?;
             sqlx::query(sql::DELETE_INSTANCE).bind(id.as_str()).execute(&mut *tx).await?;
             drop_tombstones(&mut tx, revision).await?;
@@ -581,6 +585,13 @@ async fn take_port(tx: &mut SqliteConnection, instance: &ServiceInstance, now: T
     }
     let taken = sqlx::query(sql::TAKE_PORT).bind(pool).bind(port).bind(instance.id.as_str()).execute(&mut *tx).await?;
     Ok(taken.rows_affected() == 1)
+}
+
+/// Makes a port that was never used what it was before.
+async fn give_back_port(tx: &mut SqliteConnection, id: &ServiceInstanceId) -> Sql<()> {
+    sqlx::query(sql::FORGET_PORT).bind(id.as_str()).execute(&mut *tx).await?;
+    sqlx::query(sql::GIVE_BACK_PORT).bind(id.as_str()).execute(&mut *tx).await?;
+    Ok(())
 }
 
 async fn bury(tx: &mut SqliteConnection, kind: &'static str, id: &str, revision: Revision) -> Sql<()> {

@@ -128,11 +128,13 @@ impl Node {
         self.observations.send_replace(Arc::new(observed(bound, failed)));
     }
 
-    fn anonymous(&self) -> Client {
+    /// Somebody without the token.
+    pub fn anonymous(&self) -> Client {
         Client::new(self.address)
     }
 
-    fn operator(&self) -> Client {
+    /// Somebody with it.
+    pub fn operator(&self) -> Client {
         self.anonymous().with("authorization", &format!("Bearer {}", self.token()))
     }
 }

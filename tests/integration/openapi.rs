@@ -1,11 +1,20 @@
 //! `openapi.yaml` against the routes and against live answers: what is answered is described, and what is described is
 //! answered.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
-use harbor::{admin::wire, broker::ROUTES, model::plan::SERVICE_ID};
+use harbor::{
+    admin::wire,
+    broker::ROUTES,
+    model::{
+        Timestamp,
+        observed::{Link, Mode},
+        plan::SERVICE_ID,
+    },
+};
 use serde_json::{Value, json};
 
+use super::admin::Node;
 use super::broker::fixture::{QUERY, Site, bind_app, bind_key, plan, request, request_with, site, site_with};
 use crate::support::http::{Answer, Client};
 
@@ -246,66 +255,51 @@ async fn a_pool_without_public_names_is_described_too() {
     checked.send("bind", ["a", "k"], "", key, 201).await;
 }
 
-#[test]
-fn what_operators_are_shown_is_described() {
+#[tokio::test]
+async fn what_operators_are_shown_is_what_it_describes() {
     let document = document();
-    let check = |schema: &str, value: Value| {
-        let schema = json!({ "$ref": format!("#/components/schemas/{schema}") });
-        judge(&document, &schema, &value).unwrap_or_else(|error| panic!("{error}: {value}"));
+    let mut seen = BTreeSet::new();
+    let (node, private) = (Node::new(true).await, Node::new(false).await);
+    let at = || Timestamp::from_seconds(1_795_252_518);
+    let mut check = async |path: &'static str, client: Client, status: u16| {
+        let answer = client.get(path).await;
+        assert_eq!(answer.status, status, "{path}");
+        let described = resolve(&document, &document["paths"][path]["get"]["responses"][answer.status.as_str()]);
+        let (kind, content) = described["content"].as_object().unwrap().iter().next().unwrap();
+        let found = answer.headers["content-type"].to_str().unwrap();
+        assert_eq!(found.split(';').next(), Some(kind.as_str()), "{path} {status}");
+        let body = match kind.as_str() {
+            "application/json" => answer.json(),
+            _ => String::from_utf8(answer.body.to_vec()).unwrap().into(),
+        };
+        judge(&document, &content["schema"], &body).unwrap_or_else(|error| panic!("{path} {status}: {error}: {body}"));
+        seen.insert((path.to_owned(), status.to_string()));
     };
-    let at = || "2026-01-02T03:04:05Z".to_owned();
-    let listener = |state: wire::Listener| wire::ServiceInstance {
-        id: "a".into(),
-        pool: "default".into(),
-        port: 35_000,
-        protocol: "both".into(),
-        listener: state,
-        backends: vec![wire::Backend {
-            transport: "udp".into(),
-            address: "[fd00::1]:61012".into(),
-            authority: "app 1".into(),
-            state: "draining".into(),
-            open: 3,
-            aside: true,
-            expires_in_seconds: 60,
-        }],
-    };
-    let status = |mode, revision_applied, store, nats| wire::Status {
-        degraded: vec!["NATS is away.".into()],
-        node: "harbor_node_1".into(),
-        version: "0.1.0".into(),
-        mode,
-        started_at: at(),
-        revision_desired: 7,
-        revision_applied,
-        store,
-        nats,
-        pools: vec![wire::Pool {
-            name: "default".into(),
-            ports: "35000-40000".into(),
-            size: 5001,
-            free: 5000,
-            allocated: 1,
-            quarantined: 0,
-            reserved: 0,
-            in_conflict: 0,
-        }],
-        listeners: wire::ListenerCounts { bound: 1, failed: 1, pending: 1 },
-        backends: wire::BackendCounts { tcp: 1, udp: 0, service_instances_without: 2 },
-        service_instances: vec![
-            listener(wire::Listener::Pending),
-            listener(wire::Listener::Bound { since: at() }),
-            listener(wire::Listener::Failed { since: at(), reason: "address already in use".into() }),
-        ],
-    };
-    let down = wire::Link::Down { since: at(), reason: "connection refused".into() };
-    for status in [
-        status(wire::Mode::Serving, Some(7), wire::Link::Up { since: at() }, wire::Link::Absent),
-        status(wire::Mode::Starting, None, down.clone(), down),
-    ] {
-        check("Status", serde_json::to_value(status).unwrap());
+    check("/healthz", node.anonymous(), 200).await;
+    check("/readyz", node.anonymous(), 200).await;
+    check("/metrics", node.anonymous(), 200).await;
+    check("/metrics", private.anonymous(), 401).await;
+    check(wire::STATUS_PATH, node.anonymous(), 401).await;
+    check(wire::STATUS_PATH, node.operator(), 200).await;
+
+    // One port that failed, one that was not tried, links that are away, and a node that is about to stop.
+    node.observe(&[], &["first"]);
+    node.mode.send_replace(Mode::Draining);
+    node.store.send_replace(Link::Down(at(), "disk full".into()));
+    node.nats.send_replace(Link::Up(at()));
+    check("/readyz", node.anonymous(), 503).await;
+    check(wire::STATUS_PATH, node.operator(), 200).await;
+    node.observations.send_replace(Arc::default());
+    node.mode.send_replace(Mode::Starting);
+    check(wire::STATUS_PATH, node.operator(), 200).await;
+
+    let mut described = BTreeSet::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        let get = &methods["get"];
+        if get["tags"] == json!(["admin"]) {
+            let statuses = get["responses"].as_object().unwrap().keys();
+            described.extend(statuses.map(|status| (path.clone(), status.clone())));
+        }
     }
-    let readiness = wire::Readiness { ready: false, reasons: vec!["the node is starting".into()] };
-    check("Readiness", serde_json::to_value(readiness).unwrap());
-    assert!(document["paths"].get(wire::STATUS_PATH).is_some());
+    assert_eq!(seen, described);
 }

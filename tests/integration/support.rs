@@ -1,5 +1,6 @@
 //! Real parts for tests, started on free ports and stopped on drop.
 
+pub mod echo;
 pub mod eventually;
 pub mod harbor;
 pub mod http;

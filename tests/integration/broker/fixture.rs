@@ -413,10 +413,12 @@ impl Store for Breakable {
         &self,
         id: &ServiceInstanceId,
         now: Timestamp,
-        quarantined_until: Timestamp,
+        quarantined_until: Option<Timestamp>,
     ) -> store::Result<Option<ServiceInstance>> {
         self.check("deprovision")?;
-        self.inner.deprovision(id, now, quarantined_until).await
+        let gone = self.inner.deprovision(id, now, quarantined_until).await?;
+        self.check("after deprovision")?;
+        Ok(gone)
     }
 
     async fn bind(&self, binding: &Binding) -> store::Result<store::Bind> {
