@@ -73,6 +73,9 @@ impl SqliteStore {
                 .idle_timeout(None)
                 .max_lifetime(None)
                 .test_before_acquire(false)
+                // A full disk makes SQLite end a transaction by itself. The driver goes on counting it, and every later
+                // one on the connection would fail, or be part of it.
+                .before_acquire(|connection, _| Box::pin(async { Ok(!connection.is_in_transaction()) }))
         };
         let connecting = |source| fault("connecting to the SQLite store", source);
         let writer = pool().max_connections(1).connect_with(options(&path)).await.map_err(connecting)?;
@@ -617,7 +620,10 @@ mod tests {
     use sqlx::{Executor as _, Row as _, SqlSafeStr as _};
 
     use super::*;
-    use crate::telemetry::metrics::Metrics;
+    use crate::{
+        model::{OrganizationId, PlanId, Protocol, SpaceId, parameters::Settings},
+        telemetry::metrics::Metrics,
+    };
 
     #[tokio::test]
     async fn every_statement_can_be_prepared() {
@@ -643,6 +649,46 @@ mod tests {
             let plan = sqlx::query(explain).bind(1_i64).fetch_all(&mut connection).await.unwrap();
             let first_step = plan[0].get::<String, _>("detail");
             assert!(first_step.starts_with("SEARCH") && first_step.contains("_by_revision"), "{name}: {first_step}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_is_full_is_a_fault_that_passes() {
+        let directory = tempfile::tempdir().unwrap();
+        let metrics = Metrics::new().store.clone();
+        let store = SqliteStore::open(&directory.path().join("harbor.db"), metrics).await.unwrap();
+        let pages = sqlx::query_scalar::<_, i64>("PRAGMA page_count").fetch_one(&store.writer).await.unwrap();
+        let large = instance("a", 20_000, &"x".repeat(100_000));
+        for _ in 0..3 {
+            // To SQLite the same as a write that finds no room. Only the present connection has the limit.
+            let full = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
+            sqlx::query(full).fetch_one(&store.writer).await.unwrap();
+            let fault = store.provision(&large, Timestamp::default()).await.unwrap_err();
+            assert!(fault.source.to_string().contains("database or disk is full"), "{fault}");
+            assert_eq!(store.everything().await.unwrap(), Changes::default(), "nothing has changed");
+        }
+        for (id, port) in [("a", 20_000), ("b", 20_001)] {
+            let made = store.provision(&instance(id, port, "x"), Timestamp::default()).await.unwrap();
+            assert!(matches!(made, Provision::Created(_)), "{made:?}");
+        }
+        store.close().await;
+    }
+
+    fn instance(id: &str, port: u16, name: &str) -> ServiceInstance {
+        ServiceInstance {
+            id: ServiceInstanceId::new(id).unwrap(),
+            plan_id: PlanId::new("plan").unwrap(),
+            pool: PoolName::new("default").unwrap(),
+            port,
+            protocol: Protocol::Tcp,
+            requested_port: None,
+            settings: Settings::default(),
+            organization_id: OrganizationId::new("organization").unwrap(),
+            space_id: SpaceId::new("space").unwrap(),
+            name: Some(name.into()),
+            node_id: NodeId::new("node").unwrap(),
+            created_at: Timestamp::default(),
+            revision: Revision::default(),
         }
     }
 

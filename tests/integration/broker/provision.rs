@@ -327,8 +327,6 @@ async fn whoever_hangs_up_leaves_a_provision_that_is_finished_all_the_same() {
     let id = ServiceInstanceId::new("a").unwrap();
     let mut desired = site.control.desired();
     {
-        let put = site.client.try_send("PUT".parse().unwrap(), "/v2/service_instances/a", None);
-        drop(put);
         let body = request("tcp");
         let path = format!("{INSTANCES}/a");
         let put = site.client.put(&path, &body);
