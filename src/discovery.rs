@@ -28,6 +28,7 @@ pub mod authority;
 pub mod judge;
 pub mod matching;
 pub mod nats;
+pub mod source;
 pub mod upkeep;
 pub mod wire;
 
@@ -41,8 +42,9 @@ mod fixture;
 pub use announce::announce_router;
 pub use refusals::{MAX_REFUSALS, Refusal};
 
-use judge::{Accepted, Action, Refused, Rules, Source};
+use judge::{Accepted, Refused, Rules};
 use refusals::Refusals;
+use source::{Action, Source};
 use tally::Tally;
 
 /// Relays that wait for NATS; more are dropped and counted: their announcers repeat them.

@@ -21,8 +21,9 @@ use super::{
     Discovery,
     address::parse_host,
     authority::statement,
-    judge::{Action, Source, time_to_live},
+    judge::time_to_live,
     rate::Rate,
+    source::{Action, Source},
     wire::{Announcement, Harbor},
 };
 use crate::{
