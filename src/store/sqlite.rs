@@ -5,7 +5,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -55,6 +58,8 @@ pub struct SqliteStore {
     writer: SqlitePool,
     readers: SqlitePool,
     metrics: Arc<StoreMetrics>,
+    /// Whether there was a fault since a ping last wrote: a disk that is full can still be read.
+    doubted: AtomicBool,
     /// None once closed.
     lock: Mutex<Option<Lock>>,
 }
@@ -81,7 +86,7 @@ impl SqliteStore {
         let writer = pool().max_connections(1).connect_with(options(&path)).await.map_err(connecting)?;
         let reading = options(&path).pragma("query_only", "ON");
         let readers = pool().max_connections(READERS).connect_with(reading).await.map_err(connecting)?;
-        Ok(Self { writer, readers, metrics, lock: Mutex::new(Some(lock)) })
+        Ok(Self { writer, readers, metrics, doubted: AtomicBool::new(false), lock: Mutex::new(Some(lock)) })
     }
 
     /// A transaction that has the write lock. Dropped before [`SqliteStore::commit`], it changes nothing.
@@ -100,6 +105,7 @@ impl SqliteStore {
     async fn run<T>(&self, doing: &'static str, work: impl Future<Output = Sql<T>> + Send) -> Result<T> {
         work.await.map_err(|source| {
             self.metrics.faults.inc();
+            self.doubted.store(true, Ordering::Relaxed);
             fault(doing, source)
         })
     }
@@ -436,7 +442,14 @@ impl Store for SqliteStore {
 
     async fn ping(&self) -> Result<()> {
         self.run("asking the SQLite store for an answer", async {
-            current_revision(&mut *self.readers.acquire().await?).await.map(|_| ())
+            if !self.doubted.load(Ordering::Relaxed) {
+                return current_revision(&mut *self.readers.acquire().await?).await.map(|_| ());
+            }
+            let mut tx = self.write().await?;
+            sqlx::query(sql::CHANGE_NOTHING).execute(&mut *tx).await?;
+            tx.commit().await?;
+            self.doubted.store(false, Ordering::Relaxed);
+            Ok(())
         })
         .await
     }
@@ -671,6 +684,25 @@ mod tests {
             let made = store.provision(&instance(id, port, "x"), Timestamp::default()).await.unwrap();
             assert!(matches!(made, Provision::Created(_)), "{made:?}");
         }
+        store.close().await;
+    }
+
+    #[tokio::test]
+    async fn after_a_fault_a_ping_tells_whether_changes_are_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let metrics = Metrics::new().store.clone();
+        let store = SqliteStore::open(&directory.path().join("harbor.db"), metrics).await.unwrap();
+        let read_only = async |flag: &'static str| sqlx::query(flag).execute(&store.writer).await.unwrap();
+        store.ping().await.unwrap();
+        read_only("PRAGMA query_only = ON").await;
+        store.provision(&instance("a", 20_000, "x"), Timestamp::default()).await.unwrap_err();
+        for _ in 0..2 {
+            let fault = store.ping().await.unwrap_err();
+            assert!(fault.source.to_string().contains("attempt to write a readonly database"), "{fault}");
+        }
+        read_only("PRAGMA query_only = OFF").await;
+        store.ping().await.unwrap();
+        assert_eq!(store.everything().await.unwrap(), Changes::default());
         store.close().await;
     }
 
