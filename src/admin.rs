@@ -1,1 +1,125 @@
-//! (being written)
+//! What operators ask: health, metrics, and a status that the command line shows.
+//!
+//! It only looks: each answer is made of what the other parts publish, at the moment it is asked for.
+
+use std::{fmt, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
+use tokio::sync::watch;
+
+use crate::{
+    backends::Backends,
+    control::Control,
+    http::{refusal, with_fallbacks},
+    model::{
+        Clock, NodeId, Timestamp,
+        observed::{Link, Mode, Observations},
+    },
+    telemetry::metrics::Metrics,
+};
+
+mod metrics;
+mod ready;
+mod status;
+mod token;
+pub mod wire;
+
+pub use token::{Token, TokenError};
+
+/// Where answers come from.
+pub struct Sources {
+    /// This node.
+    pub node: NodeId,
+    /// When the process started.
+    pub started_at: Timestamp,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Whether the process takes part.
+    pub mode: watch::Receiver<Mode>,
+    /// Pools and desired state.
+    pub control: Arc<Control>,
+    /// What is bound.
+    pub observations: watch::Receiver<Arc<Observations>>,
+    /// Who serves.
+    pub backends: Backends,
+    /// The link to the store.
+    pub store: watch::Receiver<Link>,
+    /// The link to NATS.
+    pub nats: watch::Receiver<Link>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// What operators show.
+    pub token: Token,
+    /// Whether `/metrics` is shown without it.
+    pub metrics_public: bool,
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+/// The operators' API.
+pub fn router(sources: Sources) -> Router {
+    let routes = Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(show_metrics))
+        .route(wire::STATUS_PATH, get(show_status));
+    with_fallbacks(routes.with_state(Arc::new(sources)))
+}
+
+/// The process lives: it answers.
+async fn healthz() -> Response {
+    Json(serde_json::json!({ "status": "ok" })).into_response()
+}
+
+async fn readyz(State(sources): State<Arc<Sources>>) -> Response {
+    let applied = sources.observations.borrow().applied;
+    let readiness = ready::readiness(*sources.mode.borrow(), applied);
+    let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(readiness)).into_response()
+}
+
+async fn show_metrics(State(sources): State<Arc<Sources>>, headers: HeaderMap) -> Response {
+    if !sources.metrics_public
+        && let Some(refused) = refused(&headers, &sources.token)
+    {
+        return refused;
+    }
+    let text = metrics::encode(&sources.metrics, &status::status(&sources).await);
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
+}
+
+async fn show_status(State(sources): State<Arc<Sources>>, headers: HeaderMap) -> Response {
+    match refused(&headers, &sources.token) {
+        None => Json(status::status(&sources).await).into_response(),
+        Some(refused) => refused,
+    }
+}
+
+/// The refusal of a request that does not show the token.
+fn refused(headers: &HeaderMap, token: &Token) -> Option<Response> {
+    let presented = headers.get(header::AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
+    let presented = match presented.split_first_chunk::<7>() {
+        Some((scheme, presented)) if scheme.eq_ignore_ascii_case(b"bearer ") => presented,
+        _ => b"",
+    };
+    if token.matches(presented) {
+        return None;
+    }
+    let mut refused = refusal(
+        StatusCode::UNAUTHORIZED,
+        None,
+        "This wants the header Authorization: Bearer with the token of admin.token_file.",
+    );
+    refused.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+    Some(refused)
+}

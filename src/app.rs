@@ -1,3 +1,18 @@
-//! Builds and supervises everything.
+//! Builds and supervises everything: what starts in which order, what is told to whom, and how it ends.
 
+mod apis;
 pub mod clock;
+mod drain;
+mod infrastructure;
+mod links;
+mod machine;
+mod migrate;
+mod node;
+mod reload;
+mod serve;
+mod settings;
+mod signals;
+mod tasks;
+
+pub use migrate::migrate;
+pub use serve::serve;

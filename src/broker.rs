@@ -5,7 +5,7 @@
 //! On its way in, a request is judged in this order: who asks, which version of the API, which route, how large, what
 //! it says. Each step answers for itself, so that nothing is read for a caller who may not ask.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use axum::{Router, middleware};
 use bytes::Bytes;
@@ -37,41 +37,21 @@ use schemas::Schemas;
 /// Largest body that is read.
 pub const MAX_BODY_BYTES: usize = 256 * 1024;
 
-/// Who may ask.
-#[derive(Clone)]
-pub struct Settings {
-    /// The user of HTTP basic authentication.
-    pub username: String,
-    /// Its passwords: all of them are valid, so that one can be replaced without a gap.
-    pub passwords: Vec<String>,
-}
-
-impl fmt::Debug for Settings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settings").field("username", &self.username).finish_non_exhaustive()
-    }
-}
-
 /// What handlers share.
 #[derive(Debug)]
 struct Broker {
     control: Arc<Control>,
-    passwords: Passwords,
+    passwords: Arc<Passwords>,
     schemas: Schemas,
     catalog: Bytes,
     metrics: Arc<BrokerMetrics>,
 }
 
-/// The API as a router, ready for [`http::serve`].
-pub fn router(control: Arc<Control>, settings: &Settings, metrics: Arc<BrokerMetrics>) -> Router {
+/// The API as a router, ready for [`http::serve`]. The caller keeps `passwords` too, to replace them.
+pub fn router(control: Arc<Control>, passwords: Arc<Passwords>, metrics: Arc<BrokerMetrics>) -> Router {
     let schemas = Schemas::of(control.catalog());
-    let broker = Arc::new(Broker {
-        passwords: Passwords::new(&settings.username, &settings.passwords),
-        catalog: catalog::body(control.catalog(), &schemas),
-        schemas,
-        control,
-        metrics,
-    });
+    let broker =
+        Arc::new(Broker { passwords, catalog: catalog::body(control.catalog(), &schemas), schemas, control, metrics });
     let routes = ROUTES.iter().fold(Router::new(), |router, route| router.route(route.path, route.operation.handler()));
     http::with_fallbacks(routes.with_state(Arc::clone(&broker)))
         .layer(middleware::from_fn(gate::version))

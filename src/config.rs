@@ -26,6 +26,7 @@ mod node;
 mod plans;
 mod secret;
 mod section;
+mod summary;
 mod value;
 
 pub use admin::Admin;

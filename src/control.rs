@@ -46,7 +46,7 @@ pub use deprovision::DeleteRefusal;
 pub use failure::{Failure, Fault};
 pub use fetch::NotFound;
 pub use fetch_binding::FetchedBinding;
-pub use overview::{Overview, PoolUsage};
+pub use overview::PoolUsage;
 pub use provision::{ProvisionRefusal, ProvisionSpec, Provisioned};
 pub use reload::ReloadRefusal;
 pub use update::{UpdateRefusal, UpdateSpec};

@@ -33,6 +33,6 @@ pub mod broker;
 
 pub mod admin;
 
-pub mod cli;
-
 pub mod app;
+
+pub mod cli;

@@ -110,6 +110,8 @@ pub enum Bind {
 
 /// Durable state. Every change raises the revision by one in the same transaction and marks the rows with it;
 /// deletions leave tombstones, so that [`Store::changes_since`] can tell them.
+///
+/// Ids and names hold any character, U+0000 too: an engine whose text cannot hold that one has to write it otherwise.
 #[async_trait]
 pub trait Store: Send + Sync + fmt::Debug {
     /// What tokens are derived from; made once, at the first call.
@@ -149,13 +151,13 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Replaces plan, protocol, settings and name, if the row still has the revision that `instance` was read with.
     async fn update(&self, instance: &ServiceInstance) -> Result<Change>;
 
-    /// Deletes a service instance with its bindings, and quarantines its port until `quarantined_until`.
-    /// `None` when there is none.
+    /// Deletes a service instance with its bindings, and quarantines its port until `quarantined_until`; without that
+    /// the port was never used, and is what it was before at once. `None` when there is none.
     async fn deprovision(
         &self,
         id: &ServiceInstanceId,
         now: Timestamp,
-        quarantined_until: Timestamp,
+        quarantined_until: Option<Timestamp>,
     ) -> Result<Option<ServiceInstance>>;
 
     /// Stores a new binding. Its `revision` is set here.
@@ -170,7 +172,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// The nodes that have joined, by id.
     async fn nodes(&self) -> Result<Vec<Node>>;
 
-    /// Whether the store answers.
+    /// Whether the store answers and, after a fault, takes changes again. It changes nothing.
     async fn ping(&self) -> Result<()>;
 
     /// Ends its connections. Calls after it fail.

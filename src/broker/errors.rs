@@ -84,8 +84,7 @@ pub(super) fn answer<R: Line>(failure: Failure<R>) -> Refused {
 }
 
 fn fault(fault: &Fault) -> Response {
-    let source = std::error::Error::source(fault).map(tracing::field::display);
-    tracing::error!(error = %fault, source, "a request could not be served");
+    tracing::error!(error = %fault, "a request could not be served");
     let (status, text) = match fault {
         // Its words are for the log: they name files and hosts.
         Fault::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "the store is away: try again in a few seconds".into()),
@@ -110,4 +109,52 @@ pub(super) fn sentence(text: &str) -> String {
         sentence.push('.');
     }
     sentence
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse as _;
+    use http_body_util::BodyExt as _;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::model::PoolName;
+
+    async fn check(failure: Failure<NotFound>, status: u16, retry_after: Option<&str>, body: Value) {
+        let response = answer(failure).into_response();
+        assert_eq!(response.status().as_u16(), status);
+        assert_eq!(response.headers().get("retry-after").map(|value| value.to_str().unwrap()), retry_after);
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(serde_json::from_slice::<Value>(&bytes).unwrap(), body);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_refusal_has_its_line_too() {
+        let concurrency = "Another operation on this service instance is in progress: try again when it has ended.";
+        check(Failure::Busy, 422, None, json!({ "error": "ConcurrencyError", "description": concurrency })).await;
+        let fault = |fault| Failure::Fault(fault);
+        let text = |description: &str| json!({ "description": description });
+        check(
+            fault(Fault::NotListening { port: 35000, reason: "too many open files".into() }),
+            503,
+            Some("5"),
+            text("Port 35000 could not be opened: too many open files."),
+        )
+        .await;
+        check(
+            fault(Fault::Overloaded),
+            503,
+            Some("5"),
+            text("Too many requests are under way: try again in a few seconds."),
+        )
+        .await;
+        check(fault(Fault::Stopping), 503, Some("5"), text("Harbor is stopping: try again in a few seconds.")).await;
+        check(
+            fault(Fault::PoolNotServed(PoolName::new("games").unwrap())),
+            500,
+            None,
+            text("The pool games is not in the configuration of this node: add [pools.games]."),
+        )
+        .await;
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Instant};
 
+use arc_swap::ArcSwap;
 use axum::{
     extract::{MatchedPath, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
@@ -23,9 +24,11 @@ const API_VERSION: HeaderName = HeaderName::from_static("x-broker-api-version");
 /// Longest id of a user that is logged, in characters.
 const MAX_USER_CHARACTERS: usize = 128;
 
-/// The passwords of the API, as digests: comparing those tells nothing of the length either.
-#[derive(Clone)]
-pub struct Passwords {
+/// Who may ask: a user and all passwords that are valid, so that one can be replaced without a gap. Kept as digests:
+/// comparing those tells nothing of the length either.
+pub struct Passwords(ArcSwap<Digests>);
+
+struct Digests {
     username: digest::Digest,
     passwords: Vec<digest::Digest>,
 }
@@ -34,7 +37,12 @@ impl Passwords {
     /// One user with all its valid passwords.
     #[must_use]
     pub fn new(username: &str, passwords: &[String]) -> Self {
-        Self { username: sha256(username), passwords: passwords.iter().map(|password| sha256(password)).collect() }
+        Self(ArcSwap::from_pointee(Digests::of(username, passwords)))
+    }
+
+    /// Takes over others, for every request from now on.
+    pub fn replace(&self, username: &str, passwords: &[String]) {
+        self.0.store(Arc::new(Digests::of(username, passwords)));
     }
 
     /// Whether a header `Authorization` shows one of them. Each is compared, whichever is right.
@@ -43,8 +51,15 @@ impl Passwords {
         let presented = authorization.and_then(basic).unwrap_or_default();
         let (username, password) = presented.split_once(':').unwrap_or_default();
         let (username, password) = (sha256(username), sha256(password));
-        let right = self.passwords.iter().fold(Choice::from(0), |right, valid| right | same(valid, &password));
-        (right & same(&self.username, &username)).into()
+        let valid = self.0.load();
+        let right = valid.passwords.iter().fold(Choice::from(0), |right, valid| right | same(valid, &password));
+        (right & same(&valid.username, &username)).into()
+    }
+}
+
+impl Digests {
+    fn of(username: &str, passwords: &[String]) -> Self {
+        Self { username: sha256(username), passwords: passwords.iter().map(|password| sha256(password)).collect() }
     }
 }
 
@@ -121,7 +136,8 @@ pub(super) async fn version(request: Request, next: Next) -> Response {
 }
 
 fn is_served(version: &str) -> bool {
-    version.trim().strip_prefix("2.").is_some_and(|minor| minor.parse::<u16>().is_ok())
+    let minor = version.trim().strip_prefix("2.").unwrap_or_default();
+    !minor.is_empty() && minor.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Who is said to have caused the request, for the log alone: the header can hold anything.
@@ -155,6 +171,9 @@ mod tests {
         check("Basic !!!", false);
         check("Bearer harbor:new", false);
         assert!(!passwords.admit(None));
+        passwords.replace("harbor", &["newest".into()]);
+        check(&basic("harbor:newest"), true);
+        check(&basic("harbor:new"), false);
         assert!(!Passwords::new("harbor", &[]).admit(Some(&HeaderValue::from_str(&basic("harbor:")).unwrap())));
     }
 
@@ -168,6 +187,7 @@ mod tests {
             ("2", false),
             ("2.", false),
             ("2.x", false),
+            ("2.+5", false),
             ("1.17", false),
             ("3.0", false),
             ("22.1", false),

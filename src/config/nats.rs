@@ -69,11 +69,12 @@ fn server(entry: &Entry) -> Result<String, Problem> {
     if rest.contains('@') {
         return Err(entry.problem("a server's URL holds no user: write nats.user and nats.password, or nats.token"));
     }
-    let authority = rest.trim_end_matches('/').parse::<axum::http::uri::Authority>();
-    if !matches!(scheme, "nats" | "tls") || authority.is_err() {
+    let url = format!("{scheme}://{}", rest.trim_end_matches('/'));
+    let is_server = url.parse::<hyper::Uri>().is_ok_and(|url| url.path() == "/" && url.query().is_none());
+    if !matches!(scheme, "nats" | "tls") || !is_server {
         return Err(entry.problem("this is not the URL of a NATS server: write for example \"nats://10.0.0.1:4222\""));
     }
-    Ok(format!("{scheme}://{}", rest.trim_end_matches('/')))
+    Ok(url)
 }
 
 fn login(section: &mut Section<'_>) -> NatsLogin {

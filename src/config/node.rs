@@ -14,7 +14,7 @@ use super::{
 };
 use crate::model::{
     NodeId, PoolName,
-    pool::{Pool, PoolNames},
+    pool::{DEFAULT_QUARANTINE, Pool, PoolNames},
 };
 
 /// The pool that `[harbor_node]` describes.
@@ -25,9 +25,6 @@ const DEFAULT_PORT_RANGE: &str = "35000-40000";
 
 /// The port an app is told to listen on, where nothing else is written.
 const DEFAULT_INT_PORT: u16 = 4100;
-
-/// How long a freed port rests, where nothing else is written.
-const DEFAULT_QUARANTINE: Duration = Duration::from_secs(15 * 60);
 
 /// Most addresses that ports are bound on, and most pools of a node.
 const MAX_ITEMS: usize = 64;

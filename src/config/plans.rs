@@ -33,7 +33,8 @@ pub fn read(
                 plans.push(plan);
             } else {
                 warnings.push(format!(
-                    "plan {name} is not offered, since this node does not serve its pool: add {:?} to harbor_node.pools",
+                    "plan {name} is not offered, since this node does not serve its pool: add {:?} to \
+                     harbor_node.pools",
                     plan.pool
                 ));
             }

@@ -283,8 +283,8 @@ fn all_problems_are_told_at_once_with_their_places() {
              \"127.0.0.1:8080\" or \"[::]:8080\"",
             "harbor.toml:5:3: [admin] has no key \"lisen\": it has listen, metrics_public, token_file",
             "harbor.toml:7:11: forwarder.workers: this must be a number from 0 to 1024",
-            "harbor.toml:8:20: forwarder.idle_timeout_tcp: a duration is text with a unit: write for example \"120s\" or \
-             \"15m\"",
+            "harbor.toml:8:20: forwarder.idle_timeout_tcp: a duration is text with a unit: write for example \"120s\" \
+             or \"15m\"",
             "HARBOR_LOG__FORMAT: \"xml\" is not a format: use text or json",
         ],
     );
@@ -601,10 +601,8 @@ fn what_must_be_protected_on_a_network_is() {
     );
     assert_eq!(
         load_more("broker.listen = \"0.0.0.0:8080\"", &[]).unwrap().warnings,
-        [
-            "broker.listen is 0.0.0.0:8080 without TLS: the password crosses the network readable; set broker.tls, or put \
-          a proxy with TLS in front"
-        ]
+        ["broker.listen is 0.0.0.0:8080 without TLS: the password crosses the network readable; set broker.tls, or \
+             put a proxy with TLS in front"]
     );
     assert_eq!(
         load_more("harbor_node.port_range = \"8000-8999\"\nadmin.listen = \"127.0.0.1:9081\"", &[]).unwrap().warnings,
@@ -621,9 +619,8 @@ fn what_must_be_protected_on_a_network_is() {
 fn nats_is_reached_in_one_way() {
     check_more(
         "nats.servers = \"nats://u:hunter2@10.0.0.1\"",
-        &[
-            "harbor.toml:2:16: nats.servers: a server's URL holds no user: write nats.user and nats.password, or nats.token",
-        ],
+        &["harbor.toml:2:16: nats.servers: a server's URL holds no user: write nats.user and nats.password, or \
+             nats.token"],
     );
     check_more(
         "nats.servers = [\"http://10.0.0.1\"]",

@@ -154,7 +154,7 @@ pub fn http_url(entry: &Entry) -> Read<String> {
     let text = text(entry)?;
     let refused =
         || entry.problem(format!("{text:?} is not a URL: write for example \"https://harbor-announce.example.com\""));
-    let uri = text.parse::<axum::http::Uri>().map_err(|_| refused())?;
+    let uri = text.parse::<hyper::Uri>().map_err(|_| refused())?;
     let is_web = matches!(uri.scheme_str(), Some("http" | "https"));
     if !is_web || uri.host().is_none_or(str::is_empty) || uri.query().is_some() || text.contains('@') {
         return Err(refused());

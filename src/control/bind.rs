@@ -81,12 +81,14 @@ impl Control {
         let Some(instance) = self.store.instance(id).await? else {
             return Err(Failure::Refused(BindRefusal::NoServiceInstance(id.clone())));
         };
-        if let Some(plan_id) = spec.plan_id.as_ref().filter(|plan_id| !self.knows_plan(plan_id, Some(&instance))) {
+        if let Some(plan_id) = spec.plan_id.as_ref().filter(|plan_id| !self.knows_plan(plan_id, &instance)) {
             return Err(Failure::Refused(BindRefusal::UnknownPlan(plan_id.clone())));
         }
         if let Some(known) = self.store.binding(id, &spec.id).await? {
             return self.rebind(&instance, &known, &spec);
         }
+        // Without its pool it has no names to tell: nothing is bound then.
+        self.pool(&instance.pool)?;
         let (app_id, space_id, announce) = match &spec.predecessor_id {
             Some(predecessor) => match self.store.binding(id, predecessor).await? {
                 Some(predecessor) => (predecessor.app_id, predecessor.space_id, predecessor.announce),

@@ -3,7 +3,13 @@
 use std::sync::Arc;
 
 use super::{Control, Failure};
-use crate::model::{PlanId, ServiceInstanceId, allocation::Release, service_instance::ServiceInstance};
+use crate::{
+    model::{
+        PlanId, ServiceInstanceId, Timestamp, allocation::Release, pool::DEFAULT_QUARANTINE,
+        service_instance::ServiceInstance,
+    },
+    store,
+};
 
 /// Why nothing is deleted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,13 +45,10 @@ impl Control {
         let now = self.clock.wall();
         let known = self.store.instance(id).await?;
         self.check_plan(known.as_ref(), plan_id).map_err(Failure::Refused)?;
-        let pool = known.and_then(|known| self.facts.load().pools.get(&known.pool).cloned());
-        let quarantined_until = now.plus(pool.map(|pool| pool.quarantine).unwrap_or_default());
-        let gone = self.store.deprovision(id, now, quarantined_until).await?;
-        if let Some(gone) = &gone {
-            let release = Release { space_id: gone.space_id.clone(), at: now, quarantined_until };
-            self.ports.release(&gone.pool, gone.port, release).await;
-        }
+        let gone = match known {
+            Some(known) => self.free(known, now).await?,
+            None => None,
+        };
         // Also when there was none: an earlier attempt may have deleted it and failed here.
         self.snapshot.refresh().await?;
         self.listener_gone(id).await;
@@ -54,13 +57,31 @@ impl Control {
         Ok(gone)
     }
 
+    /// Deletes a service instance and puts its port to rest. `None` when another process was faster.
+    async fn free(&self, known: ServiceInstance, now: Timestamp) -> store::Result<Option<ServiceInstance>> {
+        let facts = self.facts.load_full();
+        let quarantine = facts.pools.get(&known.pool).map_or(DEFAULT_QUARANTINE, |pool| pool.quarantine);
+        let quarantined_until = now.plus(quarantine);
+        let outcome = self.store.deprovision(&known.id, now, Some(quarantined_until)).await;
+        match &outcome {
+            Ok(Some(gone)) => {
+                let release = Release { space_id: gone.space_id.clone(), at: now, quarantined_until };
+                self.ports.release(&gone.pool, gone.port, release).await;
+            }
+            Ok(None) | Err(_) => self.ports.doubt(&known.pool).await,
+        }
+        outcome
+    }
+
     /// Whether a delete may name this plan: one of the catalog that is not the service instance's may have been left by
-    /// a change of plan that the platform lost.
+    /// a change of plan that the platform lost. For what is gone any plan will do: a refusal would keep the platform
+    /// from forgetting it once the plan has been taken out of the catalog.
     pub(super) fn check_plan(&self, known: Option<&ServiceInstance>, plan_id: &PlanId) -> Result<(), DeleteRefusal> {
+        let Some(known) = known else { return Ok(()) };
         if !self.knows_plan(plan_id, known) {
             return Err(DeleteRefusal::UnknownPlan(plan_id.clone()));
         }
-        if let Some(known) = known.filter(|known| known.plan_id != *plan_id) {
+        if known.plan_id != *plan_id {
             let (service_instance, stored) = (&known.id, &known.plan_id);
             tracing::warn!(%service_instance, plan = %plan_id, %stored, "a delete names another plan than the stored one");
         }
@@ -68,7 +89,7 @@ impl Control {
     }
 
     /// Whether a plan is of the catalog, or was: a service instance keeps a plan that was taken out of it.
-    pub(super) fn knows_plan(&self, plan_id: &PlanId, instance: Option<&ServiceInstance>) -> bool {
-        self.plan(plan_id).is_some() || instance.is_some_and(|instance| instance.plan_id == *plan_id)
+    pub(super) fn knows_plan(&self, plan_id: &PlanId, instance: &ServiceInstance) -> bool {
+        self.plan(plan_id).is_some() || instance.plan_id == *plan_id
     }
 }

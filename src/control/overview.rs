@@ -1,18 +1,7 @@
 //! Overview: how full the pools are, for operators.
 
 use super::Control;
-use crate::model::{PoolName, PortSet, Revision, allocation::Counts};
-
-/// What there is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Overview {
-    /// The revision that is published.
-    pub revision: Revision,
-    /// Service instances of all pools.
-    pub service_instances: usize,
-    /// The pools that this node serves, by name.
-    pub pools: Vec<PoolUsage>,
-}
+use crate::model::{PoolName, PortSet, allocation::Counts};
 
 /// How full a pool is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,15 +15,14 @@ pub struct PoolUsage {
 }
 
 impl Control {
-    /// How full the pools are.
-    pub async fn overview(&self) -> Overview {
-        let (revision, service_instances) = self.snapshot.revision_and_size().await;
+    /// How full the pools are that this node serves, by name.
+    pub async fn overview(&self) -> Vec<PoolUsage> {
         let (facts, now) = (self.facts.load_full(), self.clock.wall());
         let mut pools = Vec::with_capacity(facts.pools.len());
         for pool in facts.pools.values() {
             let counts = self.ports.counts(&pool.name, now).await;
             pools.push(PoolUsage { name: pool.name.clone(), ports: pool.ports.clone(), counts });
         }
-        Overview { revision, service_instances, pools }
+        pools
     }
 }

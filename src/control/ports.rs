@@ -1,13 +1,13 @@
 //! The free ports of each pool, in memory. They propose; the store decides, and when it knows better they are read again.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 use tokio::sync::Mutex;
 
 use crate::{
     model::{
         PoolName, SpaceId, Timestamp,
-        allocation::{CONFLICT_MEMORY, Counts, FreePorts, PortRefusal, Release},
+        allocation::{CONFLICT_MEMORY, Counts, FreePorts, PortRefusal, PortRow, Release, Reservation},
         pool::Pool,
     },
     store::{self, AnyStore},
@@ -44,7 +44,8 @@ impl Ports {
     ) -> store::Result<Self> {
         let mut known = HashMap::new();
         for pool in pools {
-            let free = read(&store, pool, now).await?;
+            let (reservations, rows) = read(&store, &pool.name).await?;
+            let free = FreePorts::new(pool.ports.clone(), reservations, rows, now);
             known.insert(pool.name.clone(), PoolPorts { free, doubted: false });
         }
         Ok(Self { store, pools: Mutex::new(known) })
@@ -53,15 +54,16 @@ impl Ports {
     /// Takes the port asked for, or any; nobody else is offered it from then on.
     pub(super) async fn take(
         &self,
-        pool: &Pool,
+        pool: &PoolName,
         asked: Option<u16>,
         space: &SpaceId,
         now: Timestamp,
     ) -> store::Result<Result<u16, Shortage>> {
         let mut pools = self.pools.lock().await;
-        let Some(ports) = pools.get_mut(&pool.name) else { return Ok(Err(Shortage::Exhausted)) };
+        let Some(ports) = pools.get_mut(pool) else { return Ok(Err(Shortage::Exhausted)) };
         if ports.doubted {
-            ports.free = read(&self.store, pool, now).await?;
+            let (reservations, rows) = read(&self.store, pool).await?;
+            ports.free.reread(reservations, rows, now);
             ports.doubted = false;
         }
         let port = match asked {
@@ -114,9 +116,6 @@ impl Ports {
     }
 }
 
-async fn read(store: &AnyStore, pool: &Pool, now: Timestamp) -> store::Result<FreePorts> {
-    let store = Arc::clone(store);
-    let reservations = store.reservations(&pool.name).await?;
-    let rows = store.ports(&pool.name).await?;
-    Ok(FreePorts::new(pool.ports.clone(), reservations, rows, now))
+async fn read(store: &AnyStore, pool: &PoolName) -> store::Result<(Vec<Reservation>, Vec<PortRow>)> {
+    Ok((store.reservations(pool).await?, store.ports(pool).await?))
 }

@@ -6,7 +6,7 @@ use super::{Control, Facts, Failure, Fault, observe::Seen, ports::Shortage};
 use crate::{
     model::{
         OrganizationId, PlanId, PoolName, Protocol, Revision, ServiceInstanceId, SpaceId,
-        allocation::{PortRefusal, Release},
+        allocation::PortRefusal,
         effective::Effective,
         parameters::{ParameterRefusal, ProvisionParameters},
         plan::Plan,
@@ -111,19 +111,21 @@ impl Control {
         match self.commit(draft).await? {
             store::Provision::Created(instance) => self.listen(instance).await.map(Provisioned::Created),
             store::Provision::Exists(known) => self.repeat(known, &spec, plan, protocol).await,
-            store::Provision::PortTaken => Err(Failure::Refused(ProvisionRefusal::Exhausted(plan.pool.clone()))),
+            store::Provision::PortTaken => Err(Failure::Refused(match spec.parameters.port {
+                Some(port) => PortRefusal::Allocated { port }.into(),
+                None => ProvisionRefusal::Exhausted(plan.pool.clone()),
+            })),
         }
     }
 
     /// Stores `draft` with the port it asks for or any free one.
     async fn commit(&self, mut draft: ServiceInstance) -> Result<store::Provision, Failure<ProvisionRefusal>> {
-        let pool = self.pool(&draft.pool)?;
         let mut outcome = store::Provision::PortTaken;
         for _ in 0..MAX_PROPOSALS {
             let now = self.clock.wall();
             draft.port = self
                 .ports
-                .take(&pool, draft.requested_port, &draft.space_id, now)
+                .take(&draft.pool, draft.requested_port, &draft.space_id, now)
                 .await?
                 .map_err(|shortage| Failure::Refused(refusal(shortage, &draft.pool)))?;
             outcome = match self.store.provision(&draft, now).await {
@@ -182,10 +184,9 @@ impl Control {
 
     /// Gives a service instance, whose port nobody has been told, another one.
     async fn move_on(&self, instance: ServiceInstance) -> Result<ServiceInstance, Failure<ProvisionRefusal>> {
-        let pool = self.pool(&instance.pool)?;
         for _ in 0..MAX_PROPOSALS {
             let now = self.clock.wall();
-            let port = match self.ports.take(&pool, None, &instance.space_id, now).await? {
+            let port = match self.ports.take(&instance.pool, None, &instance.space_id, now).await? {
                 Ok(port) => port,
                 Err(shortage) => {
                     self.undo(&instance).await?;
@@ -215,9 +216,12 @@ impl Control {
     /// Takes a service instance back that could not be made to listen. Its port was never used and needs no rest.
     async fn undo(&self, instance: &ServiceInstance) -> store::Result<()> {
         let now = self.clock.wall();
-        if self.store.deprovision(&instance.id, now, now).await?.is_some() {
-            let release = Release { space_id: instance.space_id.clone(), at: now, quarantined_until: now };
-            self.ports.release(&instance.pool, instance.port, release).await;
+        match self.store.deprovision(&instance.id, now, None).await {
+            Ok(_) => self.ports.give_back(&instance.pool, instance.port, now).await,
+            Err(fault) => {
+                self.ports.doubt(&instance.pool).await;
+                return Err(fault);
+            }
         }
         self.snapshot.refresh().await?;
         self.listener_gone(&instance.id).await;

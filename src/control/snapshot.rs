@@ -130,12 +130,6 @@ impl Snapshot {
         self.publish(&state);
     }
 
-    /// How many service instances there are.
-    pub(super) async fn revision_and_size(&self) -> (Revision, usize) {
-        let state = self.state.lock().await;
-        (state.revision, state.instances.len())
-    }
-
     async fn read(&self, state: &mut State) -> store::Result<()> {
         let before = state.revision;
         self.read_quietly(state).await?;
@@ -255,5 +249,198 @@ impl State {
             settings: bounded(&instance.settings, protocol, caps, &self.facts.limits),
             version: self.version + 1,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, time::Duration};
+
+    use super::*;
+    use crate::{
+        model::{
+            AppId, BindingId, NodeId, OrganizationId, PoolName, SpaceId, Timestamp,
+            binding::Binding,
+            desired::ForwarderLimits,
+            parameters::Settings,
+            pool::{Pool, PoolNames},
+        },
+        store::{CHANGES_KEPT, Store as _, memory::MemoryStore},
+    };
+
+    fn id(text: &str) -> ServiceInstanceId {
+        ServiceInstanceId::new(text).unwrap()
+    }
+
+    fn instance(name: &str, pool: &str, port: u16) -> ServiceInstance {
+        let plans = Plan::built_in(&PoolName::new("default").unwrap());
+        ServiceInstance {
+            id: id(name),
+            plan_id: plans[1].id.clone(),
+            pool: PoolName::new(pool).unwrap(),
+            port,
+            protocol: Protocol::Tcp,
+            requested_port: None,
+            settings: Settings::default(),
+            organization_id: OrganizationId::new("org").unwrap(),
+            space_id: SpaceId::new("space").unwrap(),
+            name: None,
+            node_id: NodeId::new("node").unwrap(),
+            created_at: Timestamp::default(),
+            revision: Revision::default(),
+        }
+    }
+
+    fn binding(name: &str, of: &str) -> Binding {
+        Binding {
+            id: BindingId::new(name).unwrap(),
+            service_instance_id: id(of),
+            app_id: None,
+            space_id: None,
+            announce: true,
+            predecessor_id: None,
+            created_at: Timestamp::default(),
+            revision: Revision::default(),
+        }
+    }
+
+    async fn provision(store: &MemoryStore, name: &str, pool: &str, port: u16) {
+        let outcome = store.provision(&instance(name, pool, port), Timestamp::default()).await.unwrap();
+        assert!(matches!(outcome, store::Provision::Created(_)), "{outcome:?}");
+    }
+
+    async fn open(store: &Arc<MemoryStore>) -> Snapshot {
+        let pool = Pool {
+            name: PoolName::new("default").unwrap(),
+            ports: "35000-35999".parse().unwrap(),
+            names: PoolNames::default(),
+            int_port: 4100,
+            quarantine: Duration::ZERO,
+        };
+        let facts = Facts {
+            pools: BTreeMap::from([(pool.name.clone(), pool.clone())]),
+            limits: Arc::new(ForwarderLimits::default()),
+        };
+        let directory = Directory::new(store.announce_secret().await.unwrap());
+        let plans = Plan::built_in(&pool.name).into();
+        Snapshot::open(store.clone(), plans, Arc::new(facts), directory).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_was_stored_before_the_start_is_there_at_once() {
+        let store = Arc::new(MemoryStore::new());
+        provision(&store, "a", "default", 35_000).await;
+        store.bind(&binding("b", "a")).await.unwrap();
+        let snapshot = open(&store).await;
+        let (desired, directory) = (snapshot.desired(), snapshot.directory());
+        assert_eq!((desired.borrow().revision, directory.borrow().revision), (Revision(2), Revision(2)));
+        assert_eq!(desired.borrow().listeners.get("a").unwrap().port, 35_000);
+        assert!(directory.borrow().binding("b").is_some());
+    }
+
+    #[tokio::test]
+    async fn what_did_not_change_is_shared_by_pointer() {
+        let store = Arc::new(MemoryStore::new());
+        provision(&store, "a", "default", 35_000).await;
+        let snapshot = open(&store).await;
+        let before = snapshot.desired().borrow().clone();
+        provision(&store, "b", "default", 35_001).await;
+        store.bind(&binding("b", "a")).await.unwrap();
+        snapshot.refresh().await.unwrap();
+        let after = snapshot.desired().borrow().clone();
+        assert!(Arc::ptr_eq(&before.listeners[&id("a")], &after.listeners[&id("a")]));
+        assert_eq!((before.listeners.size(), after.listeners.size()), (1, 2));
+        assert!(after.listeners[&id("b")].version > before.listeners[&id("a")].version);
+
+        snapshot.refresh().await.unwrap();
+        assert!(Arc::ptr_eq(&after, &snapshot.desired().borrow()), "nothing new, nothing published");
+    }
+
+    #[tokio::test]
+    async fn after_a_gap_all_is_read_and_what_is_gone_goes() {
+        let store = Arc::new(MemoryStore::new());
+        provision(&store, "kept", "default", 35_000).await;
+        provision(&store, "deleted", "default", 35_001).await;
+        for name in ["kept", "deleted"] {
+            store.bind(&binding(name, name)).await.unwrap();
+        }
+        store.bind(&binding("unbound", "kept")).await.unwrap();
+        let snapshot = open(&store).await;
+        let before = snapshot.desired().borrow().clone();
+
+        store.deprovision(&id("deleted"), Timestamp::default(), None).await.unwrap();
+        store.unbind(&id("kept"), &BindingId::new("unbound").unwrap()).await.unwrap();
+        for _ in 0..=CHANGES_KEPT / 2 {
+            store.bind(&binding("passing", "kept")).await.unwrap();
+            store.unbind(&id("kept"), &BindingId::new("passing").unwrap()).await.unwrap();
+        }
+        assert_eq!(store.changes_since(before.revision).await.unwrap(), None, "too far back");
+        snapshot.refresh().await.unwrap();
+
+        let after = snapshot.desired().borrow().clone();
+        assert_eq!(after.revision, store.everything().await.unwrap().revision);
+        assert_eq!(after.listeners.size(), 1);
+        assert!(Arc::ptr_eq(&before.listeners[&id("kept")], &after.listeners[&id("kept")]));
+        let directory = snapshot.directory().borrow().clone();
+        assert!(directory.instance("deleted").is_none() && directory.binding("deleted").is_none());
+        assert!(directory.binding("unbound").is_none() && directory.binding("kept").is_some());
+    }
+
+    #[tokio::test]
+    async fn a_pool_that_is_not_served_has_no_listeners_here() {
+        let store = Arc::new(MemoryStore::new());
+        provision(&store, "a", "elsewhere", 35_000).await;
+        let snapshot = open(&store).await;
+        assert_eq!(snapshot.desired().borrow().listeners.size(), 0);
+        assert!(snapshot.directory().borrow().instance("a").is_none());
+        assert_eq!(snapshot.version(&id("a")).await, None);
+        assert_eq!(snapshot.desired().borrow().revision, Revision(1));
+    }
+
+    #[tokio::test]
+    async fn a_binding_that_was_made_anew_between_two_reads_leaves_no_authority_behind() {
+        let store = Arc::new(MemoryStore::new());
+        for (name, port) in [("a", 35_000), ("b", 35_001)] {
+            provision(&store, name, "default", port).await;
+        }
+        let of_app = |of: &str, app: &str| Binding { app_id: Some(AppId::new(app).unwrap()), ..binding("1", of) };
+        store.bind(&of_app("a", "first")).await.unwrap();
+        let snapshot = open(&store).await;
+        let check = |instance: &str, expected: &[&str]| {
+            let directory = snapshot.directory().borrow().clone();
+            let apps = directory.instance(instance).unwrap().apps.iter().map(AppId::as_str).collect::<Vec<_>>();
+            assert_eq!(apps, expected, "apps of {instance}");
+            let bound_to = directory.by_app("first").map(|entry| entry.id.clone());
+            assert_eq!(bound_to.is_some_and(|id| id.as_str() == instance), expected.contains(&"first"));
+        };
+        check("a", &["first"]);
+        for (was, is, app) in [("a", "a", "second"), ("a", "b", "second"), ("b", "a", "first")] {
+            store.unbind(&id(was), &BindingId::new("1").unwrap()).await.unwrap();
+            store.bind(&of_app(is, app)).await.unwrap();
+            snapshot.refresh().await.unwrap();
+            check(is, &[app]);
+            if was != is {
+                check(was, &[]);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_trial_is_published_and_taken_back_whatever_is_read_meanwhile() {
+        let store = Arc::new(MemoryStore::new());
+        provision(&store, "a", "default", 35_000).await;
+        let snapshot = open(&store).await;
+        let protocol = || snapshot.desired().borrow().listeners[&id("a")].protocol;
+        let first = snapshot.version(&id("a")).await;
+        snapshot.try_protocol(&id("a"), Protocol::Both).await;
+        let tried = snapshot.version(&id("a")).await;
+        assert!(tried > first);
+        provision(&store, "b", "default", 35_001).await;
+        snapshot.refresh().await.unwrap();
+        assert_eq!((protocol(), snapshot.version(&id("a")).await), (Protocol::Both, tried));
+        store.close().await;
+        assert!(snapshot.settle(&id("a")).await.is_err());
+        assert_eq!(protocol(), Protocol::Tcp, "also when the store is away");
+        assert!(snapshot.version(&id("a")).await > tried);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Control, Failure, Fault, observe::Seen};
+use super::{Control, Failure, Fault, failure::chain, observe::Seen};
 use crate::{
     model::{
         PlanId, PoolName, Protocol, ServiceInstanceId,
@@ -84,7 +84,6 @@ impl Control {
             };
             match outcome? {
                 store::Change::Done(changed) => {
-                    self.snapshot.reach(changed.revision).await?;
                     self.applied(&changed).await;
                     return Ok(changed);
                 }
@@ -105,21 +104,18 @@ impl Control {
         if let Some(id) = &spec.plan_id {
             wanted.plan_id = id.clone();
         }
-        let plan = self.plan(&wanted.plan_id);
-        if let (Some(id), None) = (&spec.plan_id, plan) {
-            return Err(UpdateRefusal::UnknownPlan(id.clone()));
+        if wanted.settings == known.settings && wanted.plan_id == known.plan_id {
+            // Also one whose plan was taken out of the catalog can be renamed.
+            return Ok(wanted);
         }
-        // Only a service instance whose plan was taken out of the configuration has none; it can still be renamed.
-        let Some(plan) = plan else { return Ok(wanted) };
+        let plan = self.plan(&wanted.plan_id).ok_or_else(|| UpdateRefusal::UnknownPlan(wanted.plan_id.clone()))?;
         if plan.pool != known.pool {
             return Err(UpdateRefusal::OtherPool { from: known.pool.clone(), to: plan.pool.clone() });
         }
         if wanted.plan_id != known.plan_id {
             wanted.protocol = plan.protocol_after_change(known.protocol);
         }
-        if wanted.settings != known.settings || wanted.plan_id != known.plan_id {
-            plan.check_settings(&wanted.settings, wanted.protocol)?;
-        }
+        plan.check_settings(&wanted.settings, wanted.protocol)?;
         Ok(wanted)
     }
 
@@ -143,15 +139,20 @@ impl Control {
             }
             Seen::Failed(reason) => Err(Fault::NotListening { port, reason }.into()),
         };
-        let settled = self.snapshot.settle(id).await;
-        let outcome = outcome?;
-        settled?;
-        Ok(outcome)
+        if let Err(fault) = self.snapshot.settle(id).await {
+            tracing::warn!(service_instance = %id, error = %chain(&fault), "the store could not be read after a trial");
+        }
+        outcome
     }
 
-    /// Waits until the forwarder has taken the change over, and says so in the log.
+    /// Waits until the forwarder has taken the change over, and says so in the log. A fault now only delays that until
+    /// the next refresh; told to the platform, it would mean that nothing has been changed.
     async fn applied(&self, changed: &ServiceInstance) {
-        if let Some(version) = self.snapshot.version(&changed.id).await {
+        if let Err(fault) = self.snapshot.reach(changed.revision).await {
+            tracing::warn!(
+                service_instance = %changed.id, error = %chain(&fault), "a change is stored and not published yet"
+            );
+        } else if let Some(version) = self.snapshot.version(&changed.id).await {
             self.listener(&changed.id, version).await;
         }
         let ServiceInstance { id, plan_id, port, protocol, .. } = changed;

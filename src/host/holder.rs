@@ -140,8 +140,8 @@ mod tests {
         let tcp =
             "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 4242 1 0 100 0";
         assert_eq!(parse_line(tcp), Some(Socket { port: 8080, state: LISTEN, user_id: 1000, inode: 4242 }));
-        let tcp6 = "  12: 00000000000000000000000000000000:88B8 00000000000000000000000000000000:0000 07 00000000:00000000 \
-                    00:00000000 00000000     0        0 77 2 0000000000000000 0";
+        let tcp6 = "  12: 00000000000000000000000000000000:88B8 00000000000000000000000000000000:0000 07 \
+                    00000000:00000000 00:00000000 00000000     0        0 77 2 0000000000000000 0";
         assert_eq!(parse_line(tcp6), Some(Socket { port: 35000, state: CLOSE, user_id: 0, inode: 77 }));
         assert_eq!(
             parse_line("  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid"),

@@ -39,7 +39,7 @@ impl LocalPorts {
     }
 }
 
-/// `32768	60999`
+/// Two numbers with white space between them.
 fn parse_range(text: &str) -> Option<RangeInclusive<u16>> {
     let mut numbers = text.split_whitespace().map(str::parse);
     let range = numbers.next()?.ok()?..=numbers.next()?.ok()?;

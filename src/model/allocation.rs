@@ -282,6 +282,15 @@ impl FreePorts {
         self.sort_in(port, now);
     }
 
+    /// Takes over what the store says of the pool, in place of what was known. What is put aside stays so.
+    pub fn reread(&mut self, reservations: Vec<Reservation>, rows: Vec<PortRow>, now: Timestamp) {
+        let conflicts = std::mem::take(&mut self.conflicts);
+        *self = Self::new(self.range.clone(), reservations, rows, now);
+        for (port, until) in conflicts.into_iter().filter(|(_, until)| now < *until) {
+            self.mark_conflict(port, until, now);
+        }
+    }
+
     /// Takes over another range. Ports that are no longer in it stay with their service instances and are not given out
     /// again.
     pub fn resize(&mut self, range: PortSet, now: Timestamp) {

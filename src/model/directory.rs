@@ -116,6 +116,9 @@ impl Directory {
 
     /// Adds a binding. One whose service instance is not known is ignored: the store never has such a row.
     pub fn put_binding(&mut self, binding: &Arc<Binding>) {
+        // One of that id may have been unbound and bound anew, to another app or service instance: the former one's
+        // authority ends.
+        self.remove_binding(&binding.id);
         let Some(entry) = self.instances.get(&binding.service_instance_id) else { return };
         let mut entry = DirectoryEntry::clone(entry);
         entry.bindings.insert(binding.id.clone());
@@ -168,5 +171,116 @@ fn remove_from<K: Eq + std::hash::Hash + Clone>(index: &mut Index<K>, key: &K, i
         index.remove_mut(key);
     } else {
         index.insert_mut(key.clone(), Arc::new(ids));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Timestamp, token::SECRET_BYTES};
+
+    fn directory() -> Directory {
+        Directory::new(AnnounceSecret::new([1; SECRET_BYTES]))
+    }
+
+    fn id(text: &str) -> ServiceInstanceId {
+        ServiceInstanceId::new(text).unwrap()
+    }
+
+    fn put(directory: &mut Directory, name: &str, pool: &str, port: u16) {
+        directory.put_instance(DirectoryEntry {
+            id: id(name),
+            pool: PoolName::new(pool).unwrap(),
+            port,
+            protocol: Protocol::Tcp,
+            int_port: 4100,
+            match_app: false,
+            bindings: BTreeSet::new(),
+            apps: BTreeSet::new(),
+        });
+    }
+
+    fn bind(directory: &mut Directory, binding: &str, name: &str, app: Option<&str>) {
+        directory.put_binding(&Arc::new(Binding {
+            id: BindingId::new(binding).unwrap(),
+            service_instance_id: id(name),
+            app_id: app.map(|app| AppId::new(app).unwrap()),
+            space_id: None,
+            announce: true,
+            predecessor_id: None,
+            created_at: Timestamp::default(),
+            revision: Revision(1),
+        }));
+    }
+
+    fn unbind(directory: &mut Directory, binding: &str) {
+        directory.remove_binding(&BindingId::new(binding).unwrap());
+    }
+
+    fn found(entry: Option<&Arc<DirectoryEntry>>) -> Option<&str> {
+        entry.map(|entry| entry.id.as_str())
+    }
+
+    #[test]
+    fn a_port_names_a_service_instance_when_only_one_pool_has_it() {
+        let mut directory = directory();
+        put(&mut directory, "a", "default", 2000);
+        assert_eq!((found(directory.by_port(2000)), found(directory.by_port(2001))), (Some("a"), None));
+        put(&mut directory, "b", "games", 2000);
+        assert_eq!(found(directory.by_port(2000)), None);
+        directory.remove_instance(&id("a"));
+        assert_eq!(found(directory.by_port(2000)), Some("b"));
+        put(&mut directory, "b", "games", 2001);
+        assert_eq!((found(directory.by_port(2000)), found(directory.by_port(2001))), (None, Some("b")), "it has moved");
+    }
+
+    #[test]
+    fn an_app_names_a_service_instance_when_it_is_bound_to_only_one() {
+        let mut directory = directory();
+        put(&mut directory, "a", "default", 2000);
+        put(&mut directory, "b", "default", 2001);
+        bind(&mut directory, "1", "a", Some("app"));
+        bind(&mut directory, "2", "a", Some("app"));
+        assert_eq!(found(directory.by_app("app")), Some("a"));
+        bind(&mut directory, "3", "b", Some("app"));
+        assert_eq!(found(directory.by_app("app")), None);
+        unbind(&mut directory, "1");
+        assert_eq!(found(directory.by_app("app")), None, "another binding of the app to it stands");
+        unbind(&mut directory, "2");
+        assert_eq!(found(directory.by_app("app")), Some("b"));
+        assert!(directory.instance("a").unwrap().apps.is_empty());
+    }
+
+    #[test]
+    fn what_is_bound_survives_a_change_of_the_service_instance_and_goes_with_it() {
+        let mut directory = directory();
+        put(&mut directory, "a", "default", 2000);
+        bind(&mut directory, "1", "a", Some("app"));
+        bind(&mut directory, "key", "a", None);
+        put(&mut directory, "a", "default", 2000);
+        let entry = directory.instance("a").unwrap();
+        assert_eq!((entry.bindings.len(), entry.apps.len()), (2, 1));
+        directory.remove_instance(&id("a"));
+        assert!(directory.binding("1").is_none() && directory.binding("key").is_none());
+        assert!(directory.by_app("app").is_none() && directory.by_port(2000).is_none());
+        assert_eq!(directory.instances().count(), 0);
+    }
+
+    #[test]
+    fn what_belongs_to_nothing_known_is_ignored() {
+        let mut directory = directory();
+        bind(&mut directory, "1", "gone", Some("app"));
+        assert!(directory.binding("1").is_none() && directory.by_app("app").is_none());
+        unbind(&mut directory, "1");
+        directory.remove_instance(&id("gone"));
+    }
+
+    #[test]
+    fn a_copy_does_not_change_with_its_original() {
+        let mut directory = directory();
+        put(&mut directory, "a", "default", 2000);
+        let copy = directory.clone();
+        bind(&mut directory, "1", "a", Some("app"));
+        assert!(copy.binding("1").is_none() && copy.instance("a").unwrap().apps.is_empty());
     }
 }

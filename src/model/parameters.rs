@@ -109,7 +109,10 @@ pub enum ParameterRefusal {
         most: u32,
     },
     /// Out of bounds.
-    #[error("`idle_timeout` must be from {SHORTEST_IDLE_TIMEOUT:?} to {}s, not {asked:?}", longest.as_secs())]
+    #[error(
+        "`idle_timeout` must be from {}s to {}s, not {}s",
+        SHORTEST_IDLE_TIMEOUT.as_secs(), longest.as_secs_f64(), asked.as_secs_f64()
+    )]
     IdleTimeout {
         /// What was asked for.
         asked: Duration,

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use super::{PoolName, PortSet};
 
+/// How long a freed port rests where nothing is written, also one of a pool that is no longer configured.
+pub const DEFAULT_QUARANTINE: Duration = Duration::from_secs(15 * 60);
+
 /// One pool as every node that serves it must agree on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {

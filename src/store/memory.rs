@@ -238,7 +238,7 @@ impl Store for MemoryStore {
         &self,
         id: &ServiceInstanceId,
         now: Timestamp,
-        quarantined_until: Timestamp,
+        quarantined_until: Option<Timestamp>,
     ) -> Result<Option<ServiceInstance>> {
         self.with(|state| {
             let Some(gone) = state.instances.remove(id) else { return Ok(None) };
@@ -248,8 +248,11 @@ impl Store for MemoryStore {
                 state.bury_binding(&binding, revision);
             }
             state.deleted_instances.insert(id.clone(), revision);
-            let release = Release { space_id: gone.space_id.clone(), at: now, quarantined_until };
-            state.ports.insert((gone.pool.clone(), gone.port), Port { holder: None, last_release: Some(release) });
+            let port = state.ports.entry((gone.pool.clone(), gone.port)).or_default();
+            port.holder = None;
+            if let Some(quarantined_until) = quarantined_until {
+                port.last_release = Some(Release { space_id: gone.space_id.clone(), at: now, quarantined_until });
+            }
             state.forget_old_tombstones();
             Ok(Some(gone))
         })

@@ -139,10 +139,10 @@ pub fn start(settings: &Settings) -> Result<Log, LogError> {
 fn build(settings: &Settings) -> Result<(impl Subscriber + Send + Sync, Log), LogError> {
     let (filter, level) = reload::Layer::new(filter(&settings.level)?);
     let mut log = Log { level, reopen: Vec::new(), writers: Vec::new() };
-    let (output, guard) = queue("log-stdout", io::stdout());
-    log.writers.push(guard);
     // Both outputs would share one formatting of a span's fields, so colour is only for a terminal alone.
     let colour = io::stdout().is_terminal() && settings.directory.is_none() && std::env::var_os("NO_COLOR").is_none();
+    let (output, guard) = queue("log-stdout", io::stdout(), colour);
+    log.writers.push(guard);
     let output = layer(settings.format, output, colour);
     let files = match &settings.directory {
         None => None,
@@ -163,8 +163,37 @@ where
     }
 }
 
-fn queue(thread: &str, output: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
+fn queue(thread: &str, output: impl Write + Send + 'static, colour: bool) -> (NonBlocking, WorkerGuard) {
+    let output = OneLine { output, colour };
     NonBlockingBuilder::default().buffered_lines_limit(MAX_WAITING_LINES).thread_name(thread).finish(output)
+}
+
+/// Makes an event one line of visible characters, whatever is in it: ids hold any character, and none of them may forge
+/// a line or talk to the terminal. Each write is a whole event.
+struct OneLine<W> {
+    output: W,
+    /// Whether events hold colours of our own; then escape characters stay.
+    colour: bool,
+}
+
+impl<W: Write> Write for OneLine<W> {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let is_unfit = |byte: u8| byte.is_ascii_control() && byte != b'\t' && !(self.colour && byte == b'\x1b');
+        let line = event.strip_suffix(b"\n").unwrap_or(event);
+        if line.iter().any(|byte| is_unfit(*byte)) {
+            let escape = |byte: &u8| if is_unfit(*byte) { byte.escape_ascii().collect() } else { vec![*byte] };
+            let mut escaped: Vec<u8> = line.iter().flat_map(escape).collect();
+            escaped.push(b'\n');
+            self.output.write_all(&escaped)?;
+        } else {
+            self.output.write_all(event)?;
+        }
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
 }
 
 /// The part of Harbor that a line is about, by which the original named its files.
@@ -214,7 +243,7 @@ impl ComponentFiles {
             let path = directory.join(component.file_name());
             let reopen = Arc::new(AtomicBool::new(false));
             let file = open_file(&path).map_err(|error| failed(&path, error))?;
-            let (writer, guard) = queue("log-file", LogFile { path, file, reopen: Arc::clone(&reopen) });
+            let (writer, guard) = queue("log-file", LogFile { path, file, reopen: Arc::clone(&reopen) }, false);
             log.reopen.push(reopen);
             log.writers.push(guard);
             Ok(writer)
@@ -306,6 +335,23 @@ mod tests {
         assert_eq!(messages("harbor_store.log"), ["first store"]);
         let mode = fs::metadata(logs.join("harbor_node.log")).unwrap().permissions().mode();
         assert_eq!(mode & 0o137, 0, "mode {mode:o}");
+    }
+
+    #[test]
+    fn what_a_caller_sends_cannot_forge_a_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings =
+            Settings { format: Format::Text, level: "info".into(), directory: Some(directory.path().to_path_buf()) };
+        let (subscriber, log) = build(&settings).unwrap();
+        tracing::subscriber::with_default(subscriber, || {
+            let id = "a\r\n1970-01-01T00:00:00Z  INFO harbor: all is well\u{1b}[2K";
+            tracing::info!(target: "harbor::broker", service_instance = %id, "provisioned");
+        });
+        drop(log);
+        let text = fs::read_to_string(directory.path().join("harbor_gateway.log")).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains(r"service_instance=a\r\n1970-01-01T00:00:00Z"), "{text}");
+        assert!(text.ends_with("all is well\\x1b[2K\n"), "{text:?}");
     }
 
     #[test]

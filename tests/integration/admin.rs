@@ -1,1 +1,317 @@
-//! Tests of admin.
+//! The operators' API over HTTP, on real parts with their states set from outside.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use harbor::{
+    admin,
+    app::clock::SystemClock,
+    backends::Backends,
+    control::{self, Control},
+    http,
+    model::{
+        AppId, Clock as _, NodeId, OrganizationId, PoolName, Protocol, Revision, ServiceInstanceId, SpaceId, Timestamp,
+        Transport,
+        announcement::{AnnouncedState, Authority, Endpoint, Origin, Registration},
+        desired::ForwarderLimits,
+        observed::{Link, ListenerObservation, ListenerState, Mode, Observations},
+        parameters::Settings,
+        plan::Plan,
+        pool::{Pool, PoolNames},
+        service_instance::ServiceInstance,
+    },
+    store::{Provision, Store as _, memory::MemoryStore},
+    telemetry::metrics::Metrics,
+};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+use crate::support::http::Client;
+
+/// A moment, for states that came to be at one.
+const THEN: Timestamp = Timestamp::from_seconds(1_795_252_518);
+
+/// How that is told.
+const THEN_TOLD: &str = "2026-11-21T09:15:18Z";
+
+/// The operators' API of a node with ports 26000 to 26009, service instances `first` on 26000 and `second` on 26001,
+/// both open, and a backend for the first.
+pub struct Node {
+    pub address: SocketAddr,
+    pub token_file: PathBuf,
+    pub mode: watch::Sender<Mode>,
+    pub observations: watch::Sender<Arc<Observations>>,
+    pub nats: watch::Sender<Link>,
+    pub store: watch::Sender<Link>,
+    directory: tempfile::TempDir,
+    _shutdown: DropGuard,
+}
+
+impl Node {
+    pub async fn new(metrics_public: bool) -> Self {
+        let pool = PoolName::new("default").unwrap();
+        let plans = Plan::built_in(&pool);
+        let store = Arc::new(MemoryStore::new());
+        for (id, port) in [("first", 26000), ("second", 26001)] {
+            let stored = store.provision(&instance(id, port, &plans[1]), THEN).await.unwrap();
+            assert!(matches!(stored, Provision::Created(_)));
+        }
+        let (observations, observations_receiver) = watch::channel(Arc::new(observed(&["first", "second"], &[])));
+        let settings = control::Settings {
+            node: NodeId::new("harbor_node_1").unwrap(),
+            pools: vec![Pool {
+                name: pool,
+                ports: "26000-26009".parse().unwrap(),
+                names: PoolNames::default(),
+                int_port: 4100,
+                quarantine: Duration::ZERO,
+            }],
+            plans,
+            limits: ForwarderLimits::default(),
+            announce_url: None,
+        };
+        let clock = Arc::new(SystemClock);
+        let control = Control::open(settings, store, clock.clone(), observations_receiver.clone()).await.unwrap();
+        let backends = Backends::new(256);
+        let registration = Registration {
+            service_instance_id: ServiceInstanceId::new("first").unwrap(),
+            endpoints: vec![Endpoint { transport: Transport::Tcp, address: "10.0.1.7:61012".parse().unwrap() }],
+            authority: Authority::App(AppId::new("app-1").unwrap()),
+            origin: Origin::default(),
+            time_to_live: Duration::from_secs(3600),
+            state: AnnouncedState::Up,
+        };
+        backends.apply(&registration, clock.now()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let token_file = directory.path().join("admin.token");
+        let (mode, mode_receiver) = watch::channel(Mode::Serving);
+        let (nats, nats_receiver) = watch::channel(Link::Absent);
+        let (store, store_receiver) = watch::channel(Link::Up(THEN));
+        let router = admin::router(admin::Sources {
+            node: NodeId::new("harbor_node_1").unwrap(),
+            started_at: THEN,
+            clock,
+            mode: mode_receiver,
+            control,
+            observations: observations_receiver,
+            backends,
+            store: store_receiver,
+            nats: nats_receiver,
+            metrics: Arc::new(Metrics::new()),
+            token: admin::Token::load_or_make(&token_file).unwrap(),
+            metrics_public,
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let serve = http::serve(listener, None, router, http::Limits::default(), shutdown.clone());
+        TaskTracker::new().spawn(serve);
+        let _shutdown = shutdown.drop_guard();
+        Self { address, token_file, mode, observations, nats, store, directory, _shutdown }
+    }
+
+    /// The token, as operators read it.
+    pub fn token(&self) -> String {
+        std::fs::read_to_string(&self.token_file).unwrap().trim().to_owned()
+    }
+
+    /// A directory for whatever else a test needs.
+    pub fn path(&self) -> &std::path::Path {
+        self.directory.path()
+    }
+
+    /// Says of these service instances that their ports are open, and of those that they are not.
+    pub fn observe(&self, bound: &[&str], failed: &[&str]) {
+        self.observations.send_replace(Arc::new(observed(bound, failed)));
+    }
+
+    /// Somebody without the token.
+    pub fn anonymous(&self) -> Client {
+        Client::new(self.address)
+    }
+
+    /// Somebody with it.
+    pub fn operator(&self) -> Client {
+        self.anonymous().with("authorization", &format!("Bearer {}", self.token()))
+    }
+}
+
+fn instance(id: &str, port: u16, plan: &Plan) -> ServiceInstance {
+    ServiceInstance {
+        id: ServiceInstanceId::new(id).unwrap(),
+        plan_id: plan.id.clone(),
+        pool: plan.pool.clone(),
+        port,
+        protocol: Protocol::Tcp,
+        requested_port: None,
+        settings: Settings::default(),
+        organization_id: OrganizationId::new("organization").unwrap(),
+        space_id: SpaceId::new("space").unwrap(),
+        name: None,
+        node_id: NodeId::new("harbor_node_1").unwrap(),
+        created_at: THEN,
+        revision: Revision::default(),
+    }
+}
+
+fn observed(bound: &[&str], failed: &[&str]) -> Observations {
+    let mut observations = Observations { applied: Some(Revision(2)), ..Observations::default() };
+    let failure = ListenerState::Failed { held: true, reason: "held by process 7 (nginx), which listens on it".into() };
+    let states = bound.iter().map(|id| (id, ListenerState::Bound)).chain(failed.iter().map(|id| (id, failure.clone())));
+    for (id, state) in states {
+        let observation = ListenerObservation { version: 1, state, since: THEN };
+        observations.listeners.insert_mut(ServiceInstanceId::new(id).unwrap(), observation);
+    }
+    observations
+}
+
+#[tokio::test]
+async fn a_process_that_lives_says_so_to_anybody() {
+    let node = Node::new(true).await;
+    assert_eq!(node.anonymous().get("/healthz").await.parts(), (200, json!({"status": "ok"})));
+}
+
+#[tokio::test]
+async fn a_node_is_ready_once_it_serves_until_it_drains() {
+    let node = Node::new(true).await;
+    let check = async |status: u16, reasons: Value| {
+        let expect = (status, json!({"ready": status == 200, "reasons": reasons}));
+        assert_eq!(node.anonymous().get("/readyz").await.parts(), expect);
+    };
+    check(200, json!([])).await;
+    node.observe(&["first"], &["second"]);
+    check(200, json!([])).await;
+    node.mode.send_replace(Mode::Draining);
+    check(503, json!(["the node is draining: it is about to stop"])).await;
+    node.mode.send_replace(Mode::Starting);
+    node.observations.send_replace(Arc::default());
+    check(503, json!(["not all ports have been tried yet", "the node is starting"])).await;
+}
+
+#[tokio::test]
+async fn the_status_tells_node_pools_links_listeners_and_backends() {
+    let node = Node::new(true).await;
+    let answer = node.operator().get("/admin/v1/status").await;
+    let (status, mut body) = answer.parts();
+    let backend = body["service_instances"][0]["backends"][0].as_object_mut().unwrap();
+    let expires = backend.remove("expires_in_seconds").unwrap().as_u64().unwrap();
+    assert!((3000..=3600).contains(&expires), "{expires}");
+    assert_eq!(
+        (status, body),
+        (
+            200,
+            json!({
+                "degraded": [],
+                "node": "harbor_node_1",
+                "version": env!("CARGO_PKG_VERSION"),
+                "mode": "serving",
+                "started_at": THEN_TOLD,
+                "revision_desired": 2,
+                "revision_applied": 2,
+                "store": {"state": "up", "since": THEN_TOLD},
+                "nats": {"state": "absent"},
+                "pools": [{
+                    "name": "default", "ports": "26000-26009", "size": 10, "free": 8, "allocated": 2,
+                    "quarantined": 0, "reserved": 0, "in_conflict": 0,
+                }],
+                "listeners": {"bound": 2, "failed": 0, "pending": 0},
+                "backends": {"tcp": 1, "udp": 0, "service_instances_without": 1},
+                "service_instances": [
+                    {
+                        "id": "first", "pool": "default", "port": 26000, "protocol": "tcp",
+                        "listener": {"state": "bound", "since": THEN_TOLD},
+                        "backends": [{
+                            "transport": "tcp", "address": "10.0.1.7:61012", "authority": "app app-1", "state": "up",
+                            "open": 0, "aside": false,
+                        }],
+                    },
+                    {
+                        "id": "second", "pool": "default", "port": 26001, "protocol": "tcp",
+                        "listener": {"state": "bound", "since": THEN_TOLD}, "backends": [],
+                    },
+                ],
+            })
+        )
+    );
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_told_first() {
+    let node = Node::new(true).await;
+    node.observe(&["first"], &["second"]);
+    node.nats.send_replace(Link::Down(THEN, "connection refused".into()));
+    node.store.send_replace(Link::Down(THEN, "disk full".into()));
+    let (_, body) = node.operator().get("/admin/v1/status").await.parts();
+    assert_eq!(
+        body["degraded"],
+        json!([
+            "the store is away since 2026-11-21T09:15:18Z (disk full): ports go on, but nothing can be provisioned or \
+             bound",
+            "NATS is away since 2026-11-21T09:15:18Z (connection refused): known backends go on, new ones are not \
+             learned from it",
+            "port 26001 is not open since 2026-11-21T09:15:18Z: held by process 7 (nginx), which listens on it; \
+             service instance second",
+        ])
+    );
+    assert_eq!(body["listeners"], json!({"bound": 1, "failed": 1, "pending": 0}));
+    assert_eq!(body["service_instances"][0]["id"], "second", "what failed comes first");
+    node.observe(&["first"], &[]);
+    let (_, body) = node.operator().get("/admin/v1/status").await.parts();
+    assert_eq!(body["service_instances"][1]["listener"], json!({"state": "pending"}));
+}
+
+#[tokio::test]
+async fn the_status_wants_the_token() {
+    let node = Node::new(true).await;
+    let refused = json!({
+        "description": "This wants the header Authorization: Bearer with the token of admin.token_file."
+    });
+    let token = node.token();
+    let wrong =
+        ["", "Bearer", "Bearer ", "Bearer x", "Basic aGFyYm9yOnNlY3JldA==", &token, &format!("Bearer {token}x")]
+            .map(str::to_owned);
+    for authorization in wrong {
+        let answer = node.anonymous().with("authorization", &authorization).get("/admin/v1/status").await;
+        assert_eq!(answer.headers["www-authenticate"], "Bearer", "{authorization}");
+        assert_eq!(answer.parts(), (401, refused.clone()), "{authorization}");
+    }
+    assert_eq!(node.anonymous().get("/admin/v1/status").await.parts(), (401, refused));
+    let lower_case = node.anonymous().with("authorization", &format!("bearer {token}"));
+    assert_eq!(lower_case.get("/admin/v1/status").await.status, 200);
+}
+
+#[tokio::test]
+async fn metrics_are_public_or_want_the_token() {
+    let public = Node::new(true).await;
+    public.observe(&["first"], &["second"]);
+    let answer = public.anonymous().get("/metrics").await;
+    assert_eq!(answer.headers["content-type"], "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    let text = String::from_utf8(answer.body.to_vec()).unwrap();
+    for line in [
+        r#"harbor_pool_ports{pool="default",state="free"} 8"#,
+        r#"harbor_pool_ports{pool="default",state="allocated"} 2"#,
+        r#"harbor_listeners{state="failed"} 1"#,
+        "harbor_serving 1",
+        "harbor_store_up 1",
+        "harbor_degraded_reasons 1",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+    assert_eq!(text.matches("# EOF").count(), 1);
+    assert!(text.ends_with("# EOF\n"));
+
+    let private = Node::new(false).await;
+    assert_eq!(private.anonymous().get("/metrics").await.status, 401);
+    assert_eq!(private.operator().get("/metrics").await.status, 200);
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_refused_as_json() {
+    let node = Node::new(true).await;
+    let nothing = json!({"description": "There is nothing at this path."});
+    assert_eq!(node.operator().get("/admin/v1/nothing").await.parts(), (404, nothing));
+    assert_eq!(node.operator().delete("/admin/v1/status").await.status, 405);
+}

@@ -8,4 +8,5 @@ pub mod fixture;
 mod gate;
 mod mutated;
 mod provision;
+mod reload;
 mod update;

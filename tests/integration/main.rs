@@ -9,6 +9,7 @@ mod cli;
 mod config;
 mod crash;
 mod discovery;
+mod docs;
 mod end_to_end;
 mod forwarder;
 mod openapi;

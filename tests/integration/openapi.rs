@@ -1,1 +1,305 @@
-//! Tests of openapi.
+//! `openapi.yaml` against the routes and against live answers: what is answered is described, and what is described is
+//! answered.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use harbor::{
+    admin::wire,
+    broker::ROUTES,
+    model::{
+        Timestamp,
+        observed::{Link, Mode},
+        plan::SERVICE_ID,
+    },
+};
+use serde_json::{Value, json};
+
+use super::admin::Node;
+use super::broker::fixture::{QUERY, Site, bind_app, bind_key, plan, request, request_with, site, site_with};
+use crate::support::http::{Answer, Client};
+
+fn document() -> Value {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.yaml")).unwrap();
+    serde_saphyr::from_str(&text).unwrap()
+}
+
+/// Follows a reference within the document.
+fn resolve<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
+    match value.get("$ref").and_then(Value::as_str) {
+        Some(path) => {
+            document.pointer(path.strip_prefix('#').unwrap()).unwrap_or_else(|| panic!("{path} is not there"))
+        }
+        None => value,
+    }
+}
+
+/// Whether `value` is what `schema` describes; if not, why.
+fn judge(document: &Value, schema: &Value, value: &Value) -> Result<(), String> {
+    let mut root = schema.clone();
+    root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+    root["components"] = document["components"].clone();
+    let validator = jsonschema::options().should_validate_formats(true).build(&root).unwrap();
+    validator.validate(value).map_err(|error| format!("{}: {error}", error.instance_path()))
+}
+
+/// Live answers, held against the document as they come.
+struct Checked<'a> {
+    document: Value,
+    site: &'a Site,
+    seen: BTreeSet<(&'static str, u16)>,
+}
+
+impl<'a> Checked<'a> {
+    fn new(site: &'a Site) -> Self {
+        Self { document: document(), site, seen: BTreeSet::new() }
+    }
+
+    async fn send(&mut self, operation: &'static str, parameters: [&str; 2], query: &str, body: Value, status: u16) {
+        let client = self.site.client.clone();
+        self.send_by(&client, operation, parameters, query, body, status).await;
+    }
+
+    /// Sends what `operation` describes, and expects `status`.
+    async fn send_by(
+        &mut self,
+        client: &Client,
+        operation: &'static str,
+        [instance, binding]: [&str; 2],
+        query: &str,
+        body: Value,
+        status: u16,
+    ) {
+        let route = ROUTES.iter().find(|route| route.operation.as_str() == operation).unwrap();
+        let path = route.path.replace("{instance_id}", instance).replace("{binding_id}", binding);
+        let body = (!body.is_null()).then_some(body);
+        let client = client.clone().with("x-broker-api-request-identity", "id-1");
+        let answer = client.send(route.method.parse().unwrap(), &format!("{path}?{query}"), body.as_ref()).await;
+        assert_eq!(answer.status.as_u16(), status, "{operation}: {:?}", answer.json());
+        let described = &self.document["paths"][route.path][route.method.to_lowercase()];
+        self.check_answer(described, &answer);
+        if let (true, Some(body)) = (answer.status.is_success(), &body) {
+            let schema = &described["requestBody"]["content"]["application/json"]["schema"];
+            judge(&self.document, schema, body).unwrap_or_else(|error| panic!("request of {operation}: {error}"));
+        }
+        self.seen.insert((operation, status));
+    }
+
+    fn check_answer(&self, described: &Value, answer: &Answer) {
+        let (operation, status) = (&described["operationId"], answer.status.as_str());
+        let response = &described["responses"][status];
+        assert!(response.is_object(), "{operation} answers {status}, and the document does not say so");
+        let response = resolve(&self.document, response);
+        assert_eq!(answer.headers["content-type"], "application/json");
+        assert_eq!(answer.headers["x-broker-api-request-identity"], "id-1");
+        if let Some(headers) = response["headers"].as_object() {
+            for name in headers.keys() {
+                assert!(answer.headers.contains_key(name.to_lowercase()), "{operation} {status} lacks {name}");
+            }
+        }
+        let schema = &response["content"]["application/json"]["schema"];
+        judge(&self.document, schema, &answer.json())
+            .unwrap_or_else(|error| panic!("{operation} {status}: {error}: {}", answer.json()));
+    }
+}
+
+#[test]
+fn it_describes_every_route_of_the_broker_and_no_other() {
+    let document = document();
+    let mut described = BTreeSet::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            if operation.get("tags") == Some(&json!(["broker"])) {
+                described.insert((method.to_uppercase(), path.clone(), operation["operationId"].to_string()));
+            }
+        }
+    }
+    let routes = ROUTES
+        .iter()
+        .map(|route| (route.method.into(), route.path.into(), json!(route.operation.as_str()).to_string()));
+    assert_eq!(described, routes.collect());
+}
+
+#[test]
+fn every_reference_leads_somewhere_and_every_component_is_used() {
+    fn references(value: &Value, into: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(map) => {
+                if let Some(path) = map.get("$ref").and_then(Value::as_str) {
+                    into.insert(path.to_owned());
+                }
+                map.values().for_each(|value| references(value, into));
+            }
+            Value::Array(values) => values.iter().for_each(|value| references(value, into)),
+            _ => {}
+        }
+    }
+    let document = document();
+    let mut used = BTreeSet::new();
+    references(&document, &mut used);
+    for path in &used {
+        assert!(document.pointer(path.strip_prefix('#').unwrap()).is_some(), "{path}");
+    }
+    for (kind, components) in document["components"].as_object().unwrap() {
+        for name in components.as_object().unwrap().keys().filter(|_| kind != "securitySchemes") {
+            assert!(used.contains(&format!("#/components/{kind}/{name}")), "{kind}/{name} is not used");
+        }
+    }
+}
+
+#[tokio::test]
+async fn live_answers_are_what_it_describes() {
+    let site = site(25_900).await;
+    let mut checked = Checked::new(&site);
+    let (a, ab, none) = (["a", ""], ["a", "b"], Value::Null);
+    let patch = |parameters: Value| json!({ "service_id": SERVICE_ID, "parameters": parameters });
+    let large = json!({ "x": "x".repeat(300_000) });
+    let maintained = |mut body: Value| {
+        body["maintenance_info"] = json!({ "version": "1.0.0" });
+        body
+    };
+
+    checked.send("catalog", a, "", none.clone(), 200).await;
+
+    let all = json!({
+        "protocol": "both", "port": 25_905, "int_port": 5000, "balance": "failover", "match_app": true,
+        "idle_timeout": "90s", "max_connections": 5, "allow": ["10.0.0.0/8"], "proxy_protocol": "v2",
+    });
+    let wish = request_with("free", all);
+    checked.send("provision", a, "", json!([]), 400).await;
+    checked.send("provision", a, "", large.clone(), 413).await;
+    checked.send("provision", a, "", maintained(request("tcp")), 422).await;
+    checked.send("provision", a, "accepts_incomplete=true", wish.clone(), 201).await;
+    checked.send("provision", a, "", wish, 200).await;
+    checked.send("provision", a, "", request("tcp"), 409).await;
+
+    checked.send("fetch", ["never", ""], "", none.clone(), 404).await;
+    checked.send("fetch", ["%FF", ""], "", none.clone(), 400).await;
+    checked.send("fetch", a, "", none.clone(), 200).await;
+    checked.send("last_operation", a, "", none.clone(), 200).await;
+    checked.send("last_operation", ["%FF", ""], "", none.clone(), 400).await;
+    checked.send("last_operation", ["never", ""], "", none.clone(), 410).await;
+
+    checked.send("update", a, "", json!([]), 400).await;
+    checked.send("update", ["never", ""], "", patch(json!({})), 404).await;
+    checked.send("update", a, "", large.clone(), 413).await;
+    checked.send("update", a, "", patch(json!({ "port": 25_906 })), 422).await;
+    checked.send("update", a, "", patch(json!({ "int_port": null, "balance": null, "idle_timeout": "1h" })), 200).await;
+    let to_both = json!({ "service_id": SERVICE_ID, "plan_id": plan("both"), "context": { "instance_name": "x" } });
+    checked.send("update", a, "", to_both, 200).await;
+
+    checked.send("bind", ab, "", json!([]), 400).await;
+    checked.send("bind", ["never", "b"], "", bind_app("app"), 404).await;
+    checked.send("bind", ab, "", large, 413).await;
+    checked.send("bind", ab, "", bind_app("app"), 201).await;
+    checked.send("bind", ab, "", bind_app("app"), 200).await;
+    checked.send("bind", ab, "", bind_key(), 409).await;
+    checked.send("bind", ["a", "c"], "", json!({ "predecessor_binding_id": "b" }), 201).await;
+    checked.send("fetch_binding", ab, "", none.clone(), 200).await;
+    checked.send("fetch_binding", ["a", "%FF"], "", none.clone(), 400).await;
+    checked.send("fetch_binding", ["a", "never"], "", none.clone(), 404).await;
+    checked.send("binding_last_operation", ab, "", none.clone(), 200).await;
+    checked.send("binding_last_operation", ["a", "%FF"], "", none.clone(), 400).await;
+    checked.send("binding_last_operation", ["a", "never"], "", none.clone(), 410).await;
+
+    for operation in ["provision", "fetch", "update", "deprovision", "last_operation"].into_iter().chain([
+        "bind",
+        "fetch_binding",
+        "unbind",
+        "binding_last_operation",
+    ]) {
+        site.store.break_down(Some("instance"));
+        let body = match operation {
+            "provision" => request("tcp"),
+            "update" => patch(json!({})),
+            "bind" => bind_key(),
+            _ => none.clone(),
+        };
+        checked.send(operation, ab, QUERY, body, 503).await;
+        site.store.break_down(None);
+    }
+
+    checked.send("unbind", ab, "", none.clone(), 400).await;
+    checked.send("unbind", ab, QUERY, none.clone(), 200).await;
+    checked.send("unbind", ab, QUERY, none.clone(), 410).await;
+    checked.send("deprovision", a, "", none.clone(), 400).await;
+    checked.send("deprovision", a, QUERY, none.clone(), 200).await;
+    checked.send("deprovision", a, QUERY, none.clone(), 410).await;
+
+    let anonymous = Client::new(site.address);
+    let versionless = anonymous.clone().with("authorization", crate::support::harbor::AUTHORIZATION);
+    for route in ROUTES {
+        let operation = route.operation.as_str();
+        checked.send_by(&anonymous, operation, ab, "", none.clone(), 401).await;
+        checked.send_by(&versionless, operation, ab, "", none.clone(), 412).await;
+    }
+
+    // What a test cannot bring about here: a panic, a body that never ends, a turn that does not come. 405 is no route's.
+    let unseen = ["405", "408", "500"];
+    for route in ROUTES {
+        let operation = route.operation.as_str();
+        let described = &checked.document["paths"][route.path][route.method.to_lowercase()]["responses"];
+        for status in described.as_object().unwrap().keys().filter(|status| !unseen.contains(&status.as_str())) {
+            let concurrency = status == "422" && !["provision", "update"].contains(&operation);
+            let seen = checked.seen.contains(&(operation, status.parse().unwrap()));
+            assert!(seen || concurrency, "{operation} {status} is described and never seen");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_pool_without_public_names_is_described_too() {
+    let site = site_with("25930-25934", "25935-25939").await;
+    let mut checked = Checked::new(&site);
+    checked.send("provision", ["a", ""], "", request("games"), 201).await;
+    let key = json!({ "service_id": SERVICE_ID, "plan_id": plan("games"), "parameters": { "announce": true } });
+    checked.send("bind", ["a", "k"], "", key, 201).await;
+}
+
+#[tokio::test]
+async fn what_operators_are_shown_is_what_it_describes() {
+    let document = document();
+    let mut seen = BTreeSet::new();
+    let (node, private) = (Node::new(true).await, Node::new(false).await);
+    let at = || Timestamp::from_seconds(1_795_252_518);
+    let mut check = async |path: &'static str, client: Client, status: u16| {
+        let answer = client.get(path).await;
+        assert_eq!(answer.status, status, "{path}");
+        let described = resolve(&document, &document["paths"][path]["get"]["responses"][answer.status.as_str()]);
+        let (kind, content) = described["content"].as_object().unwrap().iter().next().unwrap();
+        let found = answer.headers["content-type"].to_str().unwrap();
+        assert_eq!(found.split(';').next(), Some(kind.as_str()), "{path} {status}");
+        let body = match kind.as_str() {
+            "application/json" => answer.json(),
+            _ => String::from_utf8(answer.body.to_vec()).unwrap().into(),
+        };
+        judge(&document, &content["schema"], &body).unwrap_or_else(|error| panic!("{path} {status}: {error}: {body}"));
+        seen.insert((path.to_owned(), status.to_string()));
+    };
+    check("/healthz", node.anonymous(), 200).await;
+    check("/readyz", node.anonymous(), 200).await;
+    check("/metrics", node.anonymous(), 200).await;
+    check("/metrics", private.anonymous(), 401).await;
+    check(wire::STATUS_PATH, node.anonymous(), 401).await;
+    check(wire::STATUS_PATH, node.operator(), 200).await;
+
+    // One port that failed, one that was not tried, links that are away, and a node that is about to stop.
+    node.observe(&[], &["first"]);
+    node.mode.send_replace(Mode::Draining);
+    node.store.send_replace(Link::Down(at(), "disk full".into()));
+    node.nats.send_replace(Link::Up(at()));
+    check("/readyz", node.anonymous(), 503).await;
+    check(wire::STATUS_PATH, node.operator(), 200).await;
+    node.observations.send_replace(Arc::default());
+    node.mode.send_replace(Mode::Starting);
+    check(wire::STATUS_PATH, node.operator(), 200).await;
+
+    let mut described = BTreeSet::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        let get = &methods["get"];
+        if get["tags"] == json!(["admin"]) {
+            let statuses = get["responses"].as_object().unwrap().keys();
+            described.extend(statuses.map(|status| (path.clone(), status.clone())));
+        }
+    }
+    assert_eq!(seen, described);
+}

@@ -48,6 +48,7 @@ macro_rules! contract_on {
                 a_reserved_port_is_not_given_out,
                 reservations_of_a_pool_neither_overlap_nor_share_a_name,
                 a_port_that_was_moved_away_from_is_what_it_was_before,
+                a_port_that_was_never_used_is_what_it_was_before,
                 a_move_needs_the_port_as_it_was_read_and_a_free_one,
                 an_update_changes_plan_protocol_settings_and_name_alone,
                 an_update_of_what_has_changed_meanwhile_is_stale,
@@ -187,7 +188,7 @@ async fn a_new_store_holds_nothing(store: AnyStore) {
     assert_eq!(store.nodes().await.unwrap(), []);
     assert_eq!(store.instance(&id("i")).await.unwrap(), None);
     assert_eq!(store.binding(&id("i"), &binding_id("b")).await.unwrap(), None);
-    assert_eq!(store.deprovision(&id("i"), NOW, NOW).await.unwrap(), None);
+    assert_eq!(store.deprovision(&id("i"), NOW, Some(NOW)).await.unwrap(), None);
     assert_eq!(store.unbind(&id("i"), &binding_id("b")).await.unwrap(), None);
     store.ping().await.unwrap();
 }
@@ -195,7 +196,7 @@ async fn a_new_store_holds_nothing(store: AnyStore) {
 async fn a_service_instance_is_read_back_as_it_was_given(store: AnyStore) {
     let plain = instance("plain", 20_000);
     let full = ServiceInstance {
-        id: id("a/b %2F ü 'quoted\"; DROP TABLE bindings; --"),
+        id: id("a/b %2F ü \0 'quoted\"; DROP TABLE bindings; --"),
         protocol: Protocol::Both,
         requested_port: Some(20_001),
         settings: Settings {
@@ -240,7 +241,7 @@ async fn a_port_belongs_to_one_service_instance_of_its_pool(store: AnyStore) {
 async fn a_freed_port_is_nobodys_until_its_quarantine_ends(store: AnyStore) {
     let gone = made(&store, &instance("gone", 20_000)).await;
     let end = NOW.plus(QUARANTINE);
-    assert_eq!(store.deprovision(&gone.id, NOW, end).await.unwrap(), Some(gone));
+    assert_eq!(store.deprovision(&gone.id, NOW, Some(end)).await.unwrap(), Some(gone));
     let state = PortState::Released(Release { space_id: space("space"), at: NOW, quarantined_until: end });
     assert_eq!(store.ports(&pool()).await.unwrap(), [PortRow { port: 20_000, state }]);
     let just_before = Timestamp(end.0 - 1);
@@ -255,7 +256,7 @@ async fn a_port_asked_for_waits_a_day_after_another_space(store: AnyStore) {
     made(&store, &instance("gone too", 20_001)).await;
     let end = NOW.plus(QUARANTINE);
     for gone in ["gone", "gone too"] {
-        store.deprovision(&id(gone), NOW, end).await.unwrap();
+        store.deprovision(&id(gone), NOW, Some(end)).await.unwrap();
     }
     let stranger = choosing("stranger", 20_000, "another space");
     let a_day_later = NOW.plus(REUSE_WAIT);
@@ -306,7 +307,7 @@ async fn a_port_that_was_moved_away_from_is_what_it_was_before(store: AnyStore) 
     // One that was never allocated, and one that another space has used.
     made(&store, &instance("former", 20_001)).await;
     let end = NOW.plus(QUARANTINE);
-    store.deprovision(&id("former"), NOW, end).await.unwrap();
+    store.deprovision(&id("former"), NOW, Some(end)).await.unwrap();
     let used = store.ports(&pool()).await.unwrap();
     for (name, from) in [("new", 20_000), ("used", 20_001)] {
         let given = ServiceInstance { space_id: space("another space"), ..instance(name, from) };
@@ -321,6 +322,23 @@ async fn a_port_that_was_moved_away_from_is_what_it_was_before(store: AnyStore) 
     let asked_for = choosing("stranger", 20_001, "another space");
     assert_eq!(store.provision(&asked_for, end).await.unwrap(), Provision::PortTaken);
     made(&store, &choosing("next", 20_000, "yet another space")).await;
+}
+
+async fn a_port_that_was_never_used_is_what_it_was_before(store: AnyStore) {
+    // One that was never allocated, and one that another space has used.
+    made(&store, &instance("former", 20_001)).await;
+    let end = NOW.plus(QUARANTINE);
+    store.deprovision(&id("former"), NOW, Some(end)).await.unwrap();
+    let before = store.ports(&pool()).await.unwrap();
+    for (name, port) in [("new", 20_000), ("used", 20_001)] {
+        let given = ServiceInstance { space_id: space("another space"), ..instance(name, port) };
+        assert!(matches!(store.provision(&given, end).await.unwrap(), Provision::Created(_)));
+        let gone = store.deprovision(&given.id, end, None).await.unwrap();
+        assert_eq!(gone.map(|gone| gone.id), Some(given.id));
+    }
+    assert_eq!(store.ports(&pool()).await.unwrap(), before);
+    let asked_for = choosing("stranger", 20_001, "another space");
+    assert_eq!(store.provision(&asked_for, end).await.unwrap(), Provision::PortTaken);
 }
 
 async fn a_move_needs_the_port_as_it_was_read_and_a_free_one(store: AnyStore) {
@@ -371,7 +389,7 @@ async fn an_update_of_what_has_changed_meanwhile_is_stale(store: AnyStore) {
     let Change::Done(second) = store.update(&first).await.unwrap() else { panic!("the first update was refused") };
     assert_eq!(store.update(&first).await.unwrap(), Change::Stale);
     assert_eq!(store.update(&instance("unknown", 20_001)).await.unwrap(), Change::Stale);
-    store.deprovision(&first.id, NOW, NOW).await.unwrap();
+    store.deprovision(&first.id, NOW, Some(NOW)).await.unwrap();
     assert_eq!(store.update(&second).await.unwrap(), Change::Stale);
 }
 
@@ -412,7 +430,7 @@ async fn a_deleted_service_instance_takes_its_bindings_along(store: AnyStore) {
     for (binding, of) in [("b", "i"), ("a", "i"), ("c", "j")] {
         bound(&store, &key(binding, of)).await;
     }
-    store.deprovision(&id("i"), NOW, NOW).await.unwrap();
+    store.deprovision(&id("i"), NOW, Some(NOW)).await.unwrap();
     assert_eq!(store.binding(&id("i"), &binding_id("a")).await.unwrap(), None);
     let changes = store.changes_since(Revision(5)).await.unwrap().unwrap();
     let expected = Changes {
@@ -463,9 +481,9 @@ async fn every_change_raises_the_revision_by_one_and_a_refusal_does_not(store: A
     check("join", false).await;
     store.announce_secret().await.unwrap();
     check("the announce secret", false).await;
-    store.deprovision(&first.id, NOW, NOW).await.unwrap();
+    store.deprovision(&first.id, NOW, Some(NOW)).await.unwrap();
     check("deprovision", true).await;
-    store.deprovision(&first.id, NOW, NOW).await.unwrap();
+    store.deprovision(&first.id, NOW, Some(NOW)).await.unwrap();
     check("an unknown service instance", false).await;
 }
 
@@ -473,7 +491,7 @@ async fn changes_are_told_from_every_revision_on(store: AnyStore) {
     let i = made(&store, &instance("i", 20_000)).await; // 1
     let j = made(&store, &instance("j", 20_001)).await; // 2
     let b = bound(&store, &key("b", "i")).await; // 3
-    store.deprovision(&j.id, NOW, NOW).await.unwrap(); // 4
+    store.deprovision(&j.id, NOW, Some(NOW)).await.unwrap(); // 4
     let Change::Done(i) = store.update(&i).await.unwrap() else { panic!("the update was refused") }; // 5
     store.unbind(&i.id, &b.id).await.unwrap(); // 6
     let changes = |instances: &[&ServiceInstance], deleted: &[&ServiceInstance], unbound: &[&Binding]| Changes {
@@ -498,12 +516,12 @@ async fn changes_are_told_from_every_revision_on(store: AnyStore) {
 async fn what_was_deleted_and_made_again_is_not_deleted(store: AnyStore) {
     made(&store, &instance("i", 20_000)).await;
     bound(&store, &key("b", "i")).await;
-    store.deprovision(&id("i"), NOW, NOW).await.unwrap();
+    store.deprovision(&id("i"), NOW, Some(NOW)).await.unwrap();
     let i = made(&store, &instance("i", 20_001)).await;
     let b = bound(&store, &key("b", "i")).await;
     let expected = Changes { revision: Revision(5), instances: vec![i], bindings: vec![b], ..Changes::default() };
     assert_eq!(store.changes_since(Revision(2)).await.unwrap(), Some(expected));
-    store.deprovision(&id("i"), NOW, NOW).await.unwrap();
+    store.deprovision(&id("i"), NOW, Some(NOW)).await.unwrap();
     let changes = store.changes_since(Revision(5)).await.unwrap().unwrap();
     assert_eq!((changes.deleted_instances, changes.deleted_bindings), (vec![id("i")], vec![binding_id("b")]));
 }
@@ -624,7 +642,7 @@ async fn all_is_there_after_a_restart() {
     made(&store, &instance("i", 20_000)).await;
     made(&store, &instance("j", 20_001)).await;
     bound(&store, &key("b", "i")).await;
-    store.deprovision(&id("j"), NOW, NOW.plus(QUARANTINE)).await.unwrap();
+    store.deprovision(&id("j"), NOW, Some(NOW.plus(QUARANTINE))).await.unwrap();
     store.reserve(&reservation("block", 20_010, 20_011)).await.unwrap();
     store.join(&NodeId::new("node").unwrap(), &[pool()], NOW).await.unwrap();
     let read = async |store: &AnyStore| {

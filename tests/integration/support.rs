@@ -1,6 +1,11 @@
 //! Real parts for tests, started on free ports and stopped on drop.
 
+pub mod echo;
 pub mod eventually;
 pub mod harbor;
 pub mod http;
+pub mod nats;
+
+#[path = "../fuzz/mutate.rs"]
+pub mod mutate;
 pub mod peer;

@@ -29,6 +29,7 @@ enum Step {
     Conflict { port: u16 },
     Resize { range: usize },
     Wait { minutes: u64 },
+    Reread,
     Restart,
 }
 
@@ -43,6 +44,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => port().prop_map(|port| Step::Conflict { port }),
         1 => (0..RANGES.len()).prop_map(|range| Step::Resize { range }),
         3 => prop_oneof![Just(1), Just(10), Just(15), Just(24 * 60)].prop_map(|minutes| Step::Wait { minutes }),
+        1 => Just(Step::Reread),
         1 => Just(Step::Restart),
     ]
 }
@@ -105,6 +107,12 @@ impl Model {
 
     fn nth_allocated(&self, nth: usize) -> Option<u16> {
         self.allocated.iter().nth(nth % self.allocated.len().max(1)).copied()
+    }
+
+    /// The store does not tell them.
+    fn forget_releases_of_allocated(&mut self) {
+        let allocated = &self.allocated;
+        self.releases.retain(|port, _| !allocated.contains(port));
     }
 
     fn rows(&self) -> Vec<PortRow> {
@@ -188,11 +196,14 @@ proptest! {
                     ports.resize(model.range.clone(), now);
                 }
                 Step::Wait { minutes } => model.now = now.plus(Duration::from_secs(60 * minutes)),
+                Step::Reread => {
+                    model.forget_releases_of_allocated();
+                    ports.reread(reservations(), model.rows(), now);
+                }
                 Step::Restart => {
                     // Only what the store keeps survives.
                     model.conflicts.clear();
-                    let allocated = model.allocated.clone();
-                    model.releases.retain(|port, _| !allocated.contains(port));
+                    model.forget_releases_of_allocated();
                     ports = FreePorts::new(model.range.clone(), reservations(), model.rows(), now);
                 }
             }

@@ -19,7 +19,7 @@ enum Step {
     Provision { instance: u8, pool: u8, port: u16, asked_for: bool, space: u8 },
     Move { instance: u8, to: u16, stale: bool },
     Update { instance: u8, plan: u8, stale: bool },
-    Deprovision { instance: u8, quarantine_minutes: u64 },
+    Deprovision { instance: u8, quarantine_minutes: Option<u64> },
     Bind { binding: u8, instance: u8, app: bool },
     Unbind { binding: u8, instance: u8 },
     Reserve { pool: u8, name: u8, first_port: u16, more: u16 },
@@ -35,7 +35,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..4_u8, PORTS, prop::bool::weighted(0.2)).prop_map(|(instance, to, stale)| Step::Move { instance, to, stale }),
         2 => (0..4_u8, 0..3_u8, prop::bool::weighted(0.2))
             .prop_map(|(instance, plan, stale)| Step::Update { instance, plan, stale }),
-        4 => (0..4_u8, prop_oneof![Just(0), Just(15), Just(60)])
+        4 => (0..4_u8, prop_oneof![Just(None), Just(Some(0)), Just(Some(15)), Just(Some(60))])
             .prop_map(|(instance, quarantine_minutes)| Step::Deprovision { instance, quarantine_minutes }),
         4 => (0..5_u8, 0..4_u8, any::<bool>()).prop_map(|(binding, instance, app)| Step::Bind { binding, instance, app }),
         2 => (0..5_u8, 0..4_u8).prop_map(|(binding, instance)| Step::Unbind { binding, instance }),
@@ -110,7 +110,7 @@ async fn act(store: &AnyStore, step: &Step, now: Timestamp) -> String {
             None => "nothing to update".into(),
         },
         Step::Deprovision { instance, quarantine_minutes } => {
-            let until = now.plus(Duration::from_secs(60 * quarantine_minutes));
+            let until = quarantine_minutes.map(|minutes| now.plus(Duration::from_secs(60 * minutes)));
             shown(store.deprovision(&instance_id(instance), now, until).await)
         }
         Step::Bind { binding, instance, app } => {

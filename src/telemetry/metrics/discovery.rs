@@ -1,13 +1,95 @@
 //! Metrics of the discovery.
 
-use prometheus_client::registry::Registry;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
 
-/// Handles of the discovery.
-#[derive(Debug, Default)]
-pub struct DiscoveryMetrics {}
+/// Handles of the discovery. Labels are words of closed enums; who counts often keeps the handles it got.
+#[derive(Debug)]
+pub struct DiscoveryMetrics {
+    announcements: Family<AnnouncementLabels, Counter>,
+    refusals: Family<RefusalLabels, Counter>,
+    backends: Family<BackendLabels, Gauge>,
+    /// Backends removed because `router.register` gave their address to another app.
+    pub evictions: Counter,
+    /// 1 while connected to NATS.
+    pub nats_connected: Gauge,
+    /// Connections to NATS that were made.
+    pub nats_connects: Counter,
+    /// Times that messages were dropped because they came faster than they were read.
+    pub nats_slow_consumer: Counter,
+    /// HTTP announcements that could not be handed to NATS.
+    pub relays_dropped: Counter,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AnnouncementLabels {
+    source: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusalLabels {
+    source: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BackendLabels {
+    transport: &'static str,
+}
 
 impl DiscoveryMetrics {
-    pub(super) fn register(_registry: &mut Registry) -> Self {
-        Self::default()
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            announcements: Family::default(),
+            refusals: Family::default(),
+            backends: Family::default(),
+            evictions: Counter::default(),
+            nats_connected: Gauge::default(),
+            nats_connects: Counter::default(),
+            nats_slow_consumer: Counter::default(),
+            relays_dropped: Counter::default(),
+        };
+        registry.register("announcements", "Announcements received", metrics.announcements.clone());
+        registry.register("announcement_refusals", "Announcements refused", metrics.refusals.clone());
+        registry.register("backends", "Live backends", metrics.backends.clone());
+        registry.register(
+            "backend_evictions",
+            "Times that router.register gave the address of backends to another app",
+            metrics.evictions.clone(),
+        );
+        registry.register("nats_connected", "Whether NATS is connected", metrics.nats_connected.clone());
+        registry.register("nats_connects", "Connections to NATS that were made", metrics.nats_connects.clone());
+        registry.register(
+            "nats_slow_consumer",
+            "Times that messages were dropped because they came faster than they were read",
+            metrics.nats_slow_consumer.clone(),
+        );
+        registry.register(
+            "announcement_relays_dropped",
+            "HTTP announcements that could not be handed to NATS",
+            metrics.relays_dropped.clone(),
+        );
+        metrics
+    }
+
+    /// The counter of announcements from `source` with that `outcome`.
+    #[must_use]
+    pub fn announcements(&self, source: &'static str, outcome: &'static str) -> Counter {
+        self.announcements.get_or_create(&AnnouncementLabels { source, outcome }).clone()
+    }
+
+    /// The counter of refusals of announcements from `source`.
+    #[must_use]
+    pub fn refusals(&self, source: &'static str, reason: &'static str) -> Counter {
+        self.refusals.get_or_create(&RefusalLabels { source, reason }).clone()
+    }
+
+    /// Sets how many backends there are.
+    pub fn set_backends(&self, transport: &'static str, count: usize) {
+        self.backends.get_or_create(&BackendLabels { transport }).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 }

@@ -37,7 +37,7 @@ async fn parallel_identical_provisions_give_one_service_instance() {
     answers.sort_unstable();
     assert_eq!((answers[0], answers[PARALLEL - 2], answers[PARALLEL - 1]), (200, 200, 201));
     assert_eq!(site.everything().await.instances.len(), 1);
-    assert_eq!(site.control.overview().await.pools[0].counts.free, 9);
+    assert_eq!(site.control.overview().await[0].counts.free, 9);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -80,7 +80,7 @@ async fn work_on_one_service_instance_is_done_in_turn() {
     let everything = site.everything().await;
     assert!(everything.instances.len() <= 1);
     assert_eq!(site.control.desired().borrow().listeners.size(), everything.instances.len());
-    let usage = site.control.overview().await.pools[0].counts;
+    let usage = site.control.overview().await[0].counts;
     assert_eq!(usage.allocated, everything.instances.len());
     assert_eq!(usage.free + usage.quarantined + usage.allocated, 30, "no port is lost");
 }

@@ -88,8 +88,8 @@ pub async fn site_with(default: &str, games: &str) -> Site {
     let any: AnyStore = store.clone();
     let control = Control::open(settings, any, clock.clone(), observations).await.unwrap();
     let metrics = Metrics::new();
-    let access = broker::Settings { username: "harbor".into(), passwords: vec!["secret".into(), "n:ew".into()] };
-    let router = broker::router(Arc::clone(&control), &access, Arc::clone(&metrics.broker));
+    let access = Arc::new(broker::Passwords::new("harbor", &["secret".into(), "n:ew".into()]));
+    let router = broker::router(Arc::clone(&control), access, Arc::clone(&metrics.broker));
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
@@ -338,13 +338,15 @@ pub struct Breakable {
 }
 
 impl Breakable {
-    /// From now on this call fails.
+    /// From now on this call fails; with `panic` every one panics.
     pub fn break_down(&self, call: Option<&'static str>) {
         *self.broken.lock().unwrap() = call;
     }
 
     fn check(&self, call: &'static str) -> store::Result<()> {
-        if *self.broken.lock().unwrap() == Some(call) {
+        let broken = *self.broken.lock().unwrap();
+        assert_ne!(broken, Some("panic"), "as the test wants it");
+        if broken == Some(call) {
             return Err(Fault { doing: call, source: "the disk at /secret/path is full".into() });
         }
         Ok(())
@@ -411,10 +413,12 @@ impl Store for Breakable {
         &self,
         id: &ServiceInstanceId,
         now: Timestamp,
-        quarantined_until: Timestamp,
+        quarantined_until: Option<Timestamp>,
     ) -> store::Result<Option<ServiceInstance>> {
         self.check("deprovision")?;
-        self.inner.deprovision(id, now, quarantined_until).await
+        let gone = self.inner.deprovision(id, now, quarantined_until).await?;
+        self.check("after deprovision")?;
+        Ok(gone)
     }
 
     async fn bind(&self, binding: &Binding) -> store::Result<store::Bind> {

@@ -6,7 +6,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::fixture::{INSTANCES, QUERY, Site, plan, refused, request, site};
+use super::fixture::{INSTANCES, QUERY, Site, plan, refused, request, site, site_with};
 use crate::support::{harbor::AUTHORIZATION, http::Client};
 
 const LOG_IN: &str = "Log in with the broker's user name and password.";
@@ -99,6 +99,18 @@ async fn the_identity_of_a_request_is_echoed_whatever_the_answer() {
 }
 
 #[tokio::test]
+async fn a_mistake_is_a_json_answer_with_the_identity_and_blocks_nobody() {
+    let site = site(25_040).await;
+    let client = site.client.clone().with("x-broker-api-request-identity", "id-1");
+    site.store.break_down(Some("panic"));
+    let answer = client.put(&format!("{INSTANCES}/a"), &request("tcp")).await;
+    assert_eq!(answer.parts(), (500, refused("Harbor made a mistake: its log says more.")));
+    assert_eq!(answer.headers["x-broker-api-request-identity"], "id-1");
+    site.store.break_down(None);
+    site.provision("a", &request("tcp")).await;
+}
+
+#[tokio::test]
 async fn what_is_no_route_is_a_json_refusal() {
     let site = site(24_120).await;
     let nothing = || refused("There is nothing at this path.");
@@ -135,6 +147,70 @@ async fn a_body_of_more_than_256_kib_is_too_large_also_in_chunks() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 413 ") && answer.ends_with(&too_large().to_string()), "{answer}");
+}
+
+#[tokio::test]
+async fn a_connection_goes_on_after_a_body_that_is_too_large_unless_it_is_far_too_large() {
+    let site = site_with("25870-25870", "25871-25871").await;
+    let head = |length: usize| {
+        format!(
+            "PUT {INSTANCES}/a HTTP/1.1\r\nhost: x\r\nauthorization: {AUTHORIZATION}\r\nx-broker-api-version: 2.17\r\n\
+             content-length: {length}\r\n\r\n"
+        )
+    };
+    // What looks like a request at its end is part of the body.
+    let smuggled =
+        format!("DELETE {INSTANCES}/a?{QUERY} HTTP/1.1\r\nhost: x\r\nauthorization: {AUTHORIZATION}\r\n\r\n");
+    let next = format!(
+        "GET /v2/catalog HTTP/1.1\r\nhost: x\r\nauthorization: {AUTHORIZATION}\r\nx-broker-api-version: 2.17\r\n\
+         connection: close\r\n\r\n"
+    );
+    for (length, statuses) in [(300_000, &["413", "200"][..]), (8 * 1024 * 1024, &["413"])] {
+        let mut stream = TcpStream::connect(site.address).await.unwrap();
+        let body = "x".repeat(length - smuggled.len()) + &smuggled;
+        let (mut from, mut to) = stream.split();
+        let send = async {
+            // The far end may have hung up by then.
+            let _ = to.write_all((head(length) + &body + &next).as_bytes()).await;
+        };
+        let mut answers = Vec::new();
+        let receive = async {
+            let _ = from.read_to_end(&mut answers).await;
+        };
+        tokio::join!(send, receive);
+        let answers = String::from_utf8(answers).unwrap();
+        let found = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect::<Vec<_>>();
+        assert_eq!(found, statuses, "{length}");
+    }
+}
+
+#[tokio::test]
+async fn any_method_and_any_target_is_answered() {
+    let site = site_with("25872-25872", "25873-25873").await;
+    let answer = site.client.send("HEAD".parse().unwrap(), "/v2/catalog", None).await;
+    assert_eq!((answer.status.as_u16(), answer.body.len()), (200, 0));
+    for (request_line, status) in [
+        ("OPTIONS /v2/catalog", "405"),
+        ("OPTIONS *", "404"),
+        ("BREW /v2/catalog", "405"),
+        ("CONNECT x:80", "404"),
+        ("GET http://x/v2/catalog", "200"),
+        ("GET /v2/catalog/", "404"),
+        ("GET /v2//catalog", "404"),
+        ("GET /v2/service_instances/../catalog", "404"),
+    ] {
+        let mut stream = TcpStream::connect(site.address).await.unwrap();
+        let head = format!(
+            "{request_line} HTTP/1.1\r\nhost: x\r\nauthorization: {AUTHORIZATION}\r\nx-broker-api-version: 2.17\r\n\
+             connection: close\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request_line}: {answer}");
+        let body = answer.split_once("\r\n\r\n").unwrap().1;
+        assert!(serde_json::from_str::<serde_json::Value>(body).unwrap().is_object(), "{request_line}: {answer}");
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Ten thousand damaged bodies against a live router.
 
+use std::sync::Arc;
+
 use axum::{body::Body, http::Request};
 use fastrand::Rng;
 use harbor::{broker, telemetry::metrics::Metrics};
@@ -7,18 +9,15 @@ use serde_json::Value;
 use tower::ServiceExt as _;
 
 use super::fixture::{INSTANCES, bind_app, request_with, site};
-use crate::support::harbor::AUTHORIZATION;
-
-#[path = "../../fuzz/mutate.rs"]
-mod mutate;
+use crate::support::{harbor::AUTHORIZATION, mutate};
 
 #[tokio::test]
 async fn damaged_bodies_are_refused_or_mean_what_they_say() {
     let site = site(25_800).await;
     site.provision("kept", &request_with("tcp", serde_json::json!({ "port": 25_805 }))).await;
     let kept = site.stored("kept").await;
-    let settings = broker::Settings { username: "harbor".into(), passwords: vec!["secret".into()] };
-    let router = broker::router(site.control.clone(), &settings, Metrics::new().broker);
+    let passwords = Arc::new(broker::Passwords::new("harbor", &["secret".into()]));
+    let router = broker::router(site.control.clone(), passwords, Metrics::new().broker);
     let provision = request_with(
         "free",
         serde_json::json!({ "protocol": "udp", "int_port": 5000, "allow": ["10.0.0.0/8"], "idle_timeout": "90s" }),

@@ -117,7 +117,14 @@ async fn parameters_that_the_plan_does_not_take_are_refused() {
         ),
         ("strict", json!({ "max_connections": 11 }), "`max_connections` takes a number from 1 to 10; not 11."),
         ("strict", json!({ "idle_timeout": "601s" }), "`idle_timeout` must be from 1s to 600s, not 601s."),
-        ("tcp", json!({ "idle_timeout": "0s" }), "`idle_timeout` must be from 1s to 2592000s, not 0ns."),
+        ("tcp", json!({ "idle_timeout": "0s" }), "`idle_timeout` must be from 1s to 2592000s, not 0s."),
+        ("tcp", json!({ "port": 24_525.0 }), "`port` takes a port of the pool, 1024 to 65535; not 24525.0."),
+        (
+            "tcp",
+            json!({ "int_port": 1e3 }),
+            "`int_port` takes the port that the app listens on, 1 to 65535; not 1000.0.",
+        ),
+        ("tcp", json!({ "max_connections": -1 }), "`max_connections` takes a number from 1 to 1000000; not -1."),
         ("tcp", json!({ "port": 80 }), "`port` takes a port of the pool, 1024 to 65535; not 80."),
         ("tcp", json!({ "allow": ["10.0.0.0/33"] }), "`allow` cannot be read: see the catalog for what it takes."),
         (
@@ -191,7 +198,7 @@ async fn a_port_that_a_stranger_holds_is_passed_over() {
         ),
     )
     .await;
-    let usage = site.control.overview().await.pools[0].counts;
+    let usage = site.control.overview().await[0].counts;
     assert_eq!((usage.allocated, usage.in_conflict, usage.free), (1, 2, 0));
     assert_eq!(site.everything().await.instances.len(), 1);
     assert_eq!(site.control.desired().borrow().listeners.size(), 1);
@@ -237,9 +244,41 @@ async fn a_port_that_cannot_be_opened_is_a_fault_and_leaves_nothing() {
     assert_eq!(answer.parts(), (503, refused(&text)));
     assert_eq!(answer.headers["retry-after"], "5");
     assert_eq!(site.everything().await.instances, []);
-    assert_eq!(site.control.overview().await.pools[0].counts.free, 20);
+    assert_eq!(site.control.overview().await[0].counts.free, 20);
     site.opener.break_down(None);
     site.provision("a", &request("tcp")).await;
+}
+
+#[tokio::test]
+async fn a_port_that_was_never_opened_keeps_its_history() {
+    let site = site_with("25860-25860", "25861-25862").await;
+    site.provision("a", &request("tcp")).await;
+    site.answers("DELETE", &format!("{INSTANCES}/a?{QUERY}"), Value::Null, 200, json!({})).await;
+    site.clock.advance(Duration::from_secs(901));
+    let of_another_space = |parameters: Value| {
+        let mut body = request_with("tcp", parameters);
+        body["space_guid"] = json!("space-2");
+        body
+    };
+    site.opener.break_down(Some("too many open files"));
+    assert_eq!(site.client.put(&format!("{INSTANCES}/b"), &of_another_space(json!({}))).await.status, 503);
+    site.opener.break_down(None);
+    let used = "Port 25860 was used by another space in the last 24 hours: choose another one, or try again later.";
+    let body = of_another_space(json!({ "port": 25_860 }));
+    site.answers("PUT", &format!("{INSTANCES}/b"), body, 400, refused(used)).await;
+}
+
+#[tokio::test]
+async fn conflicts_are_remembered_when_the_store_is_read_again() {
+    let site = site_with("25865-25866", "25867-25868").await;
+    let _stranger = TcpListener::bind((Ipv4Addr::LOCALHOST, 25_865)).unwrap();
+    let body = request_with("tcp", json!({ "port": 25_865 }));
+    assert_eq!(site.client.put(&format!("{INSTANCES}/a"), &body).await.status, 400);
+    site.store.break_down(Some("provision"));
+    assert_eq!(site.client.put(&format!("{INSTANCES}/a"), &request("tcp")).await.status, 503);
+    site.store.break_down(None);
+    let remembered = "Port 25865 is in use outside of Harbor: choose another one, or try again later.";
+    site.answers("PUT", &format!("{INSTANCES}/a"), body, 400, refused(remembered)).await;
 }
 
 #[tokio::test]
@@ -253,7 +292,7 @@ async fn a_store_that_is_away_is_a_fault_that_tells_no_secrets() {
     }
     site.store.break_down(None);
     site.provision("a", &request("tcp")).await;
-    assert_eq!(site.control.overview().await.pools[0].counts.free, 19, "no port is leaked by a fault");
+    assert_eq!(site.control.overview().await[0].counts.free, 19, "no port is leaked by a fault");
 }
 
 #[tokio::test]
@@ -288,8 +327,6 @@ async fn whoever_hangs_up_leaves_a_provision_that_is_finished_all_the_same() {
     let id = ServiceInstanceId::new("a").unwrap();
     let mut desired = site.control.desired();
     {
-        let put = site.client.try_send("PUT".parse().unwrap(), "/v2/service_instances/a", None);
-        drop(put);
         let body = request("tcp");
         let path = format!("{INSTANCES}/a");
         let put = site.client.put(&path, &body);

@@ -146,6 +146,26 @@ async fn a_change_that_the_store_fails_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_change_that_is_stored_is_made_also_when_it_is_published_late() {
+    let site = site(25_070).await;
+    site.provision("a", &request("tcp")).await;
+    let port = site.stored("a").await.unwrap().port;
+    site.store.break_down(Some("changes_since"));
+    let path = format!("{INSTANCES}/a");
+    for body in [patch(json!({ "int_port": 5000 })), to_plan("both")] {
+        site.answers("PATCH", &path, body, 200, json!({})).await;
+    }
+    let stored = site.stored("a").await.unwrap();
+    assert_eq!((stored.settings.int_port, stored.protocol), (Some(5000), Protocol::Both));
+    site.store.break_down(None);
+    site.control.refresh().await.unwrap();
+    crate::support::eventually::eventually_async("the change to be carried out", || async {
+        (site.bound("a") == Some((port, Protocol::Both))).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_changed_is_unprocessable() {
     let site = site(25_010).await;
     let path = format!("{INSTANCES}/a");

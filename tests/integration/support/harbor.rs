@@ -24,13 +24,16 @@ pub const AUTHORIZATION: &str = "Basic aGFyYm9yOnNlY3JldA==";
 /// A directory with a configuration and the state of one node; processes come and go on it.
 #[derive(Debug)]
 pub struct Site {
-    directory: TempDir,
+    directory: Arc<TempDir>,
 }
 
 /// One process on a [`Site`]; killed when dropped.
 #[derive(Debug)]
 pub struct Harbor {
     child: Child,
+    admin_token_file: PathBuf,
+    /// Its configuration and state stay while it runs.
+    _directory: Arc<TempDir>,
     log: Arc<Log>,
     reader: Option<JoinHandle<()>>,
 }
@@ -52,7 +55,7 @@ impl Site {
     /// A site whose pool has `ports`, with `more` settings appended (TOML, starting with a section or with keys of
     /// `[harbor_node]`). All APIs listen on free ports of loopback; backends on loopback are allowed.
     pub fn new(ports: &str, more: &str) -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory");
+        let directory = Arc::new(tempfile::tempdir().expect("a temporary directory"));
         let data = directory.path().join("data");
         let config = format!(
             r#"
@@ -133,7 +136,13 @@ quarantine = "0s"
                 log.end();
             }
         });
-        Harbor { child, log, reader: Some(reader) }
+        Harbor {
+            child,
+            admin_token_file: self.data().join("admin.token"),
+            _directory: Arc::clone(&self.directory),
+            log,
+            reader: Some(reader),
+        }
     }
 
     /// Starts `harbor serve` and waits until it is ready.
@@ -175,8 +184,10 @@ impl Log {
                 found.is_none() && !state.ended
             })
             .expect("no panic under the lock");
-        let lines = state.lines.len().saturating_sub(40);
-        found.unwrap_or_else(|| panic!("harbor: no {what}; its log ends:\n{}", state.lines[lines..].join("\n")))
+        // Not under the lock: the reader of the log needs it to the end.
+        let last = state.lines[state.lines.len().saturating_sub(40)..].join("\n");
+        drop(state);
+        found.unwrap_or_else(|| panic!("harbor: no {what}; its log ends:\n{last}"))
     }
 }
 
@@ -195,14 +206,21 @@ impl Harbor {
         })
     }
 
+    /// All that it has logged so far.
+    pub fn log(&self) -> String {
+        self.log.state.lock().expect("no panic under the lock").lines.join("\n")
+    }
+
     /// A client of the broker API.
     pub fn broker(&self) -> Client {
         Client::broker(self.address("broker"), AUTHORIZATION)
     }
 
-    /// A client of the admin API, without a token.
+    /// A client of the admin API, with its token.
     pub fn admin(&self) -> Client {
-        Client::new(self.address("admin"))
+        let address = self.address("admin");
+        let token = std::fs::read_to_string(&self.admin_token_file).expect("it is made before the API listens");
+        Client::new(address).with("authorization", &format!("Bearer {}", token.trim()))
     }
 
     /// Waits until it serves: the broker listens only when all ports do.

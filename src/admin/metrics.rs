@@ -1,0 +1,77 @@
+//! `/metrics`: the counters of all parts, and the state of the node at the moment of the question.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{family::Family, gauge::Gauge, info::Info},
+    registry::Registry,
+};
+
+use super::wire::{Link, Mode, Status};
+use crate::telemetry::metrics::Metrics;
+
+/// OpenMetrics, as text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What ends a text; it may stand only once.
+const END: &str = "# EOF\n";
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolLabels {
+    pool: String,
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    state: &'static str,
+}
+
+/// Counters and state as one text.
+pub fn encode(metrics: &Metrics, status: &Status) -> String {
+    let mut text = metrics.encode();
+    if text.ends_with(END) {
+        text.truncate(text.len() - END.len());
+    }
+    text::encode(&mut text, &state(status)).expect("writing to a String cannot fail");
+    text
+}
+
+/// Gauges of a moment: made for one answer, they cannot be out of date.
+fn state(status: &Status) -> Registry {
+    let mut registry = Registry::with_prefix("harbor");
+    let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    registry.register(
+        "build",
+        "Version of this process, and its node",
+        Info::new([("version", status.version.clone()), ("node", status.node.clone())]),
+    );
+    let serving = Gauge::<i64>::default();
+    serving.set(i64::from(status.mode == Mode::Serving));
+    registry.register("serving", "1 while the node serves, 0 while it starts or drains", serving);
+    let degraded = Gauge::<i64>::default();
+    degraded.set(count(status.degraded.len()));
+    registry.register("degraded_reasons", "Things that are wrong, as `harbor status` tells them", degraded);
+    let store = Gauge::<i64>::default();
+    store.set(i64::from(!matches!(status.store, Link::Down { .. })));
+    registry.register("store_up", "1 while the store answers", store);
+    let listeners = Family::<StateLabels, Gauge>::default();
+    let counts = status.listeners;
+    for (state, listener_count) in [("bound", counts.bound), ("failed", counts.failed), ("pending", counts.pending)] {
+        listeners.get_or_create(&StateLabels { state }).set(count(listener_count));
+    }
+    registry.register("listeners", "Service instances by the state of their port", listeners);
+    let ports = Family::<PoolLabels, Gauge>::default();
+    for pool in &status.pools {
+        for (state, port_count) in [
+            ("free", pool.free),
+            ("allocated", pool.allocated),
+            ("quarantined", pool.quarantined),
+            ("reserved", pool.reserved),
+            ("in_conflict", pool.in_conflict),
+        ] {
+            ports.get_or_create(&PoolLabels { pool: pool.name.clone(), state }).set(count(port_count));
+        }
+    }
+    registry.register("pool_ports", "Ports of a pool by state", ports);
+    registry
+}

@@ -1,0 +1,261 @@
+//! `/admin/v1/status`: the node and what is around it, and what of that is wrong.
+
+use std::collections::HashMap;
+
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::{Sources, wire};
+use crate::{
+    backends::{BackendState, Phase},
+    control::PoolUsage,
+    model::{
+        Revision, ServiceInstanceId, Timestamp, Transport,
+        announcement::{AnnouncedState, Authority},
+        desired::ListenerSpec,
+        observed::{Link, ListenerObservation, ListenerState, Mode, Observations},
+    },
+};
+
+/// Most ports that are told one by one among what is wrong.
+const MAX_FAILED_TOLD: usize = 5;
+
+/// The status of this moment.
+pub async fn status(sources: &Sources) -> wire::Status {
+    let usage = sources.control.overview().await;
+    let desired = sources.control.desired().borrow().clone();
+    let observations = sources.observations.borrow().clone();
+    let mut backends: HashMap<ServiceInstanceId, Vec<BackendState>> = HashMap::new();
+    for (id, backend) in sources.backends.export() {
+        backends.entry(id).or_default().push(backend);
+    }
+    let mut backend_counts = wire::BackendCounts::default();
+    for backend in backends.values().flatten() {
+        match backend.backend.endpoint.transport {
+            Transport::Tcp => backend_counts.tcp += 1,
+            Transport::Udp => backend_counts.udp += 1,
+        }
+    }
+    let now = sources.clock.now();
+    let backend = |state: &BackendState| wire::Backend {
+        transport: state.backend.endpoint.transport.as_str().into(),
+        address: state.backend.endpoint.address.to_string(),
+        authority: match &state.backend.authority {
+            Authority::App(app) => format!("app {app}"),
+            Authority::Binding(binding) => format!("binding {binding}"),
+            Authority::Trusted => "trusted".into(),
+        },
+        state: match (state.state, state.backend.phase()) {
+            (AnnouncedState::Up, Phase::Serving) => "up".into(),
+            _ => "draining".into(),
+        },
+        open: state.backend.open(),
+        aside: state.backend.aside_until().is_some_and(|until| until > now),
+        expires_in_seconds: state.expires_at.saturating_duration_since(now).as_secs(),
+    };
+    let mut service_instances: Vec<_> = desired
+        .listeners
+        .values()
+        .map(|spec| wire::ServiceInstance {
+            id: spec.service_instance_id.to_string(),
+            pool: spec.pool.to_string(),
+            port: spec.port,
+            protocol: spec.protocol.as_str().into(),
+            listener: listener(spec, &observations),
+            backends: backends.get(&spec.service_instance_id).into_iter().flatten().map(backend).collect(),
+        })
+        .collect();
+    service_instances.sort_by(|a, b| {
+        let place = |instance: &wire::ServiceInstance| !matches!(instance.listener, wire::Listener::Failed { .. });
+        (place(a), &a.pool, a.port).cmp(&(place(b), &b.pool, b.port))
+    });
+    let mut listeners = wire::ListenerCounts::default();
+    for instance in &service_instances {
+        match instance.listener {
+            wire::Listener::Bound { .. } => listeners.bound += 1,
+            wire::Listener::Failed { .. } => listeners.failed += 1,
+            wire::Listener::Pending => listeners.pending += 1,
+        }
+    }
+    backend_counts.service_instances_without =
+        service_instances.iter().filter(|instance| instance.backends.is_empty()).count();
+    let mut status = wire::Status {
+        degraded: Vec::new(),
+        node: sources.node.to_string(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        mode: match *sources.mode.borrow() {
+            Mode::Starting => wire::Mode::Starting,
+            Mode::Serving => wire::Mode::Serving,
+            Mode::Draining => wire::Mode::Draining,
+        },
+        started_at: rfc3339(sources.started_at),
+        revision_desired: desired.revision.0,
+        revision_applied: observations.applied.map(|Revision(number)| number),
+        store: link(&sources.store.borrow()),
+        nats: link(&sources.nats.borrow()),
+        pools: pools(usage),
+        listeners,
+        backends: backend_counts,
+        service_instances,
+    };
+    status.degraded = degraded(&status);
+    status
+}
+
+fn listener(spec: &ListenerSpec, observations: &Observations) -> wire::Listener {
+    match observations.listeners.get(&spec.service_instance_id) {
+        None => wire::Listener::Pending,
+        Some(ListenerObservation { state: ListenerState::Bound, since, .. }) => {
+            wire::Listener::Bound { since: rfc3339(*since) }
+        }
+        Some(ListenerObservation { state: ListenerState::Failed { reason, .. }, since, .. }) => {
+            wire::Listener::Failed { since: rfc3339(*since), reason: reason.to_string() }
+        }
+    }
+}
+
+fn pools(usage: Vec<PoolUsage>) -> Vec<wire::Pool> {
+    let pool = |usage: PoolUsage| wire::Pool {
+        name: usage.name.to_string(),
+        size: usage.ports.len(),
+        ports: usage.ports.to_string(),
+        free: usage.counts.free,
+        allocated: usage.counts.allocated,
+        quarantined: usage.counts.quarantined,
+        reserved: usage.counts.reserved,
+        in_conflict: usage.counts.in_conflict,
+    };
+    usage.into_iter().map(pool).collect()
+}
+
+fn link(link: &Link) -> wire::Link {
+    match link {
+        Link::Absent => wire::Link::Absent,
+        Link::Up(since) => wire::Link::Up { since: rfc3339(*since) },
+        Link::Down(since, reason) => wire::Link::Down { since: rfc3339(*since), reason: reason.to_string() },
+    }
+}
+
+/// What is wrong, the worst first: what stops all, then what stops changes, then what stops some. A service instance
+/// without backends is not among it: its app may not be running.
+fn degraded(status: &wire::Status) -> Vec<String> {
+    let mut reasons = Vec::new();
+    match status.mode {
+        wire::Mode::Serving => {}
+        wire::Mode::Starting => reasons.push("the node is starting: not all ports are open yet".into()),
+        wire::Mode::Draining => {
+            reasons.push("the node is draining: it takes no new connections and is about to stop".into())
+        }
+    }
+    if let wire::Link::Down { since, reason } = &status.store {
+        reasons.push(format!(
+            "the store is away since {since} ({reason}): ports go on, but nothing can be provisioned or bound"
+        ));
+    }
+    if let wire::Link::Down { since, reason } = &status.nats {
+        reasons.push(format!(
+            "NATS is away since {since} ({reason}): known backends go on, new ones are not learned from it"
+        ));
+    }
+    for pool in status.pools.iter().filter(|pool| pool.free == 0) {
+        reasons.push(format!("pool {} has no free port: widen its port_range", pool.name));
+    }
+    let mut failed = status.service_instances.iter().filter_map(|instance| match &instance.listener {
+        wire::Listener::Failed { since, reason } => Some(format!(
+            "port {} is not open since {since}: {reason}; service instance {}",
+            instance.port, instance.id
+        )),
+        _ => None,
+    });
+    reasons.extend(failed.by_ref().take(MAX_FAILED_TOLD));
+    let untold = failed.count();
+    if untold > 0 {
+        reasons.push(format!("{untold} more ports are not open"));
+    }
+    reasons
+}
+
+/// To the second: what people compare with their clocks and logs.
+fn rfc3339(timestamp: Timestamp) -> String {
+    OffsetDateTime::from_unix_timestamp(timestamp.seconds())
+        .ok()
+        .and_then(|time| time.format(&Rfc3339).ok())
+        .unwrap_or_else(|| timestamp.seconds().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fine() -> wire::Status {
+        let since = rfc3339(Timestamp::from_seconds(1_795_252_518));
+        let pool = wire::Pool {
+            name: "default".into(),
+            ports: "35000-35009".into(),
+            size: 10,
+            free: 10,
+            allocated: 0,
+            quarantined: 0,
+            reserved: 0,
+            in_conflict: 0,
+        };
+        wire::Status {
+            degraded: vec![],
+            node: "harbor_node_1".into(),
+            version: "0.1.0".into(),
+            mode: wire::Mode::Serving,
+            started_at: since.clone(),
+            revision_desired: 0,
+            revision_applied: Some(0),
+            store: wire::Link::Up { since },
+            nats: wire::Link::Absent,
+            pools: vec![pool],
+            listeners: wire::ListenerCounts::default(),
+            backends: wire::BackendCounts::default(),
+            service_instances: vec![],
+        }
+    }
+
+    fn failed(port: u16) -> wire::ServiceInstance {
+        wire::ServiceInstance {
+            id: format!("id-{port}"),
+            pool: "default".into(),
+            port,
+            protocol: "tcp".into(),
+            listener: wire::Listener::Failed { since: "then".into(), reason: "nginx has it".into() },
+            backends: vec![],
+        }
+    }
+
+    #[test]
+    fn times_are_told_to_the_second() {
+        assert_eq!(rfc3339(Timestamp(1_795_252_518_999_999)), "2026-11-21T09:15:18Z");
+        assert_eq!(rfc3339(Timestamp(i64::MAX)), "9223372036854");
+    }
+
+    #[test]
+    fn a_node_with_nothing_to_do_is_fine() {
+        assert_eq!(degraded(&fine()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_worst_comes_first_and_the_list_ends() {
+        let mut status = fine();
+        status.mode = wire::Mode::Draining;
+        status.store = wire::Link::Down { since: "then".into(), reason: "disk full".into() };
+        status.nats = wire::Link::Down { since: "then".into(), reason: "connection refused".into() };
+        status.pools[0].free = 0;
+        status.service_instances = (35000..35008).map(failed).collect();
+        let reasons = degraded(&status);
+        assert_eq!(
+            reasons[..5],
+            [
+                "the node is draining: it takes no new connections and is about to stop",
+                "the store is away since then (disk full): ports go on, but nothing can be provisioned or bound",
+                "NATS is away since then (connection refused): known backends go on, new ones are not learned from it",
+                "pool default has no free port: widen its port_range",
+                "port 35000 is not open since then: nginx has it; service instance id-35000",
+            ]
+        );
+        assert_eq!((reasons.len(), reasons[9].as_str()), (10, "3 more ports are not open"));
+    }
+}

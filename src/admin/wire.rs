@@ -1,0 +1,180 @@
+//! What the operators' API says, as JSON. The command line reads the same types.
+
+use serde::{Deserialize, Serialize};
+
+/// Where [`Status`] is.
+pub const STATUS_PATH: &str = "/admin/v1/status";
+
+/// The token's file within the data directory, unless the configuration names another.
+pub const TOKEN_FILE_NAME: &str = "admin.token";
+
+/// `GET /readyz`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    /// Whether clients may be sent here.
+    pub ready: bool,
+    /// Why not, when not.
+    pub reasons: Vec<String>,
+}
+
+/// `GET /admin/v1/status`: one node and what is around it. Times are RFC 3339, in UTC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// What is wrong, a sentence each, the worst first; empty: nothing.
+    pub degraded: Vec<String>,
+    /// The node's id.
+    pub node: String,
+    /// Of Harbor.
+    pub version: String,
+    /// Whether it takes part.
+    pub mode: Mode,
+    /// When the process started.
+    pub started_at: String,
+    /// The revision that should be bound.
+    pub revision_desired: u64,
+    /// The last one that is bound whole, but for ports that failed; `null` before the first.
+    pub revision_applied: Option<u64>,
+    /// The link to the store.
+    pub store: Link,
+    /// The link to NATS.
+    pub nats: Link,
+    /// The pools that the node serves.
+    pub pools: Vec<Pool>,
+    /// How many listeners are what.
+    pub listeners: ListenerCounts,
+    /// How many backends there are.
+    pub backends: BackendCounts,
+    /// Every service instance with its listener and its backends: those that failed first, then by pool and port.
+    pub service_instances: Vec<ServiceInstance>,
+}
+
+/// Whether the process takes part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Not all ports are bound or failed yet.
+    Starting,
+    /// Forwarding, and ready.
+    Serving,
+    /// Going away.
+    Draining,
+}
+
+/// A link to a part outside the process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Link {
+    /// Not configured.
+    Absent,
+    /// Connected.
+    Up {
+        /// Since when.
+        since: String,
+    },
+    /// Away.
+    Down {
+        /// Since when.
+        since: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// How full a pool is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// Its name.
+    pub name: String,
+    /// Its ranges.
+    pub ports: String,
+    /// Ports in its ranges.
+    pub size: usize,
+    /// Ports that can be given out now.
+    pub free: usize,
+    /// Ports of service instances.
+    pub allocated: usize,
+    /// Ports that were freed a short while ago.
+    pub quarantined: usize,
+    /// Ports held back under a name.
+    pub reserved: usize,
+    /// Ports that something else on the machine has.
+    pub in_conflict: usize,
+}
+
+/// How many listeners are what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ListenerCounts {
+    /// All their sockets are bound.
+    pub bound: usize,
+    /// At least one socket could not be bound; retried until it can.
+    pub failed: usize,
+    /// Not tried yet.
+    pub pending: usize,
+}
+
+/// How many backends there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BackendCounts {
+    /// For TCP.
+    pub tcp: usize,
+    /// For UDP.
+    pub udp: usize,
+    /// Service instances that have none.
+    pub service_instances_without: usize,
+}
+
+/// A service instance with its listener and its backends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceInstance {
+    /// Its id.
+    pub id: String,
+    /// Its pool.
+    pub pool: String,
+    /// Its port.
+    pub port: u16,
+    /// `tcp`, `udp` or `both`.
+    pub protocol: String,
+    /// Whether the port is open.
+    pub listener: Listener,
+    /// In the order of their first announcement.
+    pub backends: Vec<Backend>,
+}
+
+/// Whether a port is open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Listener {
+    /// Not tried yet.
+    Pending,
+    /// It is open.
+    Bound {
+        /// Since when.
+        since: String,
+    },
+    /// It is not, and is retried.
+    Failed {
+        /// Since when.
+        since: String,
+        /// Why, with the holder of the port where that is known.
+        reason: String,
+    },
+}
+
+/// One backend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    /// `tcp` or `udp`.
+    pub transport: String,
+    /// Address and port.
+    pub address: String,
+    /// Why it is believed: `app <id>`, `binding <id>` or `trusted`.
+    pub authority: String,
+    /// `up` or `draining`.
+    pub state: String,
+    /// Open connections or sessions.
+    pub open: u32,
+    /// Whether it is passed over, since it failed a short while ago.
+    pub aside: bool,
+    /// Until it ends, unless it is announced again.
+    pub expires_in_seconds: u64,
+}

@@ -1,0 +1,40 @@
+//! What the machine is asked at the start, and what the log says where it does not fit.
+
+use crate::{
+    config::Config,
+    host,
+    model::{Transport, desired::RESERVED_DESCRIPTORS},
+};
+
+/// Takes the descriptors this process may have, and warns of what will hurt later.
+pub(super) fn prepare(config: &Config) {
+    let limit = host::raise_descriptor_limit();
+    let ports = config.node.pools.iter().map(|pool| pool.ports.len() as u64).sum::<u64>();
+    if ports + u64::from(RESERVED_DESCRIPTORS) > limit.now {
+        tracing::warn!(
+            descriptors = limit.now,
+            ports,
+            "the pools have more ports than this process may open descriptors: raise LimitNOFILE"
+        );
+    }
+    match host::local_ports() {
+        Ok(local) => {
+            for pool in &config.node.pools {
+                let exposed = local.exposed(&pool.ports);
+                if !exposed.is_empty() {
+                    tracing::warn!(
+                        pool = %pool.name,
+                        "ports {exposed} are also given to outgoing connections, which can take one before Harbor does: \
+                         add them to net.ipv4.ip_local_reserved_ports"
+                    );
+                }
+            }
+        }
+        Err(error) => tracing::debug!(%error, "the ports of outgoing connections are not known"),
+    }
+}
+
+/// Who holds a port, for the reason that a listener failed with.
+pub(super) fn holder(port: u16, transport: Transport) -> Option<String> {
+    host::holder(port, transport).ok().flatten().map(|holder| holder.to_string())
+}

@@ -1,0 +1,269 @@
+//! One node, from its lock to its last connection.
+//!
+//! Start: lock and store → snapshot → all ports bound or failed → last-known backends → NATS → ready → broker. A
+//! broker that answers therefore has its ports open. The end is the same way back, with time for what is open.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio::sync::watch;
+
+use super::{
+    apis::Apis,
+    clock::SystemClock,
+    drain, infrastructure, links, machine,
+    reload::{self, Reloadable},
+    settings,
+    signals::{Signals, Told},
+    tasks::Tasks,
+};
+use crate::{
+    admin,
+    backends::Backends,
+    broker,
+    config::{Config, Sources},
+    control::Control,
+    discovery::{self, Discovery, Relays},
+    forwarder::{Forwarder, Surroundings, SystemBinder},
+    health::last_known,
+    model::{
+        Clock,
+        desired::DesiredState,
+        observed::{Link, Mode, Observations},
+    },
+    store::{self, AnyStore},
+    telemetry::{log::Log, metrics::Metrics},
+};
+
+/// The parts of a node, joined.
+struct Node {
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    store: AnyStore,
+    backends: Backends,
+    forwarder: Arc<Forwarder>,
+    observations: watch::Receiver<Arc<Observations>>,
+    control: Arc<Control>,
+    discovery: Arc<Discovery>,
+    relays: Option<Relays>,
+    passwords: Arc<broker::Passwords>,
+    admin_token: admin::Token,
+    mode: watch::Sender<Mode>,
+}
+
+/// Runs a node until it is told to end.
+pub(super) async fn run(config: Config, sources: &Sources, log: &Log, mut signals: Signals) -> anyhow::Result<()> {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    machine::prepare(&config);
+    let metrics = Arc::new(Metrics::new());
+    // Its lock keeps a second process on the same data from touching anything.
+    let store = store::open(&config.store_url, &config.node.data_dir, Arc::clone(&metrics.store)).await?;
+    let outcome = async {
+        let apis = Apis::bind(&config).await?;
+        let node = Node::join(&config, sources, Arc::clone(&store), metrics, &apis).await?;
+        node.serve(config, sources, log, apis, &mut signals).await
+    };
+    let outcome = outcome.await;
+    store.close().await;
+    outcome
+}
+
+impl Node {
+    /// Makes the parts and joins them. The threads that forward run; nothing is bound yet.
+    async fn join(
+        config: &Config,
+        sources: &Sources,
+        store: AnyStore,
+        metrics: Arc<Metrics>,
+        apis: &Apis,
+    ) -> anyhow::Result<Self> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let token_file = config.admin.token_file.clone();
+        let token_file = token_file.unwrap_or_else(|| config.node.data_dir.join(admin::wire::TOKEN_FILE_NAME));
+        let admin_token = admin::Token::load_or_make(&token_file)?;
+        let backends = Backends::new(config.discovery.max_backends);
+        let (observe, observations) = watch::channel(Arc::new(Observations::default()));
+        let surroundings = Surroundings {
+            binder: Arc::new(SystemBinder),
+            backends: backends.clone(),
+            clock: Arc::clone(&clock),
+            metrics: Arc::clone(&metrics.forwarder),
+            holder: Box::new(machine::holder),
+            observe: Box::new(move |observed| drop(observe.send_replace(observed))),
+        };
+        let forwarder = Forwarder::start(settings::forwarder(config), surroundings)
+            .context("the threads that forward cannot be started")?;
+        let control =
+            Control::open(settings::control(config), Arc::clone(&store), Arc::clone(&clock), observations.clone())
+                .await?;
+        let infrastructure = infrastructure::addresses(config).await;
+        let (discovery, relays) = Discovery::new(
+            settings::discovery(config, sources.own_address, apis.addresses(), infrastructure),
+            backends.clone(),
+            control.directory(),
+            Arc::clone(&clock),
+            Arc::clone(&metrics.discovery),
+        );
+        let (username, passwords) = settings::login(&config.broker);
+        Ok(Self {
+            clock,
+            metrics,
+            store,
+            backends,
+            forwarder: Arc::new(forwarder),
+            observations,
+            control,
+            discovery,
+            relays: Some(relays),
+            passwords: Arc::new(broker::Passwords::new(&username, &passwords)),
+            admin_token,
+            mode: watch::Sender::new(Mode::Starting),
+        })
+    }
+
+    /// Starts what has to run, does what the process is told, and ends it all in order.
+    async fn serve(
+        mut self,
+        mut config: Config,
+        sources: &Sources,
+        log: &Log,
+        apis: Apis,
+        signals: &mut Signals,
+    ) -> anyhow::Result<()> {
+        let reach = Reloadable {
+            sources,
+            log,
+            control: Arc::clone(&self.control),
+            passwords: Arc::clone(&self.passwords),
+            certificates: apis.certificates(),
+        };
+        // By when they are ended: the APIs that change something, the parts behind them, the operators' API.
+        let (mut doors, mut parts, mut admin) = (Tasks::default(), Tasks::default(), Tasks::default());
+        let Apis { broker: broker_api, announce: announce_api, admin: admin_api } = apis;
+
+        let store_link = watch::Sender::new(Link::Up(self.clock.wall()));
+        let nats_link = watch::Sender::new(match config.nats {
+            None => Link::Absent,
+            Some(_) => Link::Down(self.clock.wall(), "not connected yet".into()),
+        });
+        admin_api.serve(self.admin_router(&config, store_link.subscribe(), nats_link.subscribe()), &mut admin);
+        parts.spawn("store link", |stop| {
+            links::watch_store(Arc::clone(&self.store), Arc::clone(&self.clock), store_link, stop)
+        });
+        parts.spawn("refresh", {
+            let control = Arc::clone(&self.control);
+            |stop| async move { control.follow(stop).await }
+        });
+        parts.spawn("forwarding", |stop| {
+            let work = forward(self.control.desired(), Arc::clone(&self.forwarder), self.backends.clone());
+            async move {
+                let _ = stop.run_until_cancelled(work).await;
+            }
+        });
+
+        let outcome = tokio::select! {
+            () = signals.end() => Ok(()),
+            () = self.become_ready(&config) => {
+                self.start_discovery(&config, sources, nats_link, &mut parts);
+                self.mode.send_replace(Mode::Serving);
+                let broker = broker::router(
+                    Arc::clone(&self.control), Arc::clone(&self.passwords), Arc::clone(&self.metrics.broker),
+                );
+                broker_api.serve(broker, &mut doors);
+                if let Some(api) = announce_api {
+                    api.serve(discovery::announce_router(Arc::clone(&self.discovery)), &mut doors);
+                }
+                tracing::info!(node = %config.node.id, "ready");
+                attend(&mut config, &reach, signals, [&mut doors, &mut parts, &mut admin]).await
+            }
+        };
+
+        self.mode.send_replace(Mode::Draining);
+        let close_doors = async {
+            doors.end().await;
+            self.control.close().await;
+        };
+        drain::drain(&self.forwarder, &config.forwarder.limits, signals, close_doors).await;
+        parts.end().await;
+        let forwarder = self.forwarder;
+        tokio::task::spawn_blocking(move || forwarder.stop()).await.context("the threads that forward have failed")?;
+        admin.end().await;
+        tracing::info!("ended");
+        outcome
+    }
+
+    fn admin_router(&self, config: &Config, store: watch::Receiver<Link>, nats: watch::Receiver<Link>) -> axum::Router {
+        admin::router(admin::Sources {
+            node: config.node.id.clone(),
+            started_at: self.clock.wall(),
+            clock: Arc::clone(&self.clock),
+            mode: self.mode.subscribe(),
+            control: Arc::clone(&self.control),
+            observations: self.observations.clone(),
+            backends: self.backends.clone(),
+            store,
+            nats,
+            metrics: Arc::clone(&self.metrics),
+            token: self.admin_token.clone(),
+            metrics_public: config.admin.metrics_public,
+        })
+    }
+
+    /// Waits until every port is bound or has failed, and takes back the backends that the last process knew.
+    async fn become_ready(&self, config: &Config) {
+        let wanted = self.control.desired().borrow().revision;
+        let applied = |observed: &Arc<Observations>| observed.applied.is_some_and(|applied| applied >= wanted);
+        self.observations.clone().wait_for(applied).await.expect("the forwarder lives as long as the node");
+        let directory = Arc::clone(&self.control.directory().borrow());
+        let path = config.node.data_dir.join(last_known::FILE_NAME);
+        let admits = |address| self.discovery.admits(address);
+        let restored = last_known::restore(&path, &self.backends, &directory, admits, &*self.clock).await;
+        tracing::info!(?restored, "took back the last-known backends");
+    }
+
+    /// Lets announcements in, and backends expire.
+    fn start_discovery(&mut self, config: &Config, sources: &Sources, link: watch::Sender<Link>, parts: &mut Tasks) {
+        parts.spawn("backends", |stop| discovery::upkeep::run(Arc::clone(&self.discovery), stop));
+        parts.spawn("last-known backends", |stop| {
+            let path = config.node.data_dir.join(last_known::FILE_NAME);
+            last_known::keep(path, self.backends.clone(), Arc::clone(&self.clock), stop)
+        });
+        // Without NATS there is nobody to relay to.
+        if let (Some(nats), Some(relays)) = (&config.nats, self.relays.take()) {
+            let settings = settings::nats(config, nats, sources.own_address);
+            parts.spawn("NATS", |stop| discovery::nats::run(Arc::clone(&self.discovery), relays, settings, link, stop));
+        }
+    }
+}
+
+/// Hands every desired state to the forwarder, for as long as both live.
+async fn forward(mut desired: watch::Receiver<Arc<DesiredState>>, forwarder: Arc<Forwarder>, backends: Backends) {
+    desired.mark_changed();
+    while desired.changed().await.is_ok() {
+        let latest = Arc::clone(&desired.borrow_and_update());
+        backends.set_drain_timeout(latest.limits.drain_timeout);
+        forwarder.apply(latest);
+    }
+}
+
+/// Does what the process is told until that is to end, or a task ends by itself.
+async fn attend(
+    config: &mut Config,
+    reach: &Reloadable<'_>,
+    signals: &mut Signals,
+    [doors, parts, admin]: [&mut Tasks; 3],
+) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            told = signals.next() => match told {
+                Told::End => return Ok(()),
+                Told::Reload => reload::reload(config, reach).await,
+            },
+            ended = doors.ended() => return Err(ended),
+            ended = parts.ended() => return Err(ended),
+            ended = admin.ended() => return Err(ended),
+        }
+    }
+}

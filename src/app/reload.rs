@@ -1,0 +1,65 @@
+//! SIGHUP: the configuration, certificates and log files are read again, and what can change live is taken over.
+
+use std::sync::Arc;
+
+use super::settings;
+use crate::{
+    broker::Passwords,
+    config::{self, Config, Sources},
+    control::Control,
+    http::Tls,
+    telemetry::log::Log,
+};
+
+/// What a reload reaches.
+#[derive(Debug)]
+pub(super) struct Reloadable<'a> {
+    pub(super) sources: &'a Sources,
+    pub(super) log: &'a Log,
+    pub(super) control: Arc<Control>,
+    pub(super) passwords: Arc<Passwords>,
+    pub(super) certificates: Vec<Arc<Tls>>,
+}
+
+/// Takes over what can change live, and notes in `running` what holds then. A configuration that is not right changes
+/// nothing.
+pub(super) async fn reload(running: &mut Config, reach: &Reloadable<'_>) {
+    reach.log.reopen();
+    for certificate in &reach.certificates {
+        if let Err(error) = certificate.reload() {
+            tracing::error!(%error, "a certificate was not taken over: the one before stays in use");
+        }
+    }
+    let wanted = match config::load(reach.sources) {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            for problem in error.problems {
+                tracing::error!(%problem, "the configuration was not taken over");
+            }
+            return;
+        }
+    };
+    if let Err(refusal) = reach.control.reload(wanted.node.pools.clone(), wanted.forwarder.limits.clone()).await {
+        tracing::error!(%refusal, "the configuration was not taken over");
+        return;
+    }
+    if let Err(error) = reach.log.set_level(&wanted.log.level) {
+        tracing::error!(%error, "the log level was not taken over");
+    }
+    let (username, passwords) = settings::login(&wanted.broker);
+    reach.passwords.replace(&username, &passwords);
+    running.node.pools.clone_from(&wanted.node.pools);
+    running.forwarder.limits.clone_from(&wanted.forwarder.limits);
+    running.log.level.clone_from(&wanted.log.level);
+    running.broker.username.clone_from(&wanted.broker.username);
+    running.broker.passwords.clone_from(&wanted.broker.passwords);
+    running.warnings.clone_from(&wanted.warnings);
+    if *running == wanted {
+        tracing::info!("the configuration was taken over");
+    } else {
+        tracing::warn!(
+            "the configuration was taken over in part: pools, limits, the broker's login and the log level hold now; \
+             restart Harbor for the rest"
+        );
+    }
+}

@@ -1,0 +1,22 @@
+//! `harbor serve`
+
+use std::path::PathBuf;
+
+use super::{FINE, Failure, Outcome, sources};
+use crate::{app, config};
+
+/// Run a node: broker, port forwarding, announcements and operators' API.
+///
+/// It runs until SIGTERM or SIGINT: then it takes no new connections and lets the open ones finish for
+/// forwarder.drain_timeout. SIGHUP reads the configuration, certificates and log files again.
+#[derive(Debug, clap::Args)]
+pub struct Serve {}
+
+impl Serve {
+    pub fn run(self, file: Option<PathBuf>) -> Outcome {
+        let sources = sources(file);
+        let config = config::load(&sources)?;
+        app::serve(config, &sources).map_err(Failure::Problem)?;
+        Ok(FINE)
+    }
+}

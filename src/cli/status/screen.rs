@@ -1,0 +1,111 @@
+//! A status as one screen of text.
+
+use std::fmt::Write as _;
+
+use crate::admin::wire::{Link, Listener, Mode, ServiceInstance, Status};
+
+/// Most rows of service instances: the rest is counted.
+const MAX_ROWS: usize = 20;
+
+const RED: &str = "\x1b[31m";
+const GREEN: &str = "\x1b[32m";
+const BOLD: &str = "\x1b[1m";
+const PLAIN: &str = "\x1b[0m";
+
+/// The screen; colours only when `colour`.
+pub fn render(status: &Status, colour: bool) -> String {
+    let paint = |text: &str, paint: &str| if colour { format!("{paint}{text}{PLAIN}") } else { text.to_owned() };
+    let mut screen = String::new();
+    let mut line = |text: String| {
+        screen.push_str(&text);
+        screen.push('\n');
+    };
+    let mode = match status.mode {
+        Mode::Starting => "starting",
+        Mode::Serving => "serving",
+        Mode::Draining => "draining",
+    };
+    let verdict = if status.degraded.is_empty() { paint("all is well", GREEN) } else { paint("degraded", RED) };
+    line(format!(
+        "{}  {mode}, {verdict}  (harbor {}, since {})",
+        paint(&clean(&status.node), BOLD),
+        clean(&status.version),
+        clean(&status.started_at)
+    ));
+    for reason in &status.degraded {
+        line(format!("  {} {}", paint("!", RED), clean(reason)));
+    }
+    line(String::new());
+    line(format!("store      {}", link(&status.store)));
+    line(format!("NATS       {}", link(&status.nats)));
+    for pool in &status.pools {
+        let mut counts = format!("{} of {} ports free, {} allocated", pool.free, pool.size, pool.allocated);
+        for (count, what) in
+            [(pool.quarantined, "quarantined"), (pool.reserved, "reserved"), (pool.in_conflict, "in conflict")]
+        {
+            if count > 0 {
+                let _ = write!(counts, ", {count} {what}");
+            }
+        }
+        line(format!("pool       {} ({}): {counts}", clean(&pool.name), clean(&pool.ports)));
+    }
+    let listeners = status.listeners;
+    let applied = status.revision_applied.map_or_else(|| "none".into(), |revision| revision.to_string());
+    line(format!(
+        "listeners  {} bound, {} failed, {} pending (revision {applied} of {})",
+        listeners.bound, listeners.failed, listeners.pending, status.revision_desired
+    ));
+    let backends = status.backends;
+    line(format!(
+        "backends   {} TCP, {} UDP (service instances without any: {})",
+        backends.tcp, backends.udp, backends.service_instances_without
+    ));
+    if !status.service_instances.is_empty() {
+        line(String::new());
+        line(paint("PORT   PROTOCOL  LISTENER  BACKENDS                    SERVICE INSTANCE", BOLD));
+    }
+    for instance in status.service_instances.iter().take(MAX_ROWS) {
+        let (listener, colour) = match &instance.listener {
+            Listener::Pending => ("pending", PLAIN),
+            Listener::Bound { .. } => ("bound", PLAIN),
+            Listener::Failed { .. } => ("failed", RED),
+        };
+        line(format!(
+            "{:<6} {:<9} {} {:<27} {}",
+            instance.port,
+            clean(&instance.protocol),
+            paint(&format!("{listener:<9}"), colour),
+            backends_of(instance),
+            clean(&instance.id)
+        ));
+    }
+    let hidden = status.service_instances.len().saturating_sub(MAX_ROWS);
+    if hidden > 0 {
+        line(format!("and {hidden} more: --json shows all"));
+    }
+    screen
+}
+
+fn link(link: &Link) -> String {
+    match link {
+        Link::Absent => "not configured".into(),
+        Link::Up { since } => format!("connected since {}", clean(since)),
+        Link::Down { since, reason } => format!("away since {}: {}", clean(since), clean(reason)),
+    }
+}
+
+fn backends_of(instance: &ServiceInstance) -> String {
+    let draining = instance.backends.iter().filter(|backend| backend.state == "draining").count();
+    let open: u64 = instance.backends.iter().map(|backend| u64::from(backend.open)).sum();
+    let up = instance.backends.len() - draining;
+    let draining = if draining > 0 { format!(", {draining} draining") } else { String::new() };
+    if instance.backends.is_empty() { "none".into() } else { format!("{up} up{draining}, {open} open") }
+}
+
+/// Ids and reasons may hold any character; a terminal obeys some of them.
+fn clean(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,316 @@
+//! Announcements over HTTP: how the holder of a binding's token, usually an app, announces its own backends.
+//!
+//! A request that is let in becomes the message that is relayed to the other nodes, and is judged here as they will
+//! judge it: every node believes the same, by the same authority.
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex},
+};
+
+use axum::{
+    Json, Router,
+    extract::{Path, Query, Request, State, rejection::PathRejection},
+    http::{HeaderMap, header},
+    response::{IntoResponse as _, Response},
+    routing::put,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{
+    Discovery,
+    address::parse_host,
+    authority::statement,
+    judge::time_to_live,
+    rate::Rate,
+    source::{Action, Source},
+    wire::{Announcement, Harbor},
+};
+use crate::{
+    backends::BackendState,
+    http::{Caller, read_body, with_fallbacks},
+    model::{
+        AppId, BindingId, ServiceInstanceId, Timestamp,
+        announcement::{AnnouncedState, AnnouncementRefusal},
+    },
+};
+
+mod denied;
+
+use denied::{Denied, describe};
+
+/// Largest body, in bytes.
+const MAX_BODY_BYTES: usize = 16 * 1024;
+
+/// What `PUT` takes.
+#[derive(Debug, Deserialize)]
+struct PutBody {
+    port: Option<u16>,
+    udp_port: Option<u16>,
+    host: Option<String>,
+    state: Option<String>,
+    stale_threshold_in_seconds: Option<i64>,
+}
+
+/// What `DELETE` takes, in its query.
+#[derive(Debug, Deserialize)]
+struct DeleteQuery {
+    port: Option<u16>,
+    udp_port: Option<u16>,
+    host: Option<String>,
+}
+
+/// Whose token it is; all requests have it.
+#[derive(Debug, Deserialize)]
+struct WhoseToken {
+    binding_id: String,
+}
+
+/// The answer to `PUT`.
+#[derive(Debug, Serialize)]
+struct Announced {
+    /// When to have announced again, at the latest.
+    expires_in_seconds: u64,
+}
+
+/// The answer to `GET`.
+#[derive(Debug, Serialize)]
+struct Shown {
+    service_instance_id: String,
+    backends: Vec<ShownBackend>,
+    refusals: Vec<ShownRefusal>,
+}
+
+#[derive(Debug, Serialize)]
+struct ShownBackend {
+    protocol: &'static str,
+    host: IpAddr,
+    port: u16,
+    state: &'static str,
+    /// RFC 3339, in UTC.
+    since: String,
+    expires_in_seconds: u64,
+    /// Open connections or sessions.
+    open: u32,
+    /// Whether it is passed over because connecting to it failed lately.
+    put_aside: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct ShownRefusal {
+    /// RFC 3339, in UTC.
+    at: String,
+    source: &'static str,
+    reason: &'static str,
+    description: &'static str,
+    host: String,
+    port: Option<u16>,
+}
+
+/// Who has been let in.
+struct Holder {
+    service_instance_id: ServiceInstanceId,
+    binding_id: BindingId,
+    /// The app of the binding; none for a key.
+    app_id: Option<AppId>,
+    caller: IpAddr,
+}
+
+struct Shared {
+    discovery: Arc<Discovery>,
+    rate: Mutex<Rate>,
+}
+
+type Outcome<T = Response> = Result<T, Denied>;
+
+/// The id in the path; a text that cannot be one is no service instance.
+type Id = Result<Path<String>, PathRejection>;
+
+/// The routes of `announce.listen`.
+pub fn announce_router(discovery: Arc<Discovery>) -> Router {
+    let shared = Arc::new(Shared { discovery, rate: Mutex::default() });
+    let each = put(register).delete(unregister).get(show);
+    with_fallbacks(Router::new().route("/announce/v1/instances/{id}", each).with_state(shared))
+}
+
+async fn register(State(shared): State<Arc<Shared>>, id: Id, request: Request) -> Outcome {
+    let presented = Presented::of(&request)?;
+    let bytes = read_body(request.into_body(), MAX_BODY_BYTES).await.map_err(Denied::body)?;
+    let body = parse_object(&bytes)?;
+    let whose: WhoseToken = fields(&body)?;
+    let holder = shared.let_in(id, &whose.binding_id, &presented)?;
+    let body: PutBody = fields(&body)?;
+    let message = Announcement {
+        host: Some(shared.host(&holder, body.host.as_deref())?.to_string()),
+        port: body.port,
+        stale_threshold_in_seconds: body.stale_threshold_in_seconds,
+        harbor: Some(Harbor { udp_port: body.udp_port, state: body.state, ..Harbor::default() }),
+        ..Announcement::default()
+    };
+    let expires_in_seconds = time_to_live(&message, shared.discovery.settings.load().rules.stale_after).as_secs();
+    shared.discovery.announce(&holder, Action::Register, message)?;
+    Ok(Json(Announced { expires_in_seconds }).into_response())
+}
+
+async fn unregister(State(shared): State<Arc<Shared>>, id: Id, request: Request) -> Outcome {
+    let presented = Presented::of(&request)?;
+    let whose: WhoseToken = query(&request)?;
+    let holder = shared.let_in(id, &whose.binding_id, &presented)?;
+    let query: DeleteQuery = query(&request)?;
+    let message = Announcement {
+        host: Some(shared.host(&holder, query.host.as_deref())?.to_string()),
+        port: query.port,
+        harbor: Some(Harbor { udp_port: query.udp_port, ..Harbor::default() }),
+        ..Announcement::default()
+    };
+    shared.discovery.announce(&holder, Action::Unregister, message)?;
+    Ok(Json(serde_json::json!({})).into_response())
+}
+
+async fn show(State(shared): State<Arc<Shared>>, id: Id, request: Request) -> Outcome {
+    let presented = Presented::of(&request)?;
+    let whose: WhoseToken = query(&request)?;
+    let holder = shared.let_in(id, &whose.binding_id, &presented)?;
+    Ok(Json(shared.discovery.shown(&holder.service_instance_id)).into_response())
+}
+
+impl Discovery {
+    /// Judges what a holder announces, applies it and hands it to the other nodes.
+    fn announce(&self, holder: &Holder, action: Action, mut message: Announcement) -> Outcome<()> {
+        let harbor = message.harbor.get_or_insert_default();
+        harbor.instance_id = Some(holder.service_instance_id.to_string());
+        match &holder.app_id {
+            Some(app) => message.app = Some(app.to_string()),
+            None => {
+                harbor.binding_id = Some(holder.binding_id.to_string());
+                harbor.timestamp = Some(self.clock.wall().seconds());
+                let token = self.directory.borrow().announce_secret.token(&holder.binding_id);
+                let proof = token.prove(&statement(&message, action));
+                message.harbor.get_or_insert_default().proof = Some(proof);
+            }
+        }
+        match self.decide(&message, action, Source::Http) {
+            Ok(_) => {
+                self.relay(action, &message);
+                Ok(())
+            }
+            Err(refused) => Err(Denied::Refused(refused.reason)),
+        }
+    }
+
+    fn shown(&self, id: &ServiceInstanceId) -> Shown {
+        let (now, wall) = (self.clock.now(), self.clock.wall());
+        let backend = |state: BackendState| {
+            let backend = &state.backend;
+            let age = now.saturating_duration_since(backend.since);
+            ShownBackend {
+                protocol: backend.endpoint.transport.as_str(),
+                host: backend.endpoint.address.ip(),
+                port: backend.endpoint.address.port(),
+                state: match state.state {
+                    AnnouncedState::Up => "up",
+                    AnnouncedState::Draining => "draining",
+                },
+                since: rfc3339(Timestamp(wall.0.saturating_sub(i64::try_from(age.as_micros()).unwrap_or(i64::MAX)))),
+                expires_in_seconds: state.expires_at.saturating_duration_since(now).as_secs(),
+                open: backend.open(),
+                put_aside: backend.aside_until().is_some_and(|until| until > now),
+            }
+        };
+        let refusal = |refusal: super::Refusal| ShownRefusal {
+            at: rfc3339(refusal.at),
+            source: refusal.source.as_str(),
+            reason: refusal.reason.as_str(),
+            description: describe(refusal.reason),
+            host: refusal.host,
+            port: refusal.port,
+        };
+        Shown {
+            service_instance_id: id.to_string(),
+            backends: self.backends.list(id).into_iter().map(backend).collect(),
+            refusals: self.refusals(id).into_iter().map(refusal).collect(),
+        }
+    }
+}
+
+impl Shared {
+    /// Lets in who holds the binding's token. What is wrong, the service instance, the binding or the token, is not
+    /// told.
+    fn let_in(&self, id: Id, binding_id: &str, presented: &Presented) -> Outcome<Holder> {
+        let directory = Arc::clone(&self.discovery.directory.borrow());
+        let (Ok(Path(id)), Ok(named)) = (id, BindingId::new(binding_id)) else { return Err(Denied::Unauthorized) };
+        // The token is made and compared also for a binding that is not there, so that the time tells nothing.
+        let matches = directory.announce_secret.token(&named).matches(&presented.token);
+        let binding = directory
+            .binding(binding_id)
+            .filter(|binding| matches && binding.announce && binding.service_instance_id.as_str() == id);
+        let Some(binding) = binding else { return Err(Denied::Unauthorized) };
+        let mut rate = self.rate.lock().expect("nothing panics while it holds the rates");
+        if let Err(wait) = rate.admit(&binding.id, self.discovery.clock.now()) {
+            self.discovery.tally.refused(Source::Http, AnnouncementRefusal::RateLimited);
+            return Err(Denied::TooMany(wait));
+        }
+        Ok(Holder {
+            service_instance_id: binding.service_instance_id.clone(),
+            binding_id: binding.id.clone(),
+            app_id: binding.app_id.clone(),
+            caller: presented.caller,
+        })
+    }
+
+    /// The host to announce: the caller's own address, or another where that is allowed.
+    fn host(&self, holder: &Holder, wanted: Option<&str>) -> Outcome<IpAddr> {
+        let Some(wanted) = wanted else { return Ok(holder.caller) };
+        let host = parse_host(wanted).map_err(Denied::Refused)?;
+        let settings = self.discovery.settings.load();
+        if host == holder.caller || settings.token_networks.iter().any(|network| network.contains(&host)) {
+            return Ok(host);
+        }
+        Err(Denied::NotTheCaller(holder.caller))
+    }
+}
+
+/// What a request shows before anything in it is believed.
+struct Presented {
+    token: String,
+    caller: IpAddr,
+}
+
+impl Presented {
+    fn of(request: &Request) -> Outcome<Self> {
+        let caller = request.extensions().get::<Caller>().expect("every listener says who calls").0.ip().to_canonical();
+        let token = bearer(request.headers()).ok_or(Denied::Unauthorized)?.to_owned();
+        Ok(Self { token, caller })
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+fn parse_object(bytes: &[u8]) -> Outcome<serde_json::Value> {
+    match serde_json::from_slice(bytes) {
+        Ok(value @ serde_json::Value::Object(_)) => Ok(value),
+        Ok(_) => Err(Denied::BadRequest("The body must be a JSON object.".into())),
+        Err(error) => Err(Denied::BadRequest(format!("The body is not JSON: {error}."))),
+    }
+}
+
+fn fields<T: DeserializeOwned>(body: &serde_json::Value) -> Outcome<T> {
+    T::deserialize(body)
+        .map_err(|error| Denied::BadRequest(format!("The body is not of the documented form: {error}.")))
+}
+
+fn query<T: DeserializeOwned>(request: &Request) -> Outcome<T> {
+    let parsed = Query::<T>::try_from_uri(request.uri());
+    parsed
+        .map(|Query(query)| query)
+        .map_err(|error| Denied::BadRequest(format!("The query is not of the documented form: {error}.")))
+}
+
+fn rfc3339(timestamp: Timestamp) -> String {
+    let moment =
+        time::OffsetDateTime::from_unix_timestamp(timestamp.seconds()).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+    moment.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
+}

@@ -1,0 +1,34 @@
+//! What happens without a message: backends expire, and lose their authority with the directory.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::Discovery;
+
+/// Runs until `shutdown`.
+pub async fn run(discovery: Arc<Discovery>, shutdown: CancellationToken) {
+    let mut directory = discovery.directory.clone();
+    directory.mark_changed();
+    let mut next_sweep = tokio::time::Instant::now();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = directory.changed() => {
+                if changed.is_err() {
+                    // Nobody publishes directories any more: the program is ending.
+                    return shutdown.cancelled().await;
+                }
+                let latest = Arc::clone(&directory.borrow_and_update());
+                discovery.backends.retain_authorised(&latest);
+                let mut refusals = discovery.refusals.lock().expect("nothing panics while it holds the refusals");
+                refusals.retain(|id| latest.instance(id.as_str()).is_some());
+            }
+            () = tokio::time::sleep_until(next_sweep) => {
+                discovery.backends.sweep(discovery.clock.now());
+                next_sweep = tokio::time::Instant::now() + discovery.settings.load().prune_every;
+            }
+        }
+        discovery.show_counts();
+    }
+}

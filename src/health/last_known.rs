@@ -1,0 +1,200 @@
+//! The last-known file: the backends of a node, for its next process.
+//!
+//! It is a hint and never a duty: one that is missing, torn or of another version costs the time until the next
+//! announcements, nothing else. Each TCP backend is tried with a connect before it is believed; a UDP one cannot be.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    net::SocketAddr,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{net::TcpStream, sync::Semaphore, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    backends::{BackendState, Backends, stands},
+    model::{Clock, ServiceInstanceId, Transport, announcement::Endpoint, directory::Directory},
+};
+
+mod record;
+
+use record::{Contents, Record};
+
+/// The file's name within the data directory.
+pub const FILE_NAME: &str = "backends.json";
+
+/// Where a file that cannot be understood is kept for whoever wants to know why.
+const CORRUPT_SUFFIX: &str = "corrupt";
+
+/// Largest file that is read, in bytes: a backend takes some 400.
+const MAX_FILE_BYTES: u64 = 256 * 1024 * 1024;
+
+/// How often the file is written, at the most.
+const WRITE_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long the connect that re-validates a backend may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Such connects at a time.
+const MAX_CONNECTS: usize = 64;
+
+/// What became of the backends of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Restored {
+    /// Believed again.
+    pub restored: usize,
+    /// Their time was over.
+    pub expired: usize,
+    /// Their authority does not stand, or their address is not allowed any more.
+    pub unauthorised: usize,
+    /// They took no connection.
+    pub unreachable: usize,
+}
+
+/// Reads the file and puts into the table what may still be believed: within its original deadline, its authority
+/// standing in `directory`, its address passed by `admits`, and reachable where that can be told.
+pub async fn restore(
+    path: &Path,
+    backends: &Backends,
+    directory: &Directory,
+    admits: impl Fn(SocketAddr) -> bool,
+    clock: &dyn Clock,
+) -> Restored {
+    let owned = path.to_owned();
+    let contents = tokio::task::spawn_blocking(move || read(&owned)).await.expect("reading does not panic");
+    let mut outcome = Restored::default();
+    let (now, wall) = (clock.now(), clock.wall());
+    let mut candidates = Vec::new();
+    for record in contents.map(|contents| contents.backends).unwrap_or_default() {
+        let Some((id, state)) = record.revive(now, wall) else {
+            outcome.expired += 1;
+            continue;
+        };
+        let endpoint = state.backend.endpoint;
+        if stands(&state.backend.authority, &id, endpoint.transport, directory) && admits(endpoint.address) {
+            candidates.push((id, state));
+        } else {
+            outcome.unauthorised += 1;
+        }
+    }
+    let known = candidates.len();
+    let reachable = reachable(candidates).await;
+    outcome.restored = reachable.len();
+    outcome.unreachable = known - reachable.len();
+    backends.restore(reachable);
+    // One may have expired, or lost its authority, while others were tried.
+    backends.sweep(clock.now());
+    outcome
+}
+
+type Known = (ServiceInstanceId, BackendState);
+
+/// Those that take a connection, and those of which that cannot be told, in their order.
+async fn reachable(candidates: Vec<Known>) -> Vec<Known> {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTS));
+    let mut tries = JoinSet::new();
+    for (index, candidate) in candidates.into_iter().enumerate() {
+        let permits = Arc::clone(&permits);
+        tries.spawn(async move {
+            let Endpoint { transport, address } = candidate.1.backend.endpoint;
+            let reachable = match transport {
+                Transport::Udp => true,
+                Transport::Tcp => {
+                    let _permit = permits.acquire().await.expect("the semaphore is never closed");
+                    matches!(timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await, Ok(Ok(_)))
+                }
+            };
+            reachable.then_some((index, candidate))
+        });
+    }
+    let mut reachable = tries.join_all().await.into_iter().flatten().collect::<Vec<_>>();
+    reachable.sort_by_key(|(index, _)| *index);
+    reachable.into_iter().map(|(_, candidate)| candidate).collect()
+}
+
+/// Keeps the file up to date until `shutdown`, and writes it a last time then.
+pub async fn keep(path: PathBuf, backends: Backends, clock: Arc<dyn Clock>, shutdown: CancellationToken) {
+    let mut written = None;
+    loop {
+        let ends = tokio::select! {
+            () = shutdown.cancelled() => true,
+            () = tokio::time::sleep(WRITE_PAUSE) => false,
+        };
+        let version = backends.version();
+        if written != Some(version) {
+            match save(path.clone(), backends.clone(), Arc::clone(&clock)).await {
+                Ok(()) => written = Some(version),
+                Err(error) => tracing::warn!(%error, path = %path.display(), "cannot write the last-known backends"),
+            }
+        }
+        if ends {
+            return;
+        }
+    }
+}
+
+async fn save(path: PathBuf, backends: Backends, clock: Arc<dyn Clock>) -> io::Result<()> {
+    let write = move || {
+        let (now, wall) = (clock.now(), clock.wall());
+        let mut states = backends.export();
+        states.sort_by_key(|(_, state)| state.backend.order);
+        let backends = states.iter().map(|(id, state)| Record::of(id, state, now, wall)).collect();
+        write_atomically(&path, &Contents { version: record::VERSION, backends })
+    };
+    tokio::task::spawn_blocking(write).await.expect("writing does not panic")
+}
+
+/// Writes beside the file, then takes its place: a reader finds the old contents or the new, whole.
+fn write_atomically(path: &Path, contents: &Contents) -> io::Result<()> {
+    let beside = path.with_extension("json.new");
+    // One that a crash left behind may have other permissions.
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+    let mut writer = io::BufWriter::new(file);
+    serde_json::to_writer(&mut writer, contents)?;
+    writer.flush()?;
+    writer.get_ref().sync_all()?;
+    fs::rename(&beside, path)?;
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(directory)?.sync_all()
+}
+
+/// The contents, if there are any that can be understood.
+fn read(path: &Path) -> Option<Contents> {
+    let understood = match open_and_read(path) {
+        Ok(bytes) => Contents::parse(&bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => Err(error.to_string()),
+    };
+    match understood {
+        Ok(contents) => Some(contents),
+        Err(reason) => {
+            let aside = path.with_extension(format!("json.{CORRUPT_SUFFIX}"));
+            let kept = fs::rename(path, &aside);
+            tracing::warn!(
+                reason,
+                path = %path.display(),
+                kept_as = %kept.map(|()| aside.display().to_string()).unwrap_or_default(),
+                "the last-known backends cannot be read: starting without them"
+            );
+            None
+        }
+    }
+}
+
+fn open_and_read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests;
