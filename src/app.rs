@@ -12,6 +12,7 @@ mod reload;
 mod serve;
 mod settings;
 mod signals;
+mod tasks;
 
 pub use migrate::migrate;
 pub use serve::serve;

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     backends::{Backends, Change},
-    model::{Clock, ServiceInstanceId, announcement::AnnouncementRefusal, directory::Directory},
+    model::{Clock, ServiceInstanceId, Timestamp, announcement::AnnouncementRefusal, directory::Directory},
     telemetry::metrics::DiscoveryMetrics,
 };
 
@@ -28,6 +28,7 @@ pub mod authority;
 pub mod judge;
 pub mod matching;
 pub mod nats;
+pub mod source;
 pub mod upkeep;
 pub mod wire;
 
@@ -41,8 +42,9 @@ mod fixture;
 pub use announce::announce_router;
 pub use refusals::{MAX_REFUSALS, Refusal};
 
-use judge::{Accepted, Action, Refused, Rules, Source};
+use judge::{Accepted, Refused, Rules};
 use refusals::Refusals;
+use source::{Action, Source};
 use tally::Tally;
 
 /// Relays that wait for NATS; more are dropped and counted: their announcers repeat them.
@@ -149,7 +151,7 @@ impl Discovery {
     fn decide(&self, message: &wire::Announcement, action: Action, source: Source) -> Result<Change, Refused> {
         let directory = Arc::clone(&self.directory.borrow());
         let wall = self.clock.wall();
-        let outcome = self.judge_and_apply(message, action, source, &directory);
+        let outcome = self.judge_and_apply(message, action, source, &directory, wall);
         if !Arc::ptr_eq(&directory, &self.directory.borrow()) {
             // A newer one came meanwhile, and its eviction may have run before the backend was there.
             let newer = Arc::clone(&self.directory.borrow());
@@ -166,7 +168,7 @@ impl Discovery {
                 self.tally.refused(source, *reason);
                 if let Some(id) = service_instance_id {
                     let host = message.host.clone().unwrap_or_default();
-                    tracing::debug!(service_instance = %id, host, reason = reason.as_str(), "an announcement is refused");
+                    tracing::debug!(service_instance = %id, ?host, reason = reason.as_str(), "an announcement is refused");
                     let refusal = Refusal { at: wall, source, reason: *reason, host, port: message.port };
                     self.refusals.lock().expect("nothing panics while it holds the refusals").push(id, refusal);
                 }
@@ -181,8 +183,9 @@ impl Discovery {
         action: Action,
         source: Source,
         directory: &Directory,
+        wall: Timestamp,
     ) -> Result<Change, Refused> {
-        let (now, wall) = (self.clock.now(), self.clock.wall());
+        let now = self.clock.now();
         let accepted = judge::judge(message, action, source, directory, &self.settings.load().rules, wall)?;
         let (id, outcome) = match &accepted {
             Accepted::Register(registration) => {

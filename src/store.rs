@@ -172,7 +172,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// The nodes that have joined, by id.
     async fn nodes(&self) -> Result<Vec<Node>>;
 
-    /// Whether the store answers.
+    /// Whether the store answers and, after a fault, takes changes again. It changes nothing.
     async fn ping(&self) -> Result<()>;
 
     /// Ends its connections. Calls after it fail.

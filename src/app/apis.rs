@@ -4,9 +4,9 @@ use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
 use axum::Router;
-use tokio::{net::TcpListener, task::JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio::net::TcpListener;
 
+use super::tasks::Tasks;
 use crate::{
     config::{Config, TlsFiles},
     http,
@@ -71,13 +71,10 @@ impl Api {
         Ok(Self { name, address: listener.local_addr()?, listener, tls })
     }
 
-    /// Serves `router` as one of `tasks` until `shutdown`.
-    pub(super) fn serve(self, router: Router, tasks: &mut JoinSet<&'static str>, shutdown: CancellationToken) {
+    /// Serves `router` as one of `tasks`.
+    pub(super) fn serve(self, router: Router, tasks: &mut Tasks) {
         let Self { name, listener, address, tls } = self;
         tracing::info!(api = name, %address, tls = tls.is_some(), "listening");
-        tasks.spawn(async move {
-            http::serve(listener, tls, router, http::Limits::default(), shutdown).await;
-            name
-        });
+        tasks.spawn(name, |stop| http::serve(listener, tls, router, http::Limits::default(), stop));
     }
 }

@@ -180,8 +180,8 @@ impl Backends {
         });
     }
 
-    /// Removes backends of other apps at an address that is now known to be `app`'s. Returns whether there were any.
-    /// A backend of nobody's app stays: nothing says that it is another's.
+    /// Removes the backends at an address that is now known to be `app`'s, but for those that are known to be `app`'s
+    /// too. Returns whether there were any.
     pub fn evict_address(&self, address: SocketAddr, app: &AppId) -> bool {
         let ids = self.table().by_address.get(&address).cloned().unwrap_or_default();
         let is_others = |member: &BackendState| {
@@ -190,7 +190,7 @@ impl Backends {
                 Authority::Binding(_) | Authority::Trusted => None,
             };
             let owner = authorised.or(member.origin.app_id.as_ref());
-            member.backend.endpoint.address == address && owner.is_some_and(|owner| owner != app)
+            member.backend.endpoint.address == address && owner != Some(app)
         };
         let mut evicted = false;
         for id in ids {

@@ -84,8 +84,7 @@ pub(super) fn answer<R: Line>(failure: Failure<R>) -> Refused {
 }
 
 fn fault(fault: &Fault) -> Response {
-    let source = std::error::Error::source(fault).map(tracing::field::display);
-    tracing::error!(error = %fault, source, "a request could not be served");
+    tracing::error!(error = %fault, "a request could not be served");
     let (status, text) = match fault {
         // Its words are for the log: they name files and hosts.
         Fault::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "the store is away: try again in a few seconds".into()),

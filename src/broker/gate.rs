@@ -136,7 +136,8 @@ pub(super) async fn version(request: Request, next: Next) -> Response {
 }
 
 fn is_served(version: &str) -> bool {
-    version.trim().strip_prefix("2.").is_some_and(|minor| minor.parse::<u16>().is_ok())
+    let minor = version.trim().strip_prefix("2.").unwrap_or_default();
+    !minor.is_empty() && minor.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Who is said to have caused the request, for the log alone: the header can hold anything.
@@ -186,6 +187,7 @@ mod tests {
             ("2", false),
             ("2.", false),
             ("2.x", false),
+            ("2.+5", false),
             ("1.17", false),
             ("3.0", false),
             ("22.1", false),

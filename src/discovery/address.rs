@@ -55,20 +55,23 @@ pub fn check(address: SocketAddr, rules: &AddressRules) -> Result<(), Announceme
     if is_own && rules.pool_ports.contains(address.port()) {
         return Err(AnnouncementRefusal::Loop);
     }
-    if leads_to(address, is_own, &rules.own_apis) {
+    if leads_to(address, &rules.own_apis, |ip| is_own && ip.is_unspecified()) {
         return Err(AnnouncementRefusal::Loop);
     }
-    if leads_to(address, is_own, &rules.infrastructure) {
+    // What is configured as a loopback address may well listen on every address of this machine.
+    let is_here = |ip: IpAddr| ip.is_unspecified() || ip.is_loopback() || rules.own_hosts.contains(&ip);
+    if leads_to(address, &rules.infrastructure, |ip| is_own && is_here(ip)) {
         return Err(AnnouncementRefusal::AddressForbidden);
     }
     Ok(())
 }
 
-/// Whether something that listens at one of `listening` is reached at `address`.
-fn leads_to(address: SocketAddr, is_own: bool, listening: &BTreeSet<SocketAddr>) -> bool {
+/// Whether something that listens at one of `listening` is reached at `address`; `is_same` says of which other IP
+/// addresses it would be.
+fn leads_to(address: SocketAddr, listening: &BTreeSet<SocketAddr>, is_same: impl Fn(IpAddr) -> bool) -> bool {
     listening.iter().any(|listening| {
         let ip = listening.ip().to_canonical();
-        listening.port() == address.port() && (ip == address.ip() || (is_own && ip.is_unspecified()))
+        listening.port() == address.port() && (ip == address.ip() || is_same(ip))
     })
 }
 
@@ -178,7 +181,14 @@ mod tests {
     #[test]
     fn what_harbor_itself_uses_is_no_backend() {
         check_each(&rules(), &["10.0.0.9:4222", "[::ffff:10.0.0.9]:4222"], Err(AnnouncementRefusal::AddressForbidden));
-        check_each(&rules(), &["10.0.0.9:4223", "10.0.0.8:4222"], Ok(()));
+        check_each(&rules(), &["10.0.0.9:4223", "10.0.0.8:4222", "10.0.0.5:4222"], Ok(()));
+        let local = AddressRules { infrastructure: ["127.0.0.1:4222".parse().unwrap()].into(), ..rules() };
+        check_each(
+            &local,
+            &["127.0.0.1:4222", "10.0.0.5:4222", "[::1]:4222"],
+            Err(AnnouncementRefusal::AddressForbidden),
+        );
+        check_each(&local, &["10.0.0.9:4222"], Ok(()));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{Path, Query, Request, State},
+    extract::{Path, Query, Request, State, rejection::PathRejection},
     http::{HeaderMap, header},
     response::{IntoResponse as _, Response},
     routing::put,
@@ -21,8 +21,9 @@ use super::{
     Discovery,
     address::parse_host,
     authority::statement,
-    judge::{Action, Source, time_to_live},
+    judge::time_to_live,
     rate::Rate,
+    source::{Action, Source},
     wire::{Announcement, Harbor},
 };
 use crate::{
@@ -122,6 +123,9 @@ struct Shared {
 
 type Outcome<T = Response> = Result<T, Denied>;
 
+/// The id in the path; a text that cannot be one is no service instance.
+type Id = Result<Path<String>, PathRejection>;
+
 /// The routes of `announce.listen`.
 pub fn announce_router(discovery: Arc<Discovery>) -> Router {
     let shared = Arc::new(Shared { discovery, rate: Mutex::default() });
@@ -129,12 +133,12 @@ pub fn announce_router(discovery: Arc<Discovery>) -> Router {
     with_fallbacks(Router::new().route("/announce/v1/instances/{id}", each).with_state(shared))
 }
 
-async fn register(State(shared): State<Arc<Shared>>, Path(id): Path<String>, request: Request) -> Outcome {
+async fn register(State(shared): State<Arc<Shared>>, id: Id, request: Request) -> Outcome {
     let presented = Presented::of(&request)?;
     let bytes = read_body(request.into_body(), MAX_BODY_BYTES).await.map_err(Denied::body)?;
     let body = parse_object(&bytes)?;
     let whose: WhoseToken = fields(&body)?;
-    let holder = shared.let_in(&id, &whose.binding_id, &presented)?;
+    let holder = shared.let_in(id, &whose.binding_id, &presented)?;
     let body: PutBody = fields(&body)?;
     let message = Announcement {
         host: Some(shared.host(&holder, body.host.as_deref())?.to_string()),
@@ -148,10 +152,10 @@ async fn register(State(shared): State<Arc<Shared>>, Path(id): Path<String>, req
     Ok(Json(Announced { expires_in_seconds }).into_response())
 }
 
-async fn unregister(State(shared): State<Arc<Shared>>, Path(id): Path<String>, request: Request) -> Outcome {
+async fn unregister(State(shared): State<Arc<Shared>>, id: Id, request: Request) -> Outcome {
     let presented = Presented::of(&request)?;
     let whose: WhoseToken = query(&request)?;
-    let holder = shared.let_in(&id, &whose.binding_id, &presented)?;
+    let holder = shared.let_in(id, &whose.binding_id, &presented)?;
     let query: DeleteQuery = query(&request)?;
     let message = Announcement {
         host: Some(shared.host(&holder, query.host.as_deref())?.to_string()),
@@ -163,10 +167,10 @@ async fn unregister(State(shared): State<Arc<Shared>>, Path(id): Path<String>, r
     Ok(Json(serde_json::json!({})).into_response())
 }
 
-async fn show(State(shared): State<Arc<Shared>>, Path(id): Path<String>, request: Request) -> Outcome {
+async fn show(State(shared): State<Arc<Shared>>, id: Id, request: Request) -> Outcome {
     let presented = Presented::of(&request)?;
     let whose: WhoseToken = query(&request)?;
-    let holder = shared.let_in(&id, &whose.binding_id, &presented)?;
+    let holder = shared.let_in(id, &whose.binding_id, &presented)?;
     Ok(Json(shared.discovery.shown(&holder.service_instance_id)).into_response())
 }
 
@@ -232,9 +236,9 @@ impl Discovery {
 impl Shared {
     /// Lets in who holds the binding's token. What is wrong, the service instance, the binding or the token, is not
     /// told.
-    fn let_in(&self, id: &str, binding_id: &str, presented: &Presented) -> Outcome<Holder> {
+    fn let_in(&self, id: Id, binding_id: &str, presented: &Presented) -> Outcome<Holder> {
         let directory = Arc::clone(&self.discovery.directory.borrow());
-        let Ok(named) = BindingId::new(binding_id) else { return Err(Denied::Unauthorized) };
+        let (Ok(Path(id)), Ok(named)) = (id, BindingId::new(binding_id)) else { return Err(Denied::Unauthorized) };
         // The token is made and compared also for a binding that is not there, so that the time tells nothing.
         let matches = directory.announce_secret.token(&named).matches(&presented.token);
         let binding = directory

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 
-use super::{judge::Action, wire::Announcement};
+use super::{source::Action, wire::Announcement};
 use crate::model::{
     ServiceInstanceId, Timestamp,
     announcement::{AnnouncementRefusal, Authority},

@@ -6,6 +6,7 @@ use super::{
     address::{self, AddressRules},
     authority::{self, Claim, MAX_CLOCK_LEAD, Trusted},
     matching,
+    source::{Action, Source},
     wire::Announcement,
 };
 use crate::model::{
@@ -14,26 +15,6 @@ use crate::model::{
     directory::{Directory, DirectoryEntry},
     id::MAX_ID_BYTES,
 };
-
-/// By which way a message came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Source {
-    /// `harbor.register` and `harbor.unregister`.
-    Harbor,
-    /// `router.register` and `router.unregister`.
-    Router,
-    /// `announce.listen`.
-    Http,
-}
-
-/// What a message wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Action {
-    /// A backend is there.
-    Register,
-    /// A backend is gone.
-    Unregister,
-}
 
 /// What messages are held to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,32 +45,6 @@ pub struct Refused {
     pub service_instance_id: Option<ServiceInstanceId>,
     /// Why.
     pub reason: AnnouncementRefusal,
-}
-
-impl Source {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Harbor, Self::Router, Self::Http];
-
-    /// The word used in metrics and answers.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Harbor => "harbor",
-            Self::Router => "router",
-            Self::Http => "http",
-        }
-    }
-}
-
-impl Action {
-    /// The word that proofs have.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Register => "register",
-            Self::Unregister => "unregister",
-        }
-    }
 }
 
 /// Judges a message.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{judge::Source, wire::Announcement};
+use super::{source::Source, wire::Announcement};
 use crate::model::{
     announcement::AnnouncementRefusal,
     directory::{Directory, DirectoryEntry},

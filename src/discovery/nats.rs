@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Discovery, Relays,
-    judge::{Action, Source},
+    source::{Action, Source},
     wire::{self, Greeting},
 };
 use crate::model::observed::Link;

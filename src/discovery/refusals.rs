@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::judge::Source;
+use super::source::Source;
 use crate::model::{ServiceInstanceId, Timestamp, announcement::AnnouncementRefusal};
 
 /// Refusals kept per service instance.

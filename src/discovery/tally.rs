@@ -4,7 +4,7 @@ use std::array;
 
 use prometheus_client::metrics::counter::Counter;
 
-use super::judge::Source;
+use super::source::Source;
 use crate::{backends::Change, model::announcement::AnnouncementRefusal, telemetry::metrics::DiscoveryMetrics};
 
 const OUTCOMES: [&str; 5] = ["renewed", "altered", "added", "removed", "refused"];

@@ -201,13 +201,13 @@ impl Reconciler {
         if narrowed {
             self.wait_for_workers();
         }
+        self.set_capacity();
         if !self.state.closing {
             for spec in changed {
                 self.take_over(spec);
             }
         }
         self.wait_for_workers();
-        self.set_capacity();
         self.state.observations.applied = Some(desired.revision);
         self.publish();
     }
@@ -223,7 +223,6 @@ impl Reconciler {
         }
         if before != self.state.observations.listeners {
             self.wait_for_workers();
-            self.set_capacity();
             self.publish();
         }
     }
@@ -380,16 +379,14 @@ impl Reconciler {
         tracing::info!(open = self.shared.admission.flows(), "listeners closed, finishing what is open");
     }
 
-    /// Shares the node's sockets anew.
+    /// Shares the node's sockets anew, before listeners are opened that would find none.
     fn set_capacity(&self) {
-        let entries = self.state.entries.values();
-        let sockets = entries.map(|entry| {
-            entry.tcp.as_ref().map_or(0, |sockets| sockets.len())
-                + entry.udp.as_ref().map_or(0, |sockets| sockets.len())
-        });
+        let specs = self.state.desired.listeners.values();
+        let sockets = specs.map(|spec| spec.protocol.transports().len()).sum::<usize>() * self.listen.len();
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-        let (listeners, sockets) = (count(self.state.entries.len()), count(sockets.sum()));
-        self.shared.admission.set(&self.shared.limits.load(), sockets::descriptor_limit(), listeners, sockets);
+        let listeners = count(self.state.desired.listeners.size());
+        let limits = &self.state.desired.limits;
+        self.shared.admission.set(limits, sockets::descriptor_limit(), listeners, count(sockets));
     }
 
     fn publish(&self) {

@@ -42,6 +42,8 @@ macro_rules! select_port {
 
 statements! {
     REVISION = "SELECT revision FROM revision_counter";
+    /// Written all the same.
+    CHANGE_NOTHING = "UPDATE revision_counter SET revision = revision";
     RAISE_REVISION = "UPDATE revision_counter SET revision = revision + 1 RETURNING revision";
 
     INSTANCE = select_instance!("WHERE s.id = $1");

@@ -5,7 +5,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -55,6 +58,8 @@ pub struct SqliteStore {
     writer: SqlitePool,
     readers: SqlitePool,
     metrics: Arc<StoreMetrics>,
+    /// Whether there was a fault since a ping last wrote: a disk that is full can still be read.
+    doubted: AtomicBool,
     /// None once closed.
     lock: Mutex<Option<Lock>>,
 }
@@ -73,12 +78,15 @@ impl SqliteStore {
                 .idle_timeout(None)
                 .max_lifetime(None)
                 .test_before_acquire(false)
+                // A full disk makes SQLite end a transaction by itself. The driver goes on counting it, and every later
+                // one on the connection would fail, or be part of it.
+                .before_acquire(|connection, _| Box::pin(async { Ok(!connection.is_in_transaction()) }))
         };
         let connecting = |source| fault("connecting to the SQLite store", source);
         let writer = pool().max_connections(1).connect_with(options(&path)).await.map_err(connecting)?;
         let reading = options(&path).pragma("query_only", "ON");
         let readers = pool().max_connections(READERS).connect_with(reading).await.map_err(connecting)?;
-        Ok(Self { writer, readers, metrics, lock: Mutex::new(Some(lock)) })
+        Ok(Self { writer, readers, metrics, doubted: AtomicBool::new(false), lock: Mutex::new(Some(lock)) })
     }
 
     /// A transaction that has the write lock. Dropped before [`SqliteStore::commit`], it changes nothing.
@@ -97,6 +105,7 @@ impl SqliteStore {
     async fn run<T>(&self, doing: &'static str, work: impl Future<Output = Sql<T>> + Send) -> Result<T> {
         work.await.map_err(|source| {
             self.metrics.faults.inc();
+            self.doubted.store(true, Ordering::Relaxed);
             fault(doing, source)
         })
     }
@@ -433,7 +442,14 @@ impl Store for SqliteStore {
 
     async fn ping(&self) -> Result<()> {
         self.run("asking the SQLite store for an answer", async {
-            current_revision(&mut *self.readers.acquire().await?).await.map(|_| ())
+            if !self.doubted.load(Ordering::Relaxed) {
+                return current_revision(&mut *self.readers.acquire().await?).await.map(|_| ());
+            }
+            let mut tx = self.write().await?;
+            sqlx::query(sql::CHANGE_NOTHING).execute(&mut *tx).await?;
+            tx.commit().await?;
+            self.doubted.store(false, Ordering::Relaxed);
+            Ok(())
         })
         .await
     }
@@ -617,7 +633,10 @@ mod tests {
     use sqlx::{Executor as _, Row as _, SqlSafeStr as _};
 
     use super::*;
-    use crate::telemetry::metrics::Metrics;
+    use crate::{
+        model::{OrganizationId, PlanId, Protocol, SpaceId, parameters::Settings},
+        telemetry::metrics::Metrics,
+    };
 
     #[tokio::test]
     async fn every_statement_can_be_prepared() {
@@ -643,6 +662,65 @@ mod tests {
             let plan = sqlx::query(explain).bind(1_i64).fetch_all(&mut connection).await.unwrap();
             let first_step = plan[0].get::<String, _>("detail");
             assert!(first_step.starts_with("SEARCH") && first_step.contains("_by_revision"), "{name}: {first_step}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_is_full_is_a_fault_that_passes() {
+        let directory = tempfile::tempdir().unwrap();
+        let metrics = Metrics::new().store.clone();
+        let store = SqliteStore::open(&directory.path().join("harbor.db"), metrics).await.unwrap();
+        let pages = sqlx::query_scalar::<_, i64>("PRAGMA page_count").fetch_one(&store.writer).await.unwrap();
+        let large = instance("a", 20_000, &"x".repeat(100_000));
+        for _ in 0..3 {
+            // To SQLite the same as a write that finds no room. Only the present connection has the limit.
+            let full = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
+            sqlx::query(full).fetch_one(&store.writer).await.unwrap();
+            let fault = store.provision(&large, Timestamp::default()).await.unwrap_err();
+            assert!(fault.source.to_string().contains("database or disk is full"), "{fault}");
+            assert_eq!(store.everything().await.unwrap(), Changes::default(), "nothing has changed");
+        }
+        for (id, port) in [("a", 20_000), ("b", 20_001)] {
+            let made = store.provision(&instance(id, port, "x"), Timestamp::default()).await.unwrap();
+            assert!(matches!(made, Provision::Created(_)), "{made:?}");
+        }
+        store.close().await;
+    }
+
+    #[tokio::test]
+    async fn after_a_fault_a_ping_tells_whether_changes_are_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let metrics = Metrics::new().store.clone();
+        let store = SqliteStore::open(&directory.path().join("harbor.db"), metrics).await.unwrap();
+        let read_only = async |flag: &'static str| sqlx::query(flag).execute(&store.writer).await.unwrap();
+        store.ping().await.unwrap();
+        read_only("PRAGMA query_only = ON").await;
+        store.provision(&instance("a", 20_000, "x"), Timestamp::default()).await.unwrap_err();
+        for _ in 0..2 {
+            let fault = store.ping().await.unwrap_err();
+            assert!(fault.source.to_string().contains("attempt to write a readonly database"), "{fault}");
+        }
+        read_only("PRAGMA query_only = OFF").await;
+        store.ping().await.unwrap();
+        assert_eq!(store.everything().await.unwrap(), Changes::default());
+        store.close().await;
+    }
+
+    fn instance(id: &str, port: u16, name: &str) -> ServiceInstance {
+        ServiceInstance {
+            id: ServiceInstanceId::new(id).unwrap(),
+            plan_id: PlanId::new("plan").unwrap(),
+            pool: PoolName::new("default").unwrap(),
+            port,
+            protocol: Protocol::Tcp,
+            requested_port: None,
+            settings: Settings::default(),
+            organization_id: OrganizationId::new("organization").unwrap(),
+            space_id: SpaceId::new("space").unwrap(),
+            name: Some(name.into()),
+            node_id: NodeId::new("node").unwrap(),
+            created_at: Timestamp::default(),
+            revision: Revision::default(),
         }
     }
 

@@ -6,7 +6,8 @@ use harbor::{
     discovery::{
         address::AddressRules,
         authority::Trusted,
-        judge::{Accepted, Action, Rules, Source, address_given, judge},
+        judge::{Accepted, Rules, address_given, judge},
+        source::{Action, Source},
         wire,
     },
     model::{

@@ -116,6 +116,7 @@ async fn who_holds_no_token_learns_nothing() {
         (TCP_ONE, &"x".repeat(300), bearer(&right)),
         (BOTH_ONE, "of-app", bearer(&right)),
         ("/announce/v1/instances/gone", "of-app", bearer(&right)),
+        ("/announce/v1/instances/%FF", "of-app", bearer(&right)),
     ] {
         let client = listening.bearing(&authorization);
         let body = json!({"binding_id": binding, "port": "not looked at"});

@@ -14,8 +14,9 @@ use harbor::{
     discovery::{
         Discovery, Relays, Settings,
         address::AddressRules,
-        judge::{Action, Rules, Source},
+        judge::Rules,
         nats::{self, Login, Tls},
+        source::{Action, Source},
         upkeep,
         wire::{HARBOR_REGISTER, HARBOR_START, HARBOR_UNREGISTER, ROUTER_REGISTER, ROUTER_UNREGISTER},
     },

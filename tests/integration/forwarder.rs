@@ -1,1 +1,8 @@
-//! Tests of forwarder.
+//! The forwarder over real sockets on loopback, IPv4 and IPv6.
+
+mod descriptors;
+mod listeners;
+mod node;
+mod proxy_protocol;
+mod tcp;
+mod udp;

@@ -8,3 +8,4 @@ pub mod nats;
 
 #[path = "../fuzz/mutate.rs"]
 pub mod mutate;
+pub mod peer;

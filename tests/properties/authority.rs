@@ -14,7 +14,8 @@ use harbor::{
     discovery::{
         address::AddressRules,
         authority::{Trusted, statement},
-        judge::{Accepted, Action, Rules, Source, judge},
+        judge::{Accepted, Rules, judge},
+        source::{Action, Source},
         wire::{Announcement, Harbor, Tags},
     },
     model::{

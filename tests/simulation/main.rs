@@ -1,4 +1,5 @@
 //! Seeded simulations: many histories, each replayed by `HARBOR_SEED=<seed>`.
 
+mod seeds;
 mod tcp_relay;
 mod udp_sessions;

@@ -1,1 +1,480 @@
-//! Simulation of tcp_relay.
+//! The TCP relay between two sockets of a kernel that is simulated: buffers that fill, edges that come once, peers that
+//! stop, break off or hang.
+
+use std::{
+    net::SocketAddr,
+    ops::Range,
+    time::{Duration, Instant},
+};
+
+use fastrand::Rng;
+use harbor::{
+    forwarder::tcp::relay::{Action, Input, Readiness, Relay, Side, Source},
+    telemetry::metrics::ConnectionEnd,
+};
+
+use crate::seeds::{STEPS, run, weighted};
+
+/// What one read brings at most.
+const SCRATCH: u64 = 16;
+/// What a socket takes without its peer reading.
+const BUFFER: u64 = 40;
+/// Actions per turn.
+const TURN: u32 = 6;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const HEADER: u64 = 7;
+
+/// One socket of the forwarder and the peer at its other end. Bytes are numbers in the order in which they were sent.
+#[derive(Debug, Default)]
+struct Socket {
+    /// Bytes that the peer has sent, and of them those that were read here.
+    sent_by_peer: u64,
+    read: u64,
+    peer_finished: bool,
+    end_was_read: bool,
+    broken: bool,
+    /// Bytes that were written here, and of them those that the peer has read.
+    written: u64,
+    read_by_peer: u64,
+    told_peer: bool,
+    /// A write has found it full, so that room is news.
+    was_full: bool,
+    /// What the next poll says.
+    news: Readiness,
+}
+
+impl Socket {
+    fn room(&self) -> u64 {
+        BUFFER - (self.written - self.read_by_peer)
+    }
+
+    fn peer_sends(&mut self, bytes: u64) {
+        if !self.peer_finished && !self.broken {
+            let queued = self.sent_by_peer - self.read;
+            self.sent_by_peer += bytes.min(BUFFER - queued);
+            self.news.readable = true;
+        }
+    }
+
+    fn peer_finishes(&mut self) {
+        if !self.broken {
+            self.peer_finished = true;
+            self.news.readable = true;
+            self.news.hangup = true;
+        }
+    }
+
+    fn peer_breaks_off(&mut self, hangup: bool) {
+        self.broken = true;
+        self.news = Readiness { readable: true, writable: true, hangup: hangup | self.news.hangup, error: true };
+    }
+
+    fn peer_reads(&mut self, bytes: u64) {
+        self.read_by_peer += bytes.min(self.written - self.read_by_peer);
+        if self.was_full && self.room() > 0 {
+            self.was_full = false;
+            self.news.writable = true;
+        }
+    }
+
+    /// As `recv`: what was there before the connection broke is read first.
+    fn recv(&mut self) -> Result<Option<Range<u64>>, ()> {
+        let from = self.read;
+        self.read += SCRATCH.min(self.sent_by_peer - self.read);
+        if self.read > from {
+            return Ok(Some(from..self.read));
+        }
+        if self.broken {
+            return Err(());
+        }
+        self.end_was_read |= self.peer_finished;
+        Ok(self.peer_finished.then_some(from..from))
+    }
+
+    /// As `send`: what does not fit is not taken.
+    fn send(&mut self, bytes: u64) -> Result<u64, ()> {
+        assert!(!self.told_peer, "nothing is written after the end");
+        if self.broken {
+            return Err(());
+        }
+        let taken = bytes.min(self.room());
+        self.was_full |= taken < bytes;
+        self.written += taken;
+        Ok(taken)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    ClientSends,
+    BackendSends,
+    ClientReads,
+    BackendReads,
+    ClientFinishes,
+    BackendFinishes,
+    ClientBreaksOff,
+    BackendBreaksOff,
+    Connects,
+    Refuses,
+    Poll,
+    Wait,
+    Drain,
+    Serve,
+    ChangeIdleTimeout,
+    Revoke,
+}
+
+const CHOICES: [(u32, Step); 16] = [
+    (120, Step::ClientSends),
+    (120, Step::BackendSends),
+    (60, Step::ClientReads),
+    (60, Step::BackendReads),
+    (8, Step::ClientFinishes),
+    (8, Step::BackendFinishes),
+    (3, Step::ClientBreaksOff),
+    (3, Step::BackendBreaksOff),
+    (60, Step::Connects),
+    (20, Step::Refuses),
+    (300, Step::Poll),
+    (60, Step::Wait),
+    (3, Step::Drain),
+    (3, Step::Serve),
+    (2, Step::ChangeIdleTimeout),
+    (1, Step::Revoke),
+];
+
+/// One connection from its beginning to its end.
+struct World<'a> {
+    random: &'a mut Rng,
+    now: Instant,
+    idle_timeout: Duration,
+    drain_by: Option<Instant>,
+    relay: Relay,
+    client: Socket,
+    backend: Socket,
+    /// Backends that can be chosen; none is chosen twice.
+    backends: u8,
+    connecting: Option<(SocketAddr, Option<bool>)>,
+    connected: bool,
+    header: u64,
+    /// Bytes that were read and not yet written.
+    to_backend: Range<u64>,
+    to_client: Range<u64>,
+    active_at: Instant,
+    end: Option<ConnectionEnd>,
+}
+
+impl<'a> World<'a> {
+    fn new(random: &'a mut Rng, now: Instant) -> Self {
+        let idle_timeout = Duration::from_secs(random.u64(10..100));
+        let header_by = random.bool().then(|| now + Duration::from_secs(5));
+        let backends = random.u8(..5);
+        let header = if random.bool() { HEADER } else { 0 };
+        let relay = Relay::new(header_by, idle_timeout, now);
+        Self {
+            random,
+            now,
+            idle_timeout,
+            drain_by: None,
+            relay,
+            client: Socket { news: Readiness { writable: true, ..Readiness::default() }, ..Socket::default() },
+            backend: Socket::default(),
+            backends,
+            connecting: None,
+            connected: false,
+            header,
+            to_backend: 0..0,
+            to_client: 0..0,
+            active_at: now,
+            end: None,
+        }
+    }
+
+    fn socket(&mut self, side: Side) -> &mut Socket {
+        match side {
+            Side::Client => &mut self.client,
+            Side::Backend => &mut self.backend,
+        }
+    }
+
+    fn held(&mut self, to: Side) -> &mut Range<u64> {
+        match to {
+            Side::Client => &mut self.to_client,
+            Side::Backend => &mut self.to_backend,
+        }
+    }
+
+    fn step(&mut self) {
+        let bytes = self.random.u64(1..=2 * SCRATCH);
+        let hangup = self.random.bool();
+        match weighted(self.random, &CHOICES) {
+            Step::ClientSends => self.client.peer_sends(bytes),
+            Step::BackendSends if self.connected => self.backend.peer_sends(bytes),
+            Step::ClientReads => self.client.peer_reads(bytes),
+            Step::BackendReads if self.connected => self.backend.peer_reads(bytes),
+            Step::ClientFinishes => self.client.peer_finishes(),
+            Step::BackendFinishes if self.connected => self.backend.peer_finishes(),
+            Step::ClientBreaksOff => self.client.peer_breaks_off(hangup),
+            Step::BackendBreaksOff if self.connected => self.backend.peer_breaks_off(hangup),
+            Step::Connects => self.decide_connect(true),
+            Step::Refuses => self.decide_connect(false),
+            Step::Poll => self.poll(),
+            Step::Wait => {
+                let longest = weighted(self.random, &[(10, 500), (3, 10_000), (1, 100_000)]);
+                self.now += Duration::from_millis(self.random.u64(..longest));
+                self.tick();
+            }
+            Step::Drain => {
+                self.drain_by = Some(self.now + Duration::from_secs(self.random.u64(..40)));
+                self.input(Input::DrainBy(self.drain_by));
+            }
+            Step::Serve => {
+                self.drain_by = None;
+                self.input(Input::DrainBy(None));
+            }
+            Step::ChangeIdleTimeout => {
+                self.idle_timeout = Duration::from_secs(self.random.u64(10..100));
+                self.input(Input::IdleTimeout(self.idle_timeout));
+            }
+            Step::Revoke => {
+                self.input(Input::Stop(ConnectionEnd::Revoked));
+                assert_eq!(self.end, Some(ConnectionEnd::Revoked), "it ends at once");
+            }
+            Step::BackendSends | Step::BackendReads | Step::BackendFinishes | Step::BackendBreaksOff => {}
+        }
+    }
+
+    fn decide_connect(&mut self, connects: bool) {
+        if let Some((_, outcome @ None)) = &mut self.connecting {
+            *outcome = Some(connects);
+            self.backend.news = Readiness { writable: true, error: !connects, hangup: !connects, readable: !connects };
+        }
+    }
+
+    /// Tells the relay the news of both sockets, in either order.
+    fn poll(&mut self) {
+        let first = if self.random.bool() { Side::Client } else { Side::Backend };
+        for side in [first, first.other()] {
+            let news = std::mem::take(&mut self.socket(side).news);
+            if news != Readiness::default() && self.end.is_none() {
+                self.input(Input::Ready(side, news));
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let due = self.relay.deadline() <= self.now;
+        let before = self.connecting;
+        self.input(Input::Tick);
+        if due && self.end.is_none() {
+            assert!(before.is_some() && before != self.connecting, "only a connect outlives a deadline");
+        }
+        if self.connected && self.end.is_none() {
+            assert!(self.now < self.active_at + self.idle_timeout, "it is idle");
+            assert!(self.drain_by.is_none_or(|drain_by| self.now < drain_by), "it has drained");
+        }
+    }
+
+    /// Tells the relay something and does what it says until it waits.
+    fn input(&mut self, input: Input) {
+        self.relay.handle(input, self.now);
+        let mut actions = 0;
+        while self.end.is_none() {
+            let Some(action) = self.relay.next() else { break };
+            let done = self.act(action);
+            if let Some(done) = done {
+                self.relay.handle(done, self.now);
+            }
+            actions += 1;
+            // The shell would serve others now; here nobody waits.
+            assert!(actions < 1000 * TURN, "it does not come to rest");
+        }
+        self.check();
+    }
+
+    fn act(&mut self, action: Action) -> Option<Input> {
+        Some(match action {
+            Action::ReadHeader => match self.client.recv() {
+                Ok(None) => Input::HeaderIncomplete,
+                Ok(Some(bytes)) if bytes.is_empty() => Input::HeaderRefused(ConnectionEnd::BadHeader),
+                // The header's bytes are not carried: count them as sent, or the rest would be off by them.
+                Ok(Some(bytes)) => {
+                    self.to_backend = bytes.end..bytes.end;
+                    self.active_at = self.now;
+                    Input::HeaderRead
+                }
+                Err(()) => Input::HeaderRefused(ConnectionEnd::ClientGone),
+            },
+            Action::Connect => {
+                assert!(!self.connected, "one backend is enough");
+                self.connecting = None;
+                self.backend = Socket::default();
+                let tried = u8::try_from(self.relay.tried().len()).expect("few");
+                if tried == self.backends {
+                    return Some(Input::NoBackend);
+                }
+                let address = SocketAddr::from(([10, 0, 0, tried], 4100));
+                assert!(!self.relay.tried().contains(&address), "each at most once");
+                if self.random.u8(..8) == 0 {
+                    return Some(Input::ConnectFailed(address));
+                }
+                self.connecting = Some((address, None));
+                Input::Connecting(address, self.now + CONNECT_TIMEOUT)
+            }
+            Action::FinishConnect => match self.connecting {
+                Some((_, Some(true))) => {
+                    self.connecting = None;
+                    self.connected = true;
+                    self.active_at = self.now;
+                    // A header comes first; it counts as bytes below those of the client.
+                    Input::Connected { held: usize::try_from(self.header).expect("small") }
+                }
+                Some((address, Some(false))) => Input::ConnectFailed(address),
+                other => panic!("nothing is known of the connect yet: {other:?}"),
+            },
+            Action::Copy(from) => self.copy(from),
+            Action::Flush(to) => self.flush(to),
+            Action::Tell(side) => {
+                assert!(self.held(side).is_empty(), "first what is held, then the end");
+                let source = self.socket(side.other());
+                assert!(source.end_was_read, "only an end that was read is passed on");
+                let socket = self.socket(side);
+                assert!(!socket.told_peer, "the end is told once");
+                socket.told_peer = true;
+                Input::Told(side)
+            }
+            Action::End(end) => {
+                self.end = Some(end);
+                return None;
+            }
+        })
+    }
+
+    fn copy(&mut self, from: Side) -> Input {
+        let to = from.other();
+        assert!(
+            self.held(to).is_empty() && (to == Side::Client || self.header == 0),
+            "nothing is read over a remainder"
+        );
+        match self.socket(from).recv() {
+            Err(()) => Input::ReadFailed(from),
+            Ok(None) => Input::Copied { from, read: 0, held: 0, source: Source::Drained },
+            Ok(Some(bytes)) if bytes.is_empty() => Input::Copied { from, read: 0, held: 0, source: Source::Ended },
+            Ok(Some(bytes)) => {
+                assert_eq!(self.held(to).end, bytes.start, "bytes stay in order");
+                let read = bytes.end - bytes.start;
+                let Ok(sent) = self.socket(to).send(read) else { return Input::WriteFailed(to) };
+                self.active_at = self.now;
+                *self.held(to) = bytes.start + sent..bytes.end;
+                let source = if read == SCRATCH { Source::More } else { Source::Drained };
+                let size = |bytes| usize::try_from(bytes).expect("small");
+                Input::Copied { from, read: size(read), held: size(read - sent), source }
+            }
+        }
+    }
+
+    fn flush(&mut self, to: Side) -> Input {
+        let held = self.held(to).clone();
+        let header = if to == Side::Backend { self.header } else { 0 };
+        let bytes = header + held.end - held.start;
+        assert!(bytes > 0, "there is something to flush");
+        let Ok(sent) = self.socket(to).send(bytes) else { return Input::WriteFailed(to) };
+        if sent > 0 {
+            self.active_at = self.now;
+        }
+        if to == Side::Backend {
+            self.header -= sent.min(header);
+        }
+        self.held(to).start += sent - sent.min(header);
+        Input::Flushed { to, held: usize::try_from(bytes - sent).expect("small") }
+    }
+
+    /// Nothing is left to do that could be done: no edge was lost.
+    fn check(&self) {
+        if self.end.is_some() || !self.connected {
+            return;
+        }
+        let no_news = |socket: &Socket| socket.news == Readiness::default();
+        if !no_news(&self.client) || !no_news(&self.backend) {
+            return;
+        }
+        let whole = !self.client.broken && !self.backend.broken;
+        for (from, to, held) in [
+            (&self.client, &self.backend, self.header + self.to_backend.end - self.to_backend.start),
+            (&self.backend, &self.client, self.to_client.end - self.to_client.start),
+        ] {
+            assert!(held <= SCRATCH + HEADER, "what is held is bounded");
+            if from.broken {
+                assert!(held > 0 && to.room() == 0 && !to.broken, "nothing keeps it from ending");
+            }
+            if whole && held > 0 {
+                assert_eq!(to.room(), 0, "what is held could be written");
+            }
+            if whole && held == 0 {
+                assert_eq!(from.sent_by_peer, from.read, "what has come could be read");
+                assert_eq!(from.end_was_read, from.peer_finished, "the end could be read");
+                assert_eq!(to.told_peer, from.peer_finished, "the end could be told");
+            }
+        }
+    }
+
+    /// What an end says is so.
+    fn check_end(&self, end: ConnectionEnd) {
+        match end {
+            ConnectionEnd::Finished => {
+                let whole = !self.client.broken && !self.backend.broken;
+                for (from, to) in [(&self.client, &self.backend), (&self.backend, &self.client)] {
+                    if whole {
+                        assert!(from.peer_finished && to.told_peer);
+                        assert_eq!(from.read, from.sent_by_peer);
+                    }
+                }
+                assert!(!whole || self.to_backend.is_empty() && self.to_client.is_empty() && self.header == 0);
+            }
+            ConnectionEnd::ClientGone => assert!(self.client.broken),
+            ConnectionEnd::BackendGone => assert!(self.backend.broken),
+            ConnectionEnd::Idle => assert!(self.now >= self.active_at + self.idle_timeout),
+            ConnectionEnd::Drained => assert!(self.drain_by.is_some_and(|drain_by| self.now >= drain_by)),
+            ConnectionEnd::NoBackend => assert!(!self.connected),
+            ConnectionEnd::BadHeader => assert!(!self.connected && self.relay.tried().is_empty()),
+            ConnectionEnd::Revoked => {}
+            ConnectionEnd::NotAllowed | ConnectionEnd::Removed | ConnectionEnd::Stopped => {
+                panic!("nobody said {end:?}")
+            }
+        }
+        assert_eq!(self.relay.next(), Some(Action::End(end)), "an end is for good");
+    }
+}
+
+#[test]
+fn whatever_the_sockets_do_bytes_stay_whole_ends_are_passed_on_and_no_edge_is_lost() {
+    run(|mut random| {
+        let mut now = Instant::now();
+        let mut steps = 0;
+        while steps < STEPS {
+            let mut world = World::new(&mut random, now);
+            world.input(Input::Tick);
+            while world.end.is_none() {
+                world.step();
+                steps += 1;
+                if steps >= STEPS {
+                    // The last connection of a history runs out.
+                    world.now += Duration::from_secs(1000);
+                    (0..=world.backends).for_each(|_| world.tick_unless_ended());
+                }
+            }
+            let end = world.end.expect("it has ended");
+            world.check_end(end);
+            now = world.now;
+        }
+    });
+}
+
+impl World<'_> {
+    fn tick_unless_ended(&mut self) {
+        if self.end.is_none() {
+            self.now += Duration::from_secs(1000);
+            self.tick();
+        }
+    }
+}

@@ -379,7 +379,7 @@ fn a_lesser_authority_renews_and_changes_nothing_else() {
 }
 
 #[test]
-fn an_address_known_to_be_another_apps_is_evicted_from_every_service_instance() {
+fn an_address_known_to_be_an_apps_is_evicted_from_every_service_instance_but_for_its_own_backends() {
     let (backends, notes) = table();
     let now = Instant::now();
     let address: SocketAddr = "10.0.0.1:1".parse().unwrap();
@@ -394,15 +394,22 @@ fn an_address_known_to_be_another_apps_is_evicted_from_every_service_instance() 
     backends.apply(&nobodys, now).unwrap();
     let elsewhere = Registration { service_instance_id: id("three"), ..register(&[tcp("10.0.0.1:1")]) };
     backends.apply(&elsewhere, now).unwrap();
+    // The holder of a token says so for the app, which is not bound itself.
+    let binding = Authority::Binding(BindingId::new("key").unwrap());
+    let vouched = Registration { service_instance_id: id("four"), authority: binding, ..elsewhere.clone() };
+    backends.apply(&vouched, now).unwrap();
     told(&notes);
-    assert!(!backends.evict_address(address, &app("app")));
-    assert_eq!(told(&notes), 0);
-    assert!(backends.evict_address(address, &app("newcomer")));
-    let mut ids = std::mem::take(&mut *notes.lock().unwrap());
-    ids.sort();
-    assert_eq!(ids, ["one", "three"]);
+    let evict = |name: &str| {
+        let any = backends.evict_address(address, &app(name));
+        let mut ids = std::mem::take(&mut *notes.lock().unwrap());
+        ids.sort();
+        (any, ids)
+    };
+    assert_eq!(evict("app"), (true, vec!["two".into()]));
+    assert_eq!(evict("app"), (false, vec![]));
+    assert_eq!(evict("newcomer"), (true, vec!["four".into(), "one".into(), "three".into()]));
     assert_eq!(addresses(&backends.slot(&id("one")).load().tcp), ["10.0.0.1:2"]);
-    assert_eq!(backends.counts(), Counts { tcp: 2, udp: 0 });
+    assert_eq!(backends.counts(), Counts { tcp: 1, udp: 0 });
 }
 
 #[test]

@@ -133,12 +133,12 @@ async fn a_plan_that_the_operator_took_out_can_still_be_bound_renamed_and_delete
 
 #[tokio::test]
 async fn a_service_instance_of_a_pool_that_is_gone_can_be_shown_and_deleted_but_not_bound() {
-    let site = site(25_370).await;
+    let site = site(25_830).await;
     site.provision("a", &request("tcp")).await;
     let elsewhere = ServiceInstance {
         id: ServiceInstanceId::new("stray").unwrap(),
         pool: PoolName::new("sold").unwrap(),
-        port: 25_399,
+        port: 25_859,
         ..site.stored("a").await.unwrap()
     };
     let now = site.clock.wall();
@@ -153,7 +153,7 @@ async fn a_service_instance_of_a_pool_that_is_gone_can_be_shown_and_deleted_but_
     let until = now.plus(Duration::from_secs(15 * 60));
     let ports = site.store.ports(&elsewhere.pool).await.unwrap();
     assert!(
-        matches!(&ports[..], [PortRow { port: 25_399, state: PortState::Released(last) }] if last.quarantined_until == until),
+        matches!(&ports[..], [PortRow { port: 25_859, state: PortState::Released(last) }] if last.quarantined_until == until),
         "its port rests all the same: {ports:?}"
     );
 }

@@ -6,7 +6,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::fixture::{INSTANCES, QUERY, Site, plan, refused, request, site};
+use super::fixture::{INSTANCES, QUERY, Site, plan, refused, request, site, site_with};
 use crate::support::{harbor::AUTHORIZATION, http::Client};
 
 const LOG_IN: &str = "Log in with the broker's user name and password.";
@@ -151,7 +151,7 @@ async fn a_body_of_more_than_256_kib_is_too_large_also_in_chunks() {
 
 #[tokio::test]
 async fn a_connection_goes_on_after_a_body_that_is_too_large_unless_it_is_far_too_large() {
-    let site = site(24_420).await;
+    let site = site_with("25870-25870", "25871-25871").await;
     let head = |length: usize| {
         format!(
             "PUT {INSTANCES}/a HTTP/1.1\r\nhost: x\r\nauthorization: {AUTHORIZATION}\r\nx-broker-api-version: 2.17\r\n\
@@ -186,7 +186,7 @@ async fn a_connection_goes_on_after_a_body_that_is_too_large_unless_it_is_far_to
 
 #[tokio::test]
 async fn any_method_and_any_target_is_answered() {
-    let site = site(24_450).await;
+    let site = site_with("25872-25872", "25873-25873").await;
     let answer = site.client.send("HEAD".parse().unwrap(), "/v2/catalog", None).await;
     assert_eq!((answer.status.as_u16(), answer.body.len()), (200, 0));
     for (request_line, status) in [

@@ -12,7 +12,7 @@ use harbor::{
 };
 use serde_json::json;
 
-use super::fixture::{INSTANCES, bind_key, refused, request, request_with, site_with};
+use super::fixture::{INSTANCES, QUERY, bind_key, refused, request, request_with, site_with};
 
 fn pool(name: &str, ports: &str, host: &str) -> Pool {
     Pool {
@@ -49,7 +49,7 @@ async fn names_ranges_and_limits_are_taken_over_live() {
 }
 
 #[tokio::test]
-async fn what_wants_a_restart_or_cannot_be_is_refused_and_changes_nothing() {
+async fn what_wants_a_restart_is_refused_and_changes_nothing() {
     let site = site_with("25760-25762", "25763-25764").await;
     let before = site.control.desired().borrow().clone();
     let name = |name: &str| PoolName::new(name).unwrap();
@@ -59,16 +59,20 @@ async fn what_wants_a_restart_or_cannot_be_is_refused_and_changes_nothing() {
             vec![pool("default", "25760", "h"), pool("games", "25761", "h"), pool("more", "25762", "h")],
             ReloadRefusal::OtherPools(name("more")),
         ),
-        (
-            vec![pool("default", "25760-25763", "h"), pool("games", "25763-25764", "h")],
-            ReloadRefusal::Overlap(name("default"), name("games"), 25_763),
-        ),
     ] {
         assert_eq!(site.control.reload(pools, ForwarderLimits::default()).await, Err(refusal));
     }
     assert!(Arc::ptr_eq(&before, &site.control.desired().borrow()));
-    assert_eq!(
-        ReloadRefusal::Overlap(name("a"), name("b"), 25_763).to_string(),
-        "the pools a and b both have port 25763: give them ranges that do not overlap"
-    );
+}
+
+#[tokio::test]
+async fn without_a_quarantine_a_freed_port_is_given_out_at_once() {
+    let site = site_with("25770-25770", "25771-25771").await;
+    let restless = |pool: Pool| Pool { quarantine: Duration::ZERO, ..pool };
+    let pools = vec![restless(pool("default", "25770", "h")), restless(pool("games", "25771", "h"))];
+    site.control.reload(pools, ForwarderLimits::default()).await.unwrap();
+    for id in ["a", "b", "a"] {
+        site.provision(id, &request("tcp")).await;
+        site.answers("DELETE", &format!("{INSTANCES}/{id}?{QUERY}"), json!(null), 200, json!({})).await;
+    }
 }

@@ -1,0 +1,233 @@
+//! Listeners: what is bound, and what becomes of it.
+
+use std::{
+    io,
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use harbor::model::{
+    Protocol, Transport,
+    balance::Balance,
+    desired::ForwarderLimits,
+    observed::ListenerState,
+    parameters::{ProxyProtocol, Settings},
+};
+
+use super::node::{FailingBinder, Node, id};
+use crate::support::peer::{TcpPeer, UdpPeer, V4, V6, ask, connect, is_reset, is_turned_away, ping, read, udp_client};
+
+fn is_open(port: u16, transport: Transport) -> bool {
+    match transport {
+        Transport::Tcp => TcpStream::connect((V4, port)).is_ok(),
+        Transport::Udp => UdpSocket::bind((V4, port)).is_err(),
+    }
+}
+
+#[test]
+fn changed_settings_hold_for_new_connections_and_keep_open_ones() {
+    let (backend, other) = (TcpPeer::echo(V4), TcpPeer::named("other"));
+    let node = Node::start();
+    node.tcp(22000, backend.address);
+    let mut before = connect(V4, 22000);
+    ping(&mut before, b"x");
+    let settings = Settings {
+        allow: vec!["::1/128".parse().unwrap()],
+        balance: Some(Balance::Failover),
+        max_connections: Some(2),
+        ..Settings::default()
+    };
+    node.open(22000, Protocol::Tcp, settings);
+    node.announce(22000, Transport::Tcp, other.address);
+    assert!(is_turned_away(V4, 22000));
+    let mut after = connect(V6, 22000);
+    ping(&mut after, b"y");
+    assert!(is_turned_away(V6, 22000));
+    ping(&mut before, b"x");
+    assert_eq!((backend.accepted(), other.accepted()), (2, 0));
+    assert_eq!(node.observation(22000).unwrap().version, 2);
+}
+
+#[test]
+fn a_protocol_that_grows_keeps_what_there_is_and_one_that_shrinks_ends_the_rest() {
+    let (tcp, udp) = (TcpPeer::echo(V4), UdpPeer::echo(V4));
+    let node = Node::start();
+    node.tcp(22010, tcp.address);
+    node.announce(22010, Transport::Udp, udp.address);
+    let mut connection = connect(V4, 22010);
+    ping(&mut connection, b"tcp");
+    node.open(22010, Protocol::Both, Settings::default());
+    let session = udp_client(V4, 22010);
+    assert_eq!(ask(&session, b"udp"), b"udp");
+    ping(&mut connection, b"tcp");
+    node.open(22010, Protocol::Udp, Settings::default());
+    assert!(is_reset(&mut connection));
+    assert!(!is_open(22010, Transport::Tcp));
+    assert_eq!(ask(&session, b"udp"), b"udp");
+    assert_eq!(node.forwarder.open_flows(), 1);
+    node.open(22010, Protocol::Tcp, Settings::default());
+    assert!(!is_open(22010, Transport::Udp));
+    node.wait_for_flows(0);
+    ping(&mut connect(V4, 22010), b"tcp");
+}
+
+#[test]
+fn a_removed_listener_and_its_flows_are_gone_when_it_is_applied() {
+    let (tcp, udp) = (TcpPeer::echo(V4), UdpPeer::echo(V4));
+    let node = Node::with(3, ForwarderLimits::default());
+    node.open(22020, Protocol::Both, Settings::default());
+    node.announce(22020, Transport::Tcp, tcp.address);
+    node.announce(22020, Transport::Udp, udp.address);
+    let mut connections = (0..10).map(|_| connect(V4, 22020)).collect::<Vec<_>>();
+    connections.iter_mut().for_each(|connection| ping(connection, b"x"));
+    let session = udp_client(V4, 22020);
+    assert_eq!(ask(&session, b"x"), b"x");
+    node.remove(22020);
+    assert_eq!((node.forwarder.open_flows(), node.observation(22020)), (0, None));
+    assert!(!is_open(22020, Transport::Tcp) && !is_open(22020, Transport::Udp));
+    connections.iter_mut().for_each(|connection| assert!(is_reset(connection)));
+    // The port can be had at once, by another service instance too.
+    drop(TcpListener::bind((V6, 22020)).unwrap());
+    node.tcp(22020, tcp.address);
+    ping(&mut connect(V4, 22020), b"again");
+}
+
+#[test]
+fn a_port_that_moves_is_closed_before_another_takes_it() {
+    let (one, two) = (TcpPeer::named("one"), TcpPeer::named("two"));
+    let node = Node::start();
+    node.tcp(22030, one.address);
+    node.tcp(22031, two.address);
+    // The two service instances trade their ports, in one revision.
+    node.change(|desired| {
+        for (instance, port) in [(22030, 22031), (22031, 22030)] {
+            let mut spec = desired.listeners.get(&id(instance)).unwrap().as_ref().clone();
+            spec.port = port;
+            spec.version += 1;
+            desired.listeners.insert_mut(id(instance), Arc::new(spec));
+        }
+    });
+    assert_eq!(node.state(22030), ListenerState::Bound);
+    assert_eq!(read(&mut connect(V4, 22030), 3), b"two");
+    assert_eq!(read(&mut connect(V4, 22031), 3), b"one");
+}
+
+#[test]
+fn a_port_held_by_a_stranger_fails_alone_and_is_taken_when_it_is_free() {
+    let backend = TcpPeer::echo(V4);
+    let node = Node::start();
+    let stranger = TcpListener::bind((V4, 22040)).unwrap();
+    node.want(22040, Protocol::Tcp, Settings::default());
+    let reason = "TCP port 22040 of :: is held by the holder of tcp port 22040: it is taken as soon as it is free";
+    assert_eq!(node.state(22040), ListenerState::Failed { held: true, reason: reason.into() });
+    node.tcp(22041, backend.address);
+    ping(&mut connect(V4, 22041), b"x");
+    let listeners = |state| node.sample(&format!("harbor_listeners{{state=\"{state}\"}}"));
+    assert_eq!((listeners("bound"), listeners("failed")), (1, 1));
+
+    node.announce(22040, Transport::Tcp, backend.address);
+    drop(stranger);
+    let freed = Instant::now();
+    node.wait_for("the port is taken", |seen| {
+        seen.listeners.get(&id(22040)).is_some_and(|observation| observation.state == ListenerState::Bound)
+    });
+    assert!(freed.elapsed() < Duration::from_secs(1), "it took {:?}", freed.elapsed());
+    ping(&mut connect(V4, 22040), b"x");
+    assert_eq!((listeners("bound"), listeners("failed")), (2, 0));
+}
+
+#[test]
+fn of_a_port_for_both_neither_is_open_when_one_is_held() {
+    let node = Node::start();
+    let stranger = UdpSocket::bind((V4, 22050)).unwrap();
+    node.want(22050, Protocol::Both, Settings::default());
+    assert!(matches!(node.state(22050), ListenerState::Failed { held: true, .. }));
+    assert!(!is_open(22050, Transport::Tcp));
+    // A TCP port that was there before stays, whatever becomes of its UDP half.
+    let backend = TcpPeer::echo(V4);
+    node.tcp(22050, backend.address);
+    let mut connection = connect(V4, 22050);
+    ping(&mut connection, b"x");
+    node.want(22050, Protocol::Both, Settings::default());
+    assert!(matches!(node.state(22050), ListenerState::Failed { held: true, .. }));
+    ping(&mut connection, b"x");
+    ping(&mut connect(V4, 22050), b"x");
+    drop(stranger);
+    node.wait_for("UDP is taken", |seen| {
+        seen.listeners.get(&id(22050)).is_some_and(|observation| observation.state == ListenerState::Bound)
+    });
+    ping(&mut connection, b"x");
+}
+
+#[test]
+fn a_machine_without_room_is_not_a_held_port() {
+    let full = Arc::new(AtomicBool::new(true));
+    let binder = FailingBinder({
+        let full = Arc::clone(&full);
+        move |_, _| full.load(Ordering::SeqCst).then(|| io::Error::from_raw_os_error(24))
+    });
+    let node = Node::with_binder(2, ForwarderLimits::default(), Arc::new(binder));
+    node.want(22060, Protocol::Udp, Settings::default());
+    let reason = "UDP port 22060 of :: cannot be bound (Too many open files (os error 24)): trying again";
+    assert_eq!(node.state(22060), ListenerState::Failed { held: false, reason: reason.into() });
+    full.store(false, Ordering::SeqCst);
+    node.wait_for("it is bound", |seen| {
+        seen.listeners.get(&id(22060)).is_some_and(|observation| observation.state == ListenerState::Bound)
+    });
+}
+
+#[test]
+fn closed_listeners_take_nothing_new_and_what_is_open_goes_on() {
+    let (tcp, udp) = (TcpPeer::echo(V4), UdpPeer::echo(V4));
+    let node = Node::start();
+    node.open(22070, Protocol::Both, Settings::default());
+    node.announce(22070, Transport::Tcp, tcp.address);
+    node.announce(22070, Transport::Udp, udp.address);
+    let mut connection = connect(V4, 22070);
+    ping(&mut connection, b"x");
+    let session = udp_client(V4, 22070);
+    assert_eq!(ask(&session, b"x"), b"x");
+    node.forwarder.close_listeners();
+    node.change(|_| {});
+    assert!(TcpStream::connect((V4, 22070)).is_err());
+    udp_client(V4, 22070).send(b"late").unwrap();
+    ping(&mut connection, b"x");
+    assert_eq!(ask(&session, b"x"), b"x");
+    assert_eq!(udp.received().len(), 2);
+    drop(connection);
+    node.wait_for_flows(1);
+    node.forwarder.stop();
+    assert_eq!(node.forwarder.open_flows(), 0);
+    assert_eq!(node.sample("harbor_sessions_closed_total{reason=\"stopped\"}"), 1);
+}
+
+#[test]
+fn stopping_ends_every_connection_and_closes_every_port() {
+    let backend = TcpPeer::echo(V4);
+    let node = Node::start();
+    node.tcp(22080, backend.address);
+    let mut connection = connect(V4, 22080);
+    ping(&mut connection, b"x");
+    node.forwarder.stop();
+    node.forwarder.stop();
+    assert!(is_reset(&mut connection));
+    assert!(!is_open(22080, Transport::Tcp));
+    assert!(node.forwarder.export_sessions().is_empty());
+}
+
+#[test]
+fn the_latest_desired_state_wins_however_many_came_before() {
+    let backend = TcpPeer::echo(V4);
+    let node = Node::start();
+    for round in 0..50 {
+        let proxy_protocol = (round % 2 == 0).then_some(ProxyProtocol::V1);
+        node.want(22090, Protocol::Tcp, Settings { proxy_protocol, ..Settings::default() });
+    }
+    node.announce(22090, Transport::Tcp, backend.address);
+    ping(&mut connect(V4, 22090), b"no header");
+    assert_eq!(node.observation(22090).unwrap().version, 50);
+}

@@ -1,0 +1,235 @@
+//! A forwarder with its surroundings, as `app` builds it.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use harbor::{
+    backends::Backends,
+    forwarder::{Binder, Forwarder, Settings as ForwarderSettings, Surroundings, SystemBinder},
+    model::{
+        Clock, PoolName, PortSet, Protocol, Revision, ServiceInstanceId, Timestamp, Transport,
+        announcement::{AnnouncedState, Authority, Endpoint, Origin, Registration, Withdrawal},
+        desired::{DesiredState, ForwarderLimits, ListenerSpec},
+        directory::Directory,
+        observed::{ListenerObservation, ListenerState, Observations},
+        parameters::Settings,
+        token::AnnounceSecret,
+    },
+    telemetry::metrics::Metrics,
+};
+
+use crate::support::eventually::{PATIENCE, eventually};
+
+/// The machine's clock, which tests can put forward.
+#[derive(Debug, Default)]
+pub struct TestClock {
+    ahead_ms: AtomicU64,
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> Instant {
+        Instant::now() + Duration::from_millis(self.ahead_ms.load(Ordering::SeqCst))
+    }
+
+    fn wall(&self) -> Timestamp {
+        Timestamp::from_seconds(1_700_000_000).plus(Duration::from_millis(self.ahead_ms.load(Ordering::SeqCst)))
+    }
+}
+
+/// A forwarder, what it is told and what it says.
+pub struct Node {
+    pub forwarder: Forwarder,
+    pub backends: Backends,
+    pub metrics: Metrics,
+    clock: Arc<TestClock>,
+    desired: Mutex<DesiredState>,
+    seen: Arc<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    observations: Mutex<Arc<Observations>>,
+    changed: Condvar,
+}
+
+impl Node {
+    /// A node with two workers and the default limits.
+    pub fn start() -> Self {
+        Self::with(2, ForwarderLimits::default())
+    }
+
+    pub fn with(workers: usize, limits: ForwarderLimits) -> Self {
+        Self::with_binder(workers, limits, Arc::new(SystemBinder))
+    }
+
+    pub fn with_binder(workers: usize, limits: ForwarderLimits, binder: Arc<dyn Binder>) -> Self {
+        Self::with_all(workers, limits, binder, "21000-22999".parse().unwrap())
+    }
+
+    pub fn with_pool_ports(pool_ports: PortSet) -> Self {
+        Self::with_all(2, ForwarderLimits::default(), Arc::new(SystemBinder), pool_ports)
+    }
+
+    fn with_all(workers: usize, limits: ForwarderLimits, binder: Arc<dyn Binder>, pool_ports: PortSet) -> Self {
+        let (backends, metrics, clock) = (Backends::new(256), Metrics::new(), Arc::new(TestClock::default()));
+        let seen = Arc::new(Seen::default());
+        let settings = ForwarderSettings { listen: vec![IpAddr::V6(Ipv6Addr::UNSPECIFIED)], workers, pool_ports };
+        let surroundings = Surroundings {
+            binder,
+            backends: backends.clone(),
+            clock: Arc::<TestClock>::clone(&clock),
+            metrics: Arc::clone(&metrics.forwarder),
+            holder: Box::new(|port, transport| Some(format!("the holder of {transport} port {port}"))),
+            observe: Box::new({
+                let seen = Arc::clone(&seen);
+                move |observations| {
+                    *seen.observations.lock().unwrap() = observations;
+                    seen.changed.notify_all();
+                }
+            }),
+        };
+        let forwarder = Forwarder::start(settings, surroundings).expect("threads can be had");
+        let desired = DesiredState { limits: Arc::new(limits), ..DesiredState::default() };
+        Self { forwarder, backends, metrics, clock, desired: Mutex::new(desired), seen }
+    }
+
+    /// Changes what is desired and waits until it is applied.
+    pub fn change(&self, change: impl FnOnce(&mut DesiredState)) {
+        let mut desired = self.desired.lock().unwrap();
+        change(&mut desired);
+        desired.revision = Revision(desired.revision.0 + 1);
+        self.forwarder.apply(Arc::new(desired.clone()));
+        self.wait_for(&format!("revision {}", desired.revision), |seen| seen.applied == Some(desired.revision));
+    }
+
+    /// Wants this port, with these settings from now on.
+    pub fn want(&self, port: u16, protocol: Protocol, settings: Settings) {
+        self.change(|desired| {
+            let id = id(port);
+            let version = desired.listeners.get(&id).map_or(1, |before| before.version + 1);
+            let pool = PoolName::new("default").unwrap();
+            let spec = ListenerSpec { service_instance_id: id.clone(), pool, port, protocol, settings, version };
+            desired.listeners.insert_mut(id, Arc::new(spec));
+        });
+    }
+
+    /// The same, and it must be bound.
+    #[track_caller]
+    pub fn open(&self, port: u16, protocol: Protocol, settings: Settings) {
+        self.want(port, protocol, settings);
+        assert_eq!(self.state(port), ListenerState::Bound, "port {port}");
+    }
+
+    /// A TCP port with a backend.
+    pub fn tcp(&self, port: u16, backend: SocketAddr) {
+        self.open(port, Protocol::Tcp, Settings::default());
+        self.announce(port, Transport::Tcp, backend);
+    }
+
+    /// A UDP port with a backend.
+    pub fn udp(&self, port: u16, backend: SocketAddr) {
+        self.open(port, Protocol::Udp, Settings::default());
+        self.announce(port, Transport::Udp, backend);
+    }
+
+    /// No longer wants it.
+    pub fn remove(&self, port: u16) {
+        self.change(|desired| {
+            desired.listeners.remove_mut(&id(port));
+        });
+    }
+
+    pub fn limit(&self, change: impl FnOnce(&mut ForwarderLimits)) {
+        self.change(|desired| change(Arc::make_mut(&mut desired.limits)));
+    }
+
+    pub fn announce(&self, port: u16, transport: Transport, backend: SocketAddr) {
+        self.announce_state(port, transport, backend, AnnouncedState::Up);
+    }
+
+    pub fn announce_state(&self, port: u16, transport: Transport, backend: SocketAddr, state: AnnouncedState) {
+        let registration = Registration {
+            service_instance_id: id(port),
+            endpoints: vec![Endpoint { transport, address: backend }],
+            authority: Authority::Trusted,
+            origin: Origin::default(),
+            time_to_live: Duration::from_secs(1_000_000),
+            state,
+        };
+        self.backends.apply(&registration, self.clock.now()).expect("there is room");
+    }
+
+    pub fn withdraw(&self, port: u16, transport: Transport, backend: SocketAddr) {
+        let endpoints = vec![Endpoint { transport, address: backend }];
+        let withdrawal = Withdrawal { service_instance_id: id(port), endpoints, origin: Origin::default() };
+        self.backends.withdraw(&withdrawal, self.clock.now()).expect("it was announced");
+    }
+
+    /// Ends the authority of all backends.
+    pub fn revoke_all(&self) {
+        self.backends.retain_authorised(&Directory::new(AnnounceSecret::new([0; 32])));
+    }
+
+    /// Puts the clock forward; the workers look at it at once.
+    pub fn advance(&self, duration: Duration) {
+        self.clock.ahead_ms.fetch_add(u64::try_from(duration.as_millis()).unwrap(), Ordering::SeqCst);
+        // One turn fires the timers, and the next one begins after it.
+        self.change(|_| {});
+        self.change(|_| {});
+    }
+
+    pub fn observation(&self, port: u16) -> Option<ListenerObservation> {
+        self.seen.observations.lock().unwrap().listeners.get(&id(port)).cloned()
+    }
+
+    pub fn state(&self, port: u16) -> ListenerState {
+        self.observation(port).expect("it is wanted").state
+    }
+
+    /// Waits until what was observed is as it should be.
+    #[track_caller]
+    pub fn wait_for(&self, what: &str, mut arrived: impl FnMut(&Observations) -> bool) {
+        let seen = self.seen.observations.lock().unwrap();
+        let waited = self.seen.changed.wait_timeout_while(seen, PATIENCE, |seen| !arrived(seen)).unwrap();
+        assert!(!waited.1.timed_out(), "not within {PATIENCE:?}: {what}");
+    }
+
+    /// Waits until so many connections and sessions are open.
+    #[track_caller]
+    pub fn wait_for_flows(&self, flows: u64) {
+        eventually(&format!("{flows} open flows"), || (self.forwarder.open_flows() == flows).then_some(()));
+    }
+
+    /// A sample of the metrics, by its name with labels.
+    #[track_caller]
+    pub fn sample(&self, name: &str) -> u64 {
+        let text = self.metrics.encode();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no sample {name} in\n{text}")).parse().expect("a number")
+    }
+}
+
+/// The service instance of a port.
+pub fn id(port: u16) -> ServiceInstanceId {
+    ServiceInstanceId::new(format!("instance-{port}")).unwrap()
+}
+
+/// A binder that has no descriptors, or whatever else is wrong.
+pub struct FailingBinder<F>(pub F);
+
+impl<F: Fn(u16, Transport) -> Option<io::Error> + Send + Sync> Binder for FailingBinder<F> {
+    fn bind(&self, address: IpAddr, port: u16, transport: Transport) -> io::Result<OwnedFd> {
+        match (self.0)(port, transport) {
+            Some(error) => Err(error),
+            None => SystemBinder.bind(address, port, transport),
+        }
+    }
+}
