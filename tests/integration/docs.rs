@@ -252,7 +252,7 @@ fn rows(document: &str, heading: &str) -> Vec<Vec<String>> {
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(document)).unwrap();
     let body = text.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading} in {document}")).1;
     let lines = body.lines().take_while(|line| !line.starts_with("## ")).filter(|line| line.starts_with("| `"));
-    lines.map(|line| line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect()).collect()
+    lines.map(|line| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
 }
 
 /// What a scrape shows of one metric.
