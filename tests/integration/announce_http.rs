@@ -20,8 +20,8 @@ use crate::{
 };
 
 /// A node with `announce.listen`.
-struct Listening {
-    node: Node,
+pub struct Listening {
+    pub node: Node,
     address: SocketAddr,
     server: JoinSet<()>,
 }
@@ -36,12 +36,12 @@ impl Listening {
         Self { node, address, server }
     }
 
-    async fn alone() -> Self {
+    pub async fn alone() -> Self {
         Self::with(Node::new()).await
     }
 
     /// A client that shows the token of `binding`.
-    fn client(&self, binding: &str) -> Client {
+    pub fn client(&self, binding: &str) -> Client {
         let token = directory().announce_secret.token(&BindingId::new(binding).unwrap());
         self.bearing(&format!("Bearer {}", token.expose()))
     }
@@ -50,7 +50,7 @@ impl Listening {
         Client::new(self.address).with("authorization", authorization)
     }
 
-    async fn stop(mut self) {
+    pub async fn stop(mut self) {
         self.node.stop().await;
         while let Some(ended) = self.server.join_next().await {
             ended.expect("the listener does not panic");
@@ -58,8 +58,8 @@ impl Listening {
     }
 }
 
-const TCP_ONE: &str = "/announce/v1/instances/tcp-one";
-const BOTH_ONE: &str = "/announce/v1/instances/both-one";
+pub const TCP_ONE: &str = "/announce/v1/instances/tcp-one";
+pub const BOTH_ONE: &str = "/announce/v1/instances/both-one";
 
 fn error(reason: &str, description: &str) -> Value {
     json!({"error": reason, "description": description})

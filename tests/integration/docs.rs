@@ -1,16 +1,64 @@
 //! What the documents tell a reader to type, typed: each `console` block of a document runs in one shell, as written,
-//! and must print what the document shows. Numbers, tokens and times may differ.
+//! and must print what the document shows. And what they list is what there is.
 
 use std::{
+    collections::BTreeSet,
     fmt::Write as _,
-    fs,
+    fs, iter,
     os::unix::fs::symlink,
     path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
+
+use harbor::{config, http, model::desired::ForwarderLimits};
+
+use crate::support::harbor::Site;
 
 /// What stands between a command's number and its output.
 const MARK: char = '\u{1}';
+
+/// Numbers with at least so many digits, such as ports and process ids, differ from run to run.
+const PASSING_DIGITS: usize = 4;
+
+/// How long all commands of a document may take, in seconds.
+const PATIENCE: &str = "120";
+
+/// Hexadecimal words of at least so many characters are tokens.
+const TOKEN_DIGITS: usize = 16;
+
+/// What a reader of a guide for tenants and announcers has: a node with NATS, a service instance `game-port` whose port
+/// is `$port`, the app `game-app` bound to it as `$binding`, its `$token`, the app's ports `$tcp` and `$udp`, and where
+/// to announce them, `$url`.
+const A_BOUND_APP: &str = r#"
+nats-server -a 127.0.0.1 -p 4222 > nats.log 2>&1 &
+cat > harbor.toml <<END
+[broker]
+password = "secret"
+[announce]
+listen = "127.0.0.1:8082"
+public_url = "http://127.0.0.1:8082"
+[nats]
+servers = ["nats://127.0.0.1:4222"]
+[harbor_node]
+port_range = "31000"
+host = "127.0.0.1"
+[discovery]
+domain = "harbor.example.com"
+backend_networks = ["127.0.0.0/8"]
+END
+harbor serve --config harbor.toml > harbor.log 2>&1 &
+until curl -s localhost:8081/metrics | grep -q 'harbor_nats_connected 1'; do sleep 0.1; done
+both='"service_id":"7c1e4a52-8f2b-5d38-9a36-0f1d52c6b0e1","plan_id":"e1f6b1f0-57f3-5c0e-8a0b-6d3a6f0c1a04"'
+put() { curl -s -u harbor:secret -H 'X-Broker-API-Version: 2.17' -X PUT "localhost:8080/v2/service_instances/$1" -d "{$both,$2}"; }
+put game-port '"organization_guid":"org","space_guid":"space"' > provisioned
+put game-port/service_bindings/game '"bind_resource":{"app_guid":"game-app"}' > credentials.json
+field() { sed "s/.*\"$1\":\"\{0,1\}\([^\",]*\).*/\1/" credentials.json; }
+url=$(field url) token=$(field token) port=$(field port) binding=game
+target/debug/examples/echo-app game > app.txt &
+until grep -qs udp app.txt; do sleep 0.1; done
+. ./app.txt
+"#;
 
 #[derive(Debug, Default)]
 struct Step {
@@ -21,7 +69,8 @@ struct Step {
 /// The commands of all `console` blocks with the output that is shown for each.
 fn steps(document: &str) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
-    let (mut inside, mut open, mut heredoc) = (false, false, None::<String>);
+    // Until which line a command goes on: a here-document's end, a function's, or that of a quoted or broken line.
+    let (mut inside, mut open, mut ends_at) = (false, false, None::<String>);
     for line in document.lines() {
         if line.starts_with("```") {
             (inside, open) = (line == "```console", false);
@@ -33,12 +82,15 @@ fn steps(document: &str) -> Vec<Step> {
         if let (false, Some(command)) = (open, line.strip_prefix("$ ")) {
             steps.push(Step::default());
             steps.last_mut().unwrap().command = format!("{command}\n");
-            heredoc =
-                command.split_once("<<").map(|(_, end)| end.trim().to_owned()).filter(|end| !end.starts_with('<'));
-            open = heredoc.is_some() || command.ends_with('\\');
+            ends_at = match command.split_once("<<") {
+                Some((_, end)) if !end.starts_with('<') => Some(end.trim().to_owned()),
+                _ if command.ends_with("() {") => Some("}".to_owned()),
+                _ => None,
+            };
+            open = ends_at.is_some() || command.ends_with('\\');
         } else if open {
             writeln!(steps.last_mut().unwrap().command, "{line}").unwrap();
-            open = match &heredoc {
+            open = match &ends_at {
                 Some(end) => line != end,
                 None => line.ends_with('\\'),
             };
@@ -49,32 +101,84 @@ fn steps(document: &str) -> Vec<Step> {
     steps
 }
 
-/// The text with everything in its place but what differs from run to run.
-fn lasting(text: &str) -> String {
-    let mut lasting = String::new();
-    let mut rest = text;
-    while let Some(first) = rest.chars().next() {
-        let run = rest.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(rest.len());
-        let (word, after) = rest.split_at(run);
-        if word.len() >= 16 || after.starts_with('…') || (!word.is_empty() && word.bytes().all(|b| b.is_ascii_digit()))
-        {
-            lasting.push('#');
-            rest = after.strip_prefix('…').unwrap_or(after);
-        } else if run > 0 {
-            lasting.push_str(word);
-            rest = after;
-        } else {
-            if !(first == ' ' && lasting.ends_with(' ')) {
-                lasting.push(first);
+/// Whether `printed` is what the document shows. A time, a long number and a token stand for any other, `…` for the
+/// rest of a token, of a line, or, alone in it, for any lines; spaces for any number of them.
+fn matches(shown: &str, printed: &str) -> bool {
+    let mut printed = printed.lines().peekable();
+    let mut shown = shown.lines().peekable();
+    while let Some(line) = shown.next() {
+        if line == "…" {
+            let Some(next) = shown.peek() else { return true };
+            while printed.peek().is_some_and(|line| !line_matches(next, line)) {
+                printed.next();
             }
-            rest = &rest[first.len_utf8()..];
+        } else if !printed.next().is_some_and(|printed| line_matches(line, printed)) {
+            return false;
         }
     }
-    lasting
+    printed.next().is_none()
 }
 
-/// Runs the commands of a document in a network of their own, so that the ports it names are free.
-fn check(document: &str) {
+fn line_matches(mut shown: &str, mut printed: &str) -> bool {
+    loop {
+        let (Some(first), Some(other)) = (shown.chars().next(), printed.chars().next()) else {
+            return shown == printed || shown == "…";
+        };
+        let word = |text: &str, part: fn(char) -> bool| text.find(|c| !part(c)).unwrap_or(text.len());
+        let digits = word(shown, |c| c.is_ascii_digit());
+        let hex = word(shown, |c| c.is_ascii_hexdigit());
+        let part: fn(char) -> bool = if is_time(shown) && is_time(printed) {
+            |c| c.is_ascii_digit() || "-T:.".contains(c)
+        } else if hex >= TOKEN_DIGITS || (hex > 0 && shown[hex..].starts_with('…')) {
+            |c| c.is_ascii_hexdigit() || c == '…'
+        } else if digits >= PASSING_DIGITS {
+            |c| c.is_ascii_digit()
+        } else if first == ' ' && other == ' ' {
+            |c| c == ' '
+        } else if shown == "…" {
+            return true;
+        } else if first == other {
+            (shown, printed) = (&shown[first.len_utf8()..], &printed[other.len_utf8()..]);
+            continue;
+        } else {
+            return false;
+        };
+        let (of_shown, of_printed) = (word(shown, part), word(printed, part));
+        if of_printed == 0 {
+            return false;
+        }
+        (shown, printed) = (&shown[of_shown..], &printed[of_printed..]);
+    }
+}
+
+/// Whether the text begins with a time as RFC 3339 writes it.
+fn is_time(text: &str) -> bool {
+    let form = "0000-00-00T00:00:00";
+    text.len() > form.len()
+        && iter::zip(form.bytes(), text.bytes()).all(|(f, t)| if f == b'0' { t.is_ascii_digit() } else { t == f })
+}
+
+#[test]
+fn what_differs_from_run_to_run_may_differ_from_what_is_shown() {
+    let check = |shown: &str, printed: &str, expect: bool| assert_eq!(matches(shown, printed), expect, "{shown:?}");
+    check("port 31057", "port 31001", true);
+    check("port 31057", "port", false);
+    check("port 31057 ", "port 31057", false);
+    check("200", "404", false);
+    check("\"token\":\"9f0c…\",\"port\":31057", "\"token\":\"0123456789abcdef\",\"port\":31001", true);
+    check("at 2026-11-21T10:28:40Z  x 1", "at 2027-01-02T03:04:05.123456Z x 1", true);
+    check("at 2026-11-21T10:28:40Z  x 1", "at 2027-01-02T03:04:05.123456Z x 2", false);
+    check("INFO ready …", "INFO ready node=a b", true);
+    check("INFO ready …", "INFO rea", false);
+    check("…\nlast", "first\nsecond\nlast", true);
+    check("…\nlast", "first\nlast\nmore", false);
+    check("first\n…", "first\nsecond\nlast", true);
+    check("first", "first\nsecond", false);
+    check("", "", true);
+}
+
+/// Runs the commands of a document in a network of their own, so that the ports it names are free, after `before`.
+fn check_after(before: &str, document: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let steps = steps(&fs::read_to_string(root.join(document)).unwrap());
     assert!(!steps.is_empty(), "{document} has nothing to run");
@@ -83,17 +187,21 @@ fn check(document: &str) {
     let built = binary.parent().unwrap();
     fs::create_dir(place.path().join("target")).unwrap();
     symlink(built, place.path().join("target/debug")).unwrap();
+    symlink(root.join("manifests"), place.path().join("manifests")).unwrap();
     let mut script = format!("exec 2>&1\nip link set lo up\ncd '{}'\n", place.path().display());
+    script += "unset \"${!HARBOR_@}\"\nPATH=$PWD/target/debug:$PATH:/usr/sbin\n";
+    script += before;
     for (number, step) in steps.iter().enumerate() {
         write!(script, "echo '{MARK}{number}'\n{}", step.command).unwrap();
     }
-    // Building is the first thing the document does, and the only one that needs the sources and the network.
+    // Building needs the sources and the network; the tests have been built with all that it makes.
     let script = script.replace("cargo build", "true");
-    let output = Command::new("unshare")
-        .args(["--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", &script])
+    let output = Command::new("timeout")
+        .args(["--signal=KILL", PATIENCE, "unshare", "--map-root-user", "--net", "--pid", "--fork", "--kill-child"])
+        .args(["--mount-proc", "bash", "-c", &script])
         .stdin(Stdio::null())
         .output()
-        .expect("unshare is part of every Debian");
+        .expect("timeout and unshare are part of every Debian");
     let text = String::from_utf8_lossy(&output.stdout);
     if text.is_empty() {
         let reason = String::from_utf8_lossy(&output.stderr);
@@ -105,11 +213,130 @@ fn check(document: &str) {
     let mut printed = text.split(MARK).skip(1);
     for step in &steps {
         let output = printed.next().and_then(|output| output.split_once('\n')).map_or("", |(_, output)| output);
-        assert_eq!(lasting(output), lasting(&step.shown), "{document}, after: {}\n{text}", step.command);
+        assert!(
+            matches(&step.shown, output),
+            "{document}, after: {}it shows:\n{}and this was printed:\n{output}\nthe whole:\n{text}",
+            step.command,
+            step.shown
+        );
     }
 }
 
 #[test]
 fn the_tour_of_the_readme_is_as_it_says() {
-    check("README.md");
+    check_after("", "README.md");
+}
+
+#[test]
+fn the_user_guide_is_as_it_says() {
+    check_after(A_BOUND_APP, "docs/user-guide.md");
+}
+
+#[test]
+fn the_operators_guide_is_as_it_says() {
+    check_after("", "docs/operator-guide.md");
+}
+
+#[test]
+fn the_page_on_announcements_is_as_it_says() {
+    check_after(A_BOUND_APP, "docs/announcements.md");
+}
+
+/// The words in backquotes of a cell of a table.
+fn words(cell: &str) -> BTreeSet<String> {
+    cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// The rows of the tables under a heading.
+fn rows(document: &str, heading: &str) -> Vec<Vec<String>> {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(document)).unwrap();
+    let body = text.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading} in {document}")).1;
+    let lines = body.lines().take_while(|line| !line.starts_with("## ")).filter(|line| line.starts_with("| `"));
+    lines.map(|line| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
+}
+
+/// What a scrape shows of one metric.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Metric {
+    name: String,
+    kind: String,
+    labels: BTreeSet<String>,
+}
+
+/// All metrics of a scrape, and all pairs of a label and its value that they have.
+fn scraped(text: &str) -> (BTreeSet<Metric>, BTreeSet<(String, String, String)>) {
+    let (mut metrics, mut values) = (BTreeSet::new(), BTreeSet::new());
+    let mut described: Option<Metric> = None;
+    for line in text.lines() {
+        if let Some((family, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+            metrics.extend(described.take());
+            let suffix = match kind {
+                "counter" => "_total",
+                "info" => "_info",
+                _ => "",
+            };
+            let (name, kind) = (format!("{family}{suffix}"), kind.to_owned());
+            described = Some(Metric { name, kind, labels: BTreeSet::new() });
+        } else if let (Some(metric), false) = (&mut described, line.starts_with('#')) {
+            let labels =
+                line.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map_or("", |(labels, _)| labels);
+            for (label, value) in
+                labels.split(',').filter_map(|pair| pair.split_once('=')).filter(|pair| pair.0 != "le")
+            {
+                metric.labels.insert(label.to_owned());
+                values.insert((metric.name.clone(), label.to_owned(), value.trim_matches('"').to_owned()));
+            }
+        }
+    }
+    metrics.extend(described);
+    (metrics, values)
+}
+
+#[tokio::test]
+async fn the_page_on_metrics_lists_what_a_node_shows() {
+    let harbor = Site::new("31900-31901", "").serve().await;
+    assert_eq!(harbor.broker().get("/v2/catalog").await.status, 200);
+    let text = String::from_utf8(harbor.admin().get("/metrics").await.body.to_vec()).unwrap();
+    let (metrics, values) = scraped(&text);
+    let listed = rows("docs/metrics.md", "## All of them").into_iter().map(|row| Metric {
+        name: row[0].trim_matches([' ', '`']).to_owned(),
+        kind: row[1].clone(),
+        labels: words(&row[2]),
+    });
+    assert_eq!(listed.collect::<BTreeSet<_>>(), metrics);
+
+    let reasons = |of_announcements: bool| {
+        let of = values
+            .iter()
+            .filter(move |(metric, label, _)| label == "reason" && metric.contains("announcement") == of_announcements);
+        of.map(|(_, _, reason)| reason.clone()).collect::<BTreeSet<_>>()
+    };
+    let explained =
+        rows("docs/metrics.md", "## Reasons").iter().flat_map(|row| words(&row[0])).collect::<BTreeSet<_>>();
+    assert_eq!(explained, reasons(false));
+    let announcements = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/announcements.md")).unwrap();
+    let unexplained = reasons(true).into_iter().filter(|reason| !announcements.contains(&format!("`{reason}`")));
+    assert_eq!(unexplained.collect::<Vec<_>>(), Vec::<String>::new());
+    assert!(harbor.terminate().success());
+}
+
+#[test]
+fn the_unit_fits_the_example_and_the_defaults() {
+    let unit = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/systemd/harbor.service")).unwrap();
+    let set = |key: &str| {
+        let mut values = unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        values.next().unwrap_or_else(|| panic!("the unit has no {key}")).to_owned()
+    };
+    let limits = ForwarderLimits::default();
+    let drained = limits.drain_wait + limits.drain_timeout + http::Limits::default().shutdown_grace;
+    let patience = Duration::from_secs(set("TimeoutStopSec").trim_end_matches('s').parse().unwrap());
+    assert!(patience > drained, "{patience:?} is not enough for {drained:?}");
+
+    let example = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/harbor.toml")).unwrap();
+    let example = example.replace("# directory", "directory");
+    let sources = config::Sources { file: None, variables: Vec::new(), own_address: [127, 0, 0, 1].into() };
+    let config = config::check(&example, Some("harbor.toml"), &sources).unwrap();
+    assert_eq!(config.node.data_dir, Path::new("/var/lib").join(set("StateDirectory")));
+    assert_eq!(config.log.directory, Some(Path::new("/var/log").join(set("LogsDirectory"))));
+    assert!(set("ExecStart").ends_with(&format!(" --config /etc/{}/harbor.toml", set("ConfigurationDirectory"))));
 }

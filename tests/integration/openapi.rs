@@ -6,15 +6,18 @@ use std::{collections::BTreeSet, sync::Arc};
 use harbor::{
     admin::wire,
     broker::ROUTES,
+    discovery::source::{Action, Source},
     model::{
-        Timestamp,
+        AppId, BindingId, Timestamp,
         observed::{Link, Mode},
         plan::SERVICE_ID,
     },
 };
+use hyper::Method;
 use serde_json::{Value, json};
 
 use super::admin::Node;
+use super::announce_http::{BOTH_ONE, Listening, TCP_ONE};
 use super::broker::fixture::{QUERY, Site, bind_app, bind_key, plan, request, request_with, site, site_with};
 use crate::support::http::{Answer, Client};
 
@@ -302,4 +305,121 @@ async fn what_operators_are_shown_is_what_it_describes() {
         }
     }
     assert_eq!(seen, described);
+}
+
+/// Live answers of the announce API, held against the document as they come.
+struct Announcing {
+    document: Value,
+    seen: BTreeSet<(String, String)>,
+}
+
+impl Announcing {
+    /// Sends `method` to `path`, and expects `status` and `error`.
+    async fn send(&mut self, client: &Client, method: Method, path: &str, body: Value, expect: (u16, &str)) {
+        let body = (!body.is_null()).then_some(body);
+        let answer = client.send(method.clone(), path, body.as_ref()).await;
+        let error = answer.json()["error"].as_str().unwrap_or_default().to_owned();
+        assert_eq!((answer.status.as_u16(), error.as_str()), expect, "{method} {path}: {}", answer.json());
+        let operation = &self.document["paths"][ANNOUNCE_PATH][method.as_str().to_lowercase()];
+        let response = resolve(&self.document, &operation["responses"][answer.status.as_str()]);
+        assert!(response.is_object(), "{method} answers {}, and the document does not say so", answer.status);
+        assert_eq!(answer.headers["content-type"], "application/json");
+        for name in response["headers"].as_object().into_iter().flat_map(|headers| headers.keys()) {
+            assert!(answer.headers.contains_key(name.to_lowercase()), "{method} {} lacks {name}", answer.status);
+        }
+        let schema = &response["content"]["application/json"]["schema"];
+        judge(&self.document, schema, &answer.json())
+            .unwrap_or_else(|error| panic!("{method} {}: {error}: {}", answer.status, answer.json()));
+        if let (true, Some(body)) = (answer.status.is_success(), &body) {
+            let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
+            judge(&self.document, schema, body).unwrap_or_else(|error| panic!("request {body}: {error}"));
+        }
+        self.seen.insert((method.to_string().to_lowercase(), answer.status.as_str().to_owned()));
+    }
+}
+
+const ANNOUNCE_PATH: &str = "/announce/v1/instances/{instance_id}";
+
+#[tokio::test]
+async fn live_answers_to_announcements_are_what_it_describes() {
+    let listening = Listening::alone().await;
+    let mut announcing = Announcing { document: document(), seen: BTreeSet::new() };
+    let (put, get, delete) = (Method::PUT, Method::GET, Method::DELETE);
+    let app = listening.client("of-app");
+    let of_app = |more: Value| {
+        let mut body = json!({"binding_id": "of-app"});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    let shown = format!("{TCP_ONE}?binding_id=of-app");
+    let at = |port: u16| format!("{shown}&port={port}");
+
+    for (more, expect) in [
+        (json!({"port": 61_012, "state": "up", "stale_threshold_in_seconds": 60}), (200, "")),
+        (json!({"port": 61_012, "host": "127.0.0.1", "state": "draining"}), (200, "")),
+        (json!({"port": 61_012}), (200, "")),
+        (json!({"port": "61012"}), (400, "malformed")),
+        (json!({"port": 1, "state": "gone"}), (400, "malformed")),
+        (json!({}), (400, "no_port")),
+        (json!({"port": 0}), (400, "tls_only")),
+        (json!({"udp_port": 1}), (400, "protocol_mismatch")),
+        (json!({"port": 1, "host": "name"}), (400, "host_not_an_address")),
+        (json!({"port": 1, "host": "10.0.2.7"}), (403, "address_forbidden")),
+        (json!({"port": 23_001}), (403, "loop")),
+        (json!({"port": 1, "padding": "x".repeat(16 * 1024)}), (413, "")),
+    ] {
+        announcing.send(&app, put.clone(), TCP_ONE, of_app(more), expect).await;
+    }
+    announcing.send(&app, put.clone(), TCP_ONE, json!([]), (400, "malformed")).await;
+    announcing.send(&app, put.clone(), TCP_ONE, json!({"binding_id": "gone"}), (401, "")).await;
+    announcing.send(&app, get.clone(), &shown, Value::Null, (200, "")).await;
+    announcing.send(&app, get.clone(), TCP_ONE, Value::Null, (400, "malformed")).await;
+    announcing.send(&app, get.clone(), &format!("{BOTH_ONE}?binding_id=of-app"), Value::Null, (401, "")).await;
+
+    // Another app of the same service instance does not withdraw what the first has announced.
+    listening.node.directory.send_modify(|directory| {
+        let directory = Arc::make_mut(directory);
+        let mut other = (**directory.binding("of-app").unwrap()).clone();
+        other.id = BindingId::new("of-other").unwrap();
+        other.app_id = Some(AppId::new("other").unwrap());
+        directory.put_binding(&Arc::new(other));
+    });
+    let others = format!("{TCP_ONE}?binding_id=of-other&port=61012");
+    let other = listening.client("of-other");
+    announcing.send(&other, delete.clone(), &others, Value::Null, (409, "other_origin")).await;
+    for (query, expect) in [
+        (at(61_012), (200, "")),
+        (at(61_012), (404, "unknown_backend")),
+        (shown.clone(), (400, "no_port")),
+        (format!("{shown}&port=x"), (400, "malformed")),
+        (format!("{}&host=10.0.2.7", at(1)), (403, "address_forbidden")),
+        (format!("{TCP_ONE}?binding_id=gone&port=1"), (401, "")),
+    ] {
+        announcing.send(&app, delete.clone(), &query, Value::Null, expect).await;
+    }
+
+    for port in 1..=256 {
+        let message = json!({"host": "10.0.1.7", "port": port, "app": "app", "harbor": {"instance_id": "tcp-one"}});
+        listening.node.discovery.receive(Source::Harbor, Action::Register, message.to_string().as_bytes());
+    }
+    announcing.send(&app, put.clone(), TCP_ONE, of_app(json!({"port": 61_012})), (409, "too_many_backends")).await;
+    announcing.send(&app, get.clone(), &shown, Value::Null, (200, "")).await;
+
+    // One token's haste: its burst is soon used up.
+    while app.get(&shown).await.status == 200 {}
+    for (method, path, body) in [(put, TCP_ONE, of_app(json!({"port": 1}))), (get, &*shown, Value::Null)] {
+        announcing.send(&app, method, path, body, (429, "rate_limited")).await;
+    }
+    announcing.send(&app, delete, &at(1), Value::Null, (429, "rate_limited")).await;
+    listening.stop().await;
+
+    // What a test cannot bring about here: a body that never ends, and an end between two looks at the directory.
+    let unseen = [("put", "408"), ("put", "404")];
+    let methods = announcing.document["paths"][ANNOUNCE_PATH].as_object().unwrap();
+    for (method, operation) in methods.iter().filter(|(_, operation)| operation.get("operationId").is_some()) {
+        for status in operation["responses"].as_object().unwrap().keys() {
+            let seen = announcing.seen.contains(&(method.clone(), status.clone()));
+            assert!(seen || unseen.contains(&(method, status)), "{method} {status} is described and never seen");
+        }
+    }
 }
