@@ -165,12 +165,11 @@ impl Worker {
                     }
                 }
                 Err(Errno::AGAIN) => return,
-                Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                Err(error) if is_of_the_connection(error) => {}
+                Err(_) => {
                     self.tools.shared.metrics.connections_refused.of(Refusal::Exhausted).inc();
                     return self.pause_accepting(port);
                 }
-                // Errors of a connection that ended before it was accepted are reported here too.
-                Err(_) => {}
             }
         }
     }
@@ -319,6 +318,24 @@ impl Worker {
             }
         }
     }
+}
+
+/// Whether `accept` tells of a connection that ended while it waited, or of its network: the next one may be fine.
+const fn is_of_the_connection(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::CONNABORTED
+            | Errno::HOSTDOWN
+            | Errno::HOSTUNREACH
+            | Errno::INTR
+            | Errno::NETDOWN
+            | Errno::NETUNREACH
+            | Errno::NONET
+            | Errno::NOPROTOOPT
+            | Errno::OPNOTSUPP
+            | Errno::PERM
+            | Errno::PROTO
+    )
 }
 
 /// Everything, once: no call is needed to change what is watched.
