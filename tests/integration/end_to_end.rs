@@ -189,11 +189,18 @@ async fn a_restart_opens_every_port_and_takes_back_the_backends_that_live() {
     assert!(harbor.terminate().success());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn sigterm_takes_no_new_connections_and_lets_the_open_ones_finish() {
+/// A node that drains while a connection to `app` is open. Without NATS or its app the connection would end.
+struct Draining {
+    harbor: Harbor,
+    open: TcpStream,
+    _server: NatsServer,
+    _app: Echo,
+}
+
+async fn draining(ports: &str) -> Draining {
     let server = NatsServer::start();
     let nats = async_nats::connect(server.url()).await.unwrap();
-    let harbor = Site::new("28030-28039", &with_nats(&server)).serve().await;
+    let harbor = Site::new(ports, &with_nats(&server)).serve().await;
     provision(&harbor, "a", PLAN_TCP).await;
     let port = at(&bind(&harbor, "a", "binding", PLAN_TCP).await);
     let app = Echo::start("app").await;
@@ -203,6 +210,12 @@ async fn sigterm_takes_no_new_connections_and_lets_the_open_ones_finish() {
     assert_eq!(tell(&mut open, "one").await.as_deref(), Some("app: one"));
     harbor.signal(Signal::TERM);
     closed(port).await;
+    Draining { harbor, open, _server: server, _app: app }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_takes_no_new_connections_and_lets_the_open_ones_finish() {
+    let Draining { harbor, mut open, _server, _app } = draining("28030-28039").await;
     let ready = harbor.admin().get("/readyz").await;
     assert_eq!((ready.status.as_u16(), &ready.json()["ready"]), (503, &json!(false)), "the admin API still answers");
     assert_eq!(tell(&mut open, "two").await.as_deref(), Some("app: two"), "what is open goes on");
@@ -213,18 +226,7 @@ async fn sigterm_takes_no_new_connections_and_lets_the_open_ones_finish() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_sigterm_waits_for_nobody() {
-    let server = NatsServer::start();
-    let nats = async_nats::connect(server.url()).await.unwrap();
-    let harbor = Site::new("28040-28049", &with_nats(&server)).serve().await;
-    provision(&harbor, "a", PLAN_TCP).await;
-    let port = at(&bind(&harbor, "a", "binding", PLAN_TCP).await);
-    let app = Echo::start("app").await;
-    announce(&nats, "a", &app).await;
-    served(port).await;
-    let mut open = TcpStream::connect(port).await.unwrap();
-    assert!(tell(&mut open, "one").await.is_some());
-    harbor.signal(Signal::TERM);
-    closed(port).await;
+    let Draining { harbor, mut open, _server, _app } = draining("28040-28049").await;
     assert!(harbor.terminate().success());
     assert_eq!(tell(&mut open, "two").await, None);
 }
