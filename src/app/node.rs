@@ -3,7 +3,7 @@
 //! Start: lock and store → snapshot → all ports bound or failed → last-known backends → NATS → ready → broker. A
 //! broker that answers therefore has its ports open. The end is the same way back, with time for what is open.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
 use tokio::sync::watch;
@@ -45,6 +45,8 @@ struct Node {
     observations: watch::Receiver<Arc<Observations>>,
     control: Arc<Control>,
     discovery: Arc<Discovery>,
+    /// Where the parts are that Harbor itself uses.
+    infrastructure: BTreeSet<SocketAddr>,
     relays: Option<Relays>,
     passwords: Arc<broker::Passwords>,
     admin_token: admin::Token,
@@ -100,7 +102,7 @@ impl Node {
                 .await?;
         let infrastructure = infrastructure::addresses(config).await;
         let (discovery, relays) = Discovery::new(
-            settings::discovery(config, sources.own_address, apis.addresses(), infrastructure),
+            settings::discovery(config, sources.own_address, apis.addresses(), infrastructure.clone()),
             backends.clone(),
             control.directory(),
             Arc::clone(&clock),
@@ -116,6 +118,7 @@ impl Node {
             observations,
             control,
             discovery,
+            infrastructure,
             relays: Some(relays),
             passwords: Arc::new(broker::Passwords::new(&username, &passwords)),
             admin_token,
@@ -136,6 +139,9 @@ impl Node {
             sources,
             log,
             control: Arc::clone(&self.control),
+            discovery: Arc::clone(&self.discovery),
+            own_apis: apis.addresses(),
+            infrastructure: self.infrastructure.clone(),
             passwords: Arc::clone(&self.passwords),
             certificates: apis.certificates(),
         };

@@ -1,12 +1,13 @@
 //! SIGHUP: the configuration, certificates and log files are read again, and what can change live is taken over.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use super::settings;
 use crate::{
     broker::Passwords,
     config::{self, Config, Sources},
     control::Control,
+    discovery::Discovery,
     http::Tls,
     telemetry::log::Log,
 };
@@ -17,6 +18,10 @@ pub(super) struct Reloadable<'a> {
     pub(super) sources: &'a Sources,
     pub(super) log: &'a Log,
     pub(super) control: Arc<Control>,
+    pub(super) discovery: Arc<Discovery>,
+    /// Where Harbor's own APIs listen, and where the parts are that it uses.
+    pub(super) own_apis: BTreeSet<SocketAddr>,
+    pub(super) infrastructure: BTreeSet<SocketAddr>,
     pub(super) passwords: Arc<Passwords>,
     pub(super) certificates: Vec<Arc<Tls>>,
 }
@@ -54,6 +59,9 @@ pub(super) async fn reload(running: &mut Config, reach: &Reloadable<'_>) {
     running.broker.username.clone_from(&wanted.broker.username);
     running.broker.passwords.clone_from(&wanted.broker.passwords);
     running.warnings.clone_from(&wanted.warnings);
+    // Other ports and hosts of the pools: backends there would go in circles.
+    let (own_apis, infrastructure) = (reach.own_apis.clone(), reach.infrastructure.clone());
+    reach.discovery.set_settings(settings::discovery(running, reach.sources.own_address, own_apis, infrastructure));
     if *running == wanted {
         tracing::info!("the configuration was taken over");
     } else {

@@ -390,10 +390,6 @@ impl Reconciler {
     }
 
     fn publish(&self) {
-        let failed = self.state.entries.values().filter(|entry| entry.incomplete).count();
-        let gauge = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        self.shared.metrics.listeners_failed.set(gauge(failed));
-        self.shared.metrics.listeners_bound.set(gauge(self.state.entries.len() - failed));
         (self.observe)(Arc::new(self.state.observations.clone()));
     }
 

@@ -298,6 +298,7 @@ async fn the_page_on_metrics_lists_what_a_node_shows() {
     assert_eq!(harbor.broker().get("/v2/catalog").await.status, 200);
     let text = String::from_utf8(harbor.admin().get("/metrics").await.body.to_vec()).unwrap();
     let (metrics, values) = scraped(&text);
+    assert_eq!(metrics.len(), text.matches("# TYPE ").count(), "a metric is shown twice");
     let listed = rows("docs/metrics.md", "## All of them").into_iter().map(|row| Metric {
         name: row[0].trim_matches([' ', '`']).to_owned(),
         kind: row[1].clone(),

@@ -233,14 +233,14 @@ async fn a_second_sigterm_waits_for_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sighup_takes_over_what_is_right_and_nothing_of_what_is_not() {
-    let site = Site::new("28050-28059", "");
+    let site = Site::new("28050-28054", "");
     let harbor = site.serve().await;
     provision(&harbor, "a", PLAN_TCP).await;
     bind(&harbor, "a", "binding", PLAN_TCP).await;
     let binding = "/v2/service_instances/a/service_bindings/binding";
     let config = fs::read_to_string(site.config()).unwrap();
 
-    fs::write(site.config(), config.replace("192.0.43.10", "192.0.43.11").replace("28059", "nonsense")).unwrap();
+    fs::write(site.config(), config.replace("192.0.43.10", "192.0.43.11").replace("28054", "nonsense")).unwrap();
     harbor.signal(Signal::HUP);
     let line = harbor.logged("the configuration was not taken over");
     assert!(line.contains("harbor.toml:") && line.contains("nonsense"), "{line}");
@@ -253,6 +253,24 @@ async fn sighup_takes_over_what_is_right_and_nothing_of_what_is_not() {
     assert_eq!(harbor.broker().get(binding).await.status, 401, "the old password no longer holds");
     let client = Client::broker(harbor.address("broker"), "Basic aGFyYm9yOm90aGVy");
     assert_eq!(client.get(binding).await.json()["credentials"]["ext_host"], "192.0.43.11");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ports_that_a_pool_gets_while_the_node_runs_are_no_backends_either() {
+    let site = Site::new("28055-28056", "");
+    let harbor = site.serve().await;
+    provision(&harbor, "a", PLAN_TCP).await;
+    let credentials = bind(&harbor, "a", "binding", PLAN_TCP).await;
+    let token = credentials["announce"]["token"].as_str().unwrap();
+    let app = Client::new(harbor.address("announce")).with("authorization", &format!("Bearer {token}"));
+    let announcement = json!({"binding_id": "binding", "port": 28_059});
+    assert_eq!(app.put("/announce/v1/instances/a", &announcement).await.status, 200);
+    let config = fs::read_to_string(site.config()).unwrap();
+    fs::write(site.config(), config.replace("28056", "28059")).unwrap();
+    harbor.signal(Signal::HUP);
+    harbor.logged("the configuration was taken over");
+    let refused = app.put("/announce/v1/instances/a", &announcement).await;
+    assert_eq!((refused.status.as_u16(), &refused.json()["error"]), (403, &json!("loop")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

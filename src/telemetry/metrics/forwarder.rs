@@ -168,10 +168,6 @@ pub struct ForwarderMetrics {
     pub tcp_bytes: CountersBy<Direction>,
     /// Bytes carried over UDP.
     pub udp_bytes: CountersBy<Direction>,
-    /// Listeners that serve.
-    pub listeners_bound: Gauge,
-    /// Listeners whose port cannot be bound.
-    pub listeners_failed: Gauge,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -188,11 +184,6 @@ struct DirectionLabel {
 struct CarriedLabels {
     transport: &'static str,
     direction: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StateLabel {
-    state: &'static str,
 }
 
 impl ForwarderMetrics {
@@ -212,9 +203,6 @@ impl ForwarderMetrics {
         registry.register("datagrams", "Datagrams passed on", datagrams.clone());
         let bytes = Family::<CarriedLabels, Counter>::default();
         registry.register("carried_bytes", "Bytes carried", bytes.clone());
-        let listeners = Family::<StateLabel, Gauge>::default();
-        registry.register("listeners", "Listeners by state", listeners.clone());
-        let listeners_in = |state| listeners.get_or_create(&StateLabel { state }).clone();
 
         let metrics = Self {
             connections_accepted: Counter::default(),
@@ -229,8 +217,6 @@ impl ForwarderMetrics {
             datagrams_dropped: CountersBy::new(&datagrams_dropped, reason),
             tcp_bytes: CountersBy::new(&bytes, |direction| CarriedLabels { transport: "tcp", direction }),
             udp_bytes: CountersBy::new(&bytes, |direction| CarriedLabels { transport: "udp", direction }),
-            listeners_bound: listeners_in("bound"),
-            listeners_failed: listeners_in("failed"),
         };
         registry.register(
             "connections_accepted",
