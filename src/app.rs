@@ -4,7 +4,7 @@ mod apis;
 pub mod clock;
 mod drain;
 mod infrastructure;
-mod links;
+mod lookout;
 mod machine;
 mod migrate;
 mod node;

@@ -177,6 +177,13 @@ impl Forwarder {
         replies.iter().flatten().collect()
     }
 
+    /// Whether a thread has ended by itself, which only a bug makes it do. Its flows and ports are unattended then.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        let threads = self.threads();
+        threads.reconciler.iter().chain(&threads.workers).any(JoinHandle::is_finished)
+    }
+
     /// Ends all flows, closes all sockets and waits for all threads. Doing it again does nothing.
     ///
     /// # Panics

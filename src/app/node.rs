@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::{
     apis::Apis,
     clock::SystemClock,
-    drain, infrastructure, links, machine,
+    drain, infrastructure, lookout, machine,
     reload::{self, Reloadable},
     settings,
     signals::{Signals, Told},
@@ -156,8 +156,9 @@ impl Node {
         });
         admin_api.serve(self.admin_router(&config, store_link.subscribe(), nats_link.subscribe()), &mut admin);
         parts.spawn("store link", |stop| {
-            links::watch_store(Arc::clone(&self.store), Arc::clone(&self.clock), store_link, stop)
+            lookout::store(Arc::clone(&self.store), Arc::clone(&self.clock), store_link, stop)
         });
+        parts.spawn("forwarder", |stop| lookout::forwarder(Arc::clone(&self.forwarder), stop));
         parts.spawn("refresh", {
             let control = Arc::clone(&self.control);
             |stop| async move { control.follow(stop).await }

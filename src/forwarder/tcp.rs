@@ -477,7 +477,7 @@ impl Connection {
         let source = if read == tools.scratch.len() { Source::More } else { Source::Drained };
         let sent = match send(self.socket(to), &tools.scratch[..read]) {
             Ok(sent) => sent,
-            Err(_) => return Input::WriteFailed(to),
+            Err(error) => return write_failed(to, error),
         };
         if sent < read {
             *self.held(to) = Held::of(&tools.scratch[sent..read]);
@@ -491,9 +491,12 @@ impl Connection {
             Side::Client => &self.to_client,
             Side::Backend => &self.to_backend,
         };
-        let Ok(sent) = send(self.socket(to), held.left()) else {
-            *self.held(to) = Held::default();
-            return Input::WriteFailed(to);
+        let sent = match send(self.socket(to), held.left()) {
+            Ok(sent) => sent,
+            Err(error) => {
+                *self.held(to) = Held::default();
+                return write_failed(to, error);
+            }
         };
         count(to, sent, tools);
         self.held(to).advance(sent);
@@ -514,6 +517,11 @@ fn count(to: Side, bytes: usize, tools: &Tools) {
         Side::Backend => Direction::ToBackend,
     };
     tools.shared.metrics.tcp_bytes.of(direction).inc_by(bytes as u64);
+}
+
+/// A broken pipe is what a write to a peer brings that has said its last and gone; any other error cuts it off.
+fn write_failed(to: Side, error: Errno) -> Input {
+    Input::WriteFailed { to, cut: error != Errno::PIPE }
 }
 
 /// Writes what the socket has room for, perhaps nothing.

@@ -179,8 +179,13 @@ impl Worker {
             let session = self.open_session(port, peer, opening.source, ticket, &mut tried)?;
             let header = self.header(port, peer, &opening);
             match self.send(port, session, &header, opening.payload) {
+                Ok(()) => return Ok(()),
                 Err(Errno::CONNREFUSED) => self.lose_backend(port, session),
-                result => return result.map_err(|_| Refusal::Undeliverable),
+                Err(_) => {
+                    // The next datagram would go out without the header, and could bring one of its own.
+                    self.end_session(port, session, SessionEnd::NotBegun);
+                    return Err(Refusal::Undeliverable);
+                }
             }
         }
     }

@@ -33,6 +33,8 @@ struct Socket {
     peer_finished: bool,
     end_was_read: bool,
     broken: bool,
+    /// A read or write has been told that it broke: the kernel says so once.
+    break_was_told: bool,
     /// Bytes that were written here, and of them those that the peer has read.
     written: u64,
     read_by_peer: u64,
@@ -84,18 +86,27 @@ impl Socket {
         if self.read > from {
             return Ok(Some(from..self.read));
         }
-        if self.broken {
+        self.end_was_read |= self.peer_finished;
+        if self.peer_finished {
+            return Ok(Some(from..from));
+        }
+        if self.broken && !std::mem::replace(&mut self.break_was_told, true) {
             return Err(());
         }
-        self.end_was_read |= self.peer_finished;
-        Ok(self.peer_finished.then_some(from..from))
+        Ok(self.broken.then_some(from..from))
     }
 
-    /// As `send`: what does not fit is not taken.
-    fn send(&mut self, bytes: u64) -> Result<u64, ()> {
+    /// The peer broke off before it had said its last.
+    fn cut(&self) -> bool {
+        self.broken && !self.peer_finished
+    }
+
+    /// As `send`: what does not fit is not taken. An error tells whether the peer cut it off; a pipe is broken when it
+    /// had said its last, and once that has been told.
+    fn send(&mut self, bytes: u64) -> Result<u64, bool> {
         assert!(!self.told_peer, "nothing is written after the end");
         if self.broken {
-            return Err(());
+            return Err(!std::mem::replace(&mut self.break_was_told, true) && self.cut());
         }
         let taken = bytes.min(self.room());
         self.was_full |= taken < bytes;
@@ -370,7 +381,10 @@ impl<'a> World<'a> {
             Ok(Some(bytes)) => {
                 assert_eq!(self.held(to).end, bytes.start, "bytes stay in order");
                 let read = bytes.end - bytes.start;
-                let Ok(sent) = self.socket(to).send(read) else { return Input::WriteFailed(to) };
+                let sent = match self.socket(to).send(read) {
+                    Ok(sent) => sent,
+                    Err(cut) => return Input::WriteFailed { to, cut },
+                };
                 self.active_at = self.now;
                 *self.held(to) = bytes.start + sent..bytes.end;
                 let source = if read == SCRATCH { Source::More } else { Source::Drained };
@@ -385,7 +399,10 @@ impl<'a> World<'a> {
         let header = if to == Side::Backend { self.header } else { 0 };
         let bytes = header + held.end - held.start;
         assert!(bytes > 0, "there is something to flush");
-        let Ok(sent) = self.socket(to).send(bytes) else { return Input::WriteFailed(to) };
+        let sent = match self.socket(to).send(bytes) {
+            Ok(sent) => sent,
+            Err(cut) => return Input::WriteFailed { to, cut },
+        };
         if sent > 0 {
             self.active_at = self.now;
         }
@@ -411,7 +428,7 @@ impl<'a> World<'a> {
             (&self.backend, &self.client, self.to_client.end - self.to_client.start),
         ] {
             assert!(held <= SCRATCH + HEADER, "what is held is bounded");
-            if from.broken {
+            if from.cut() {
                 assert!(held > 0 && to.room() == 0 && !to.broken, "nothing keeps it from ending");
             }
             if whole && held > 0 {
@@ -427,6 +444,9 @@ impl<'a> World<'a> {
 
     /// What an end says is so.
     fn check_end(&self, end: ConnectionEnd) {
+        for (from, to) in [(&self.client, &self.backend), (&self.backend, &self.client)] {
+            assert!(!from.cut() || !to.told_peer, "what was cut off is not told to be whole");
+        }
         match end {
             ConnectionEnd::Finished => {
                 let whole = !self.client.broken && !self.backend.broken;

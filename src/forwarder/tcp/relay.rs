@@ -11,6 +11,9 @@ use std::{
 
 use crate::telemetry::metrics::ConnectionEnd;
 
+/// How long nothing may happen once a side has broken off and what it sent is still being delivered.
+pub const BROKEN_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// One of the two sockets of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
@@ -87,7 +90,12 @@ pub enum Input {
     /// A read from this side failed.
     ReadFailed(Side),
     /// A write to this side failed.
-    WriteFailed(Side),
+    WriteFailed {
+        /// Which side takes no more.
+        to: Side,
+        /// It broke off without having said its last: what it sent is not whole.
+        cut: bool,
+    },
     /// This side has been told that no more comes.
     Told(Side),
     /// The idle time-out is now this.
@@ -180,6 +188,15 @@ pub struct Relay {
     idle_timeout: Duration,
     active_at: Instant,
     drain_by: Option<Instant>,
+    broken: Option<Broken>,
+}
+
+/// A side that has broken off; what it had sent before is still delivered.
+#[derive(Debug, Clone, Copy)]
+struct Broken {
+    side: Side,
+    /// Its reads may end as if it had said its last, though it has not: the error was told to a write.
+    cut: bool,
 }
 
 impl Relay {
@@ -201,6 +218,7 @@ impl Relay {
             idle_timeout,
             active_at: now,
             drain_by: None,
+            broken: None,
         }
     }
 
@@ -215,9 +233,14 @@ impl Relay {
     pub fn deadline(&self) -> Instant {
         let stage = match self.stage {
             Stage::Header(until) | Stage::Connecting(_, until) => until,
-            _ => self.active_at + self.idle_timeout,
+            _ => self.active_at + self.patience(),
         };
         self.drain_by.map_or(stage, |drain_by| stage.min(drain_by))
+    }
+
+    /// How long nothing may happen.
+    fn patience(&self) -> Duration {
+        if self.broken.is_some() { self.idle_timeout.min(BROKEN_TIMEOUT) } else { self.idle_timeout }
     }
 
     /// Takes note of what has happened.
@@ -226,7 +249,7 @@ impl Relay {
             return;
         }
         match input {
-            Input::Ready(side, readiness) => self.ready(side, readiness),
+            Input::Ready(side, readiness) => self.ready(side, readiness, now),
             Input::HeaderRead => {
                 self.stage = Stage::Choosing;
                 self.active_at = now;
@@ -272,6 +295,10 @@ impl Relay {
                 self.flow(from).ended |= source == Source::Ended;
                 self.half(from.other()).writable &= held == 0;
                 self.turn = from.other();
+                let was_cut = self.broken.is_some_and(|broken| broken.side == from && broken.cut);
+                if source == Source::Ended && was_cut {
+                    self.stage = Stage::Breaking(from);
+                }
             }
             Input::Flushed { to, held } => {
                 if held < self.flow(to.other()).held {
@@ -281,10 +308,14 @@ impl Relay {
                 self.half(to).writable = held == 0;
             }
             Input::ReadFailed(side) => {
+                self.broke(side, true, now);
                 self.stage = Stage::Breaking(side);
                 *self.flow(side.other()) = Flow { held: 0, ended: true, told: true };
             }
-            Input::WriteFailed(side) => self.cannot_write(side),
+            Input::WriteFailed { to, cut } => {
+                self.broke(to, cut, now);
+                self.cannot_write(to);
+            }
             Input::Told(side) => self.flow(side.other()).told = true,
             Input::IdleTimeout(timeout) => self.idle_timeout = timeout,
             Input::DrainBy(deadline) => self.drain_by = deadline,
@@ -310,10 +341,7 @@ impl Relay {
                 if held > 0 {
                     return self.half_of(side.other()).writable.then_some(Action::Flush(side.other()));
                 }
-                Some(Action::End(match side {
-                    Side::Client => ConnectionEnd::ClientGone,
-                    Side::Backend => ConnectionEnd::BackendGone,
-                }))
+                Some(Action::End(gone(side)))
             }
             Stage::Ended(end) => Some(Action::End(end)),
         }
@@ -330,7 +358,7 @@ impl Relay {
         self.half_of(from).readable.then_some(Action::Copy(from))
     }
 
-    fn ready(&mut self, side: Side, readiness: Readiness) {
+    fn ready(&mut self, side: Side, readiness: Readiness, now: Instant) {
         let half = self.half(side);
         half.readable |= readiness.readable || readiness.hangup || readiness.error;
         half.writable |= readiness.writable || readiness.error;
@@ -342,9 +370,18 @@ impl Relay {
                 }
                 // Nothing is read from it any more that would show the error.
                 (Stage::Open, _) if self.flow_of(side).ended => self.cannot_write(side),
+                // The next read shows it, perhaps only when what is held has been delivered.
+                (Stage::Open, _) => self.broke(side, false, now),
                 _ => {}
             }
         }
+    }
+
+    /// `side` has broken off: from now on the other one may not keep it waiting for long.
+    fn broke(&mut self, side: Side, cut: bool, now: Instant) {
+        let known = self.broken.is_some_and(|broken| broken.side == side && broken.cut);
+        self.broken = Some(Broken { side, cut: cut || known });
+        self.active_at = now;
     }
 
     /// `side` takes no more; what it had sent before it broke off is still read.
@@ -365,7 +402,7 @@ impl Relay {
         match self.stage {
             Stage::Header(_) => self.end(ConnectionEnd::BadHeader),
             Stage::Connecting(backend, _) => self.handle(Input::ConnectFailed(backend), now),
-            _ => self.end(ConnectionEnd::Idle),
+            _ => self.end(self.broken.map_or(ConnectionEnd::Idle, |broken| gone(broken.side))),
         }
     }
 
@@ -400,5 +437,12 @@ impl Relay {
             Side::Client => &self.up,
             Side::Backend => &self.down,
         }
+    }
+}
+
+const fn gone(side: Side) -> ConnectionEnd {
+    match side {
+        Side::Client => ConnectionEnd::ClientGone,
+        Side::Backend => ConnectionEnd::BackendGone,
     }
 }

@@ -74,6 +74,8 @@ words!(
         Unanswered = "unanswered",
         /// Room was short, and it had no answer yet.
         Displaced = "displaced",
+        /// Its first datagram could not be sent.
+        NotBegun = "not_begun",
         /// The backend's machine refused a datagram.
         BackendGone = "backend_gone",
         /// The backend is no longer announced.

@@ -1,4 +1,4 @@
-//! Whether the store answers, looked at from time to time: what status and metrics show, and what the log tells once.
+//! Parts that can fail without a word, looked at from time to time: the store, and the threads that forward.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,6 +6,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    forwarder::Forwarder,
     model::{Clock, observed::Link},
     store::AnyStore,
 };
@@ -16,8 +17,18 @@ const ASK_EVERY: Duration = Duration::from_secs(2);
 /// How long it may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
+/// How often the threads that forward are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Runs until `shutdown`, or until a thread of the forwarder has failed: a node with unattended ports had better end
+/// and be started again.
+pub(super) async fn forwarder(forwarder: Arc<Forwarder>, shutdown: CancellationToken) {
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    while shutdown.run_until_cancelled(ticks.tick()).await.is_some() && !forwarder.has_failed() {}
+}
+
 /// Keeps `link` true until `shutdown`.
-pub(super) async fn watch_store(
+pub(super) async fn store(
     store: AnyStore,
     clock: Arc<dyn Clock>,
     link: watch::Sender<Link>,
