@@ -139,7 +139,7 @@ impl Discovery {
             && let Some((address, app)) = judge::address_given(&message)
             && self.backends.evict_address(address, &app)
         {
-            tracing::info!(%address, %app, "backends gave way to the app that their address belongs to now");
+            tracing::debug!(%address, %app, "backends gave way to the app that their address belongs to now");
             self.metrics.evictions.inc();
             self.show_counts();
         }

@@ -8,7 +8,7 @@ mod descriptors;
 mod holder;
 mod local_ports;
 
-pub use address::own_address;
+pub use address::{own_address, own_addresses};
 pub use descriptors::{DescriptorLimit, raise_descriptor_limit};
 pub use holder::{Holder, SocketState, holder};
 pub use local_ports::{LocalPorts, local_ports};

@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, interval, sleep};
+use tokio::time::{Instant, interval, sleep, timeout};
 
 use super::signals::Signals;
 use crate::{forwarder::Forwarder, model::desired::ForwarderLimits};
 
 /// How often open connections are counted.
 const COUNT_EVERY: Duration = Duration::from_millis(20);
+
+/// How long the ports wait for the APIs: what they have begun is to find its port open.
+const APIS_STOP_WITHIN: Duration = Duration::from_secs(1);
 
 /// Lets balancers move away, then awaits `stop_apis`, closes the ports and lets connections finish. A process that is
 /// told to end again waits no longer.
@@ -19,17 +22,30 @@ pub(super) async fn drain(
     stop_apis: impl Future<Output = ()>,
 ) {
     tracing::info!(wait = ?limits.drain_wait, timeout = ?limits.drain_timeout, "draining");
-    let in_haste = tokio::select! {
-        () = sleep(limits.drain_wait) => false,
-        () = signals.end() => true,
+    tokio::select! {
+        () = sleep(limits.drain_wait) => {}
+        () = signals.end() => return forwarder.close_listeners(),
+    }
+    tokio::pin!(stop_apis);
+    let stopped = tokio::select! {
+        () = &mut stop_apis => true,
+        // Ports do not wait for a client that never ends its request.
+        () = sleep(APIS_STOP_WITHIN) => false,
+        () = signals.end() => return forwarder.close_listeners(),
     };
-    stop_apis.await;
     forwarder.close_listeners();
-    if !in_haste {
-        tokio::select! {
-            () = finished(forwarder, limits.drain_timeout) => {}
-            () = signals.end() => {}
-        }
+    let rest = async {
+        let apis = async {
+            if !stopped {
+                // A request that is not whole by then gets no answer.
+                let _ = timeout(limits.drain_timeout, stop_apis).await;
+            }
+        };
+        tokio::join!(finished(forwarder, limits.drain_timeout), apis);
+    };
+    tokio::select! {
+        () = rest => {}
+        () = signals.end() => {}
     }
     match forwarder.open_flows() {
         0 => tracing::info!("every connection has finished"),

@@ -1,5 +1,7 @@
 //! What the machine is asked at the start, and what the log says where it does not fit.
 
+use std::{collections::BTreeSet, net::IpAddr};
+
 use crate::{
     config::Config,
     host,
@@ -37,4 +39,12 @@ pub(super) fn prepare(config: &Config) {
 /// Who holds a port, for the reason that a listener failed with.
 pub(super) fn holder(port: u16, transport: Transport) -> Option<String> {
     host::holder(port, transport).ok().flatten().map(|holder| holder.to_string())
+}
+
+/// The addresses of this machine: at each of them a port of a pool is Harbor's own.
+pub(super) fn addresses() -> BTreeSet<IpAddr> {
+    host::own_addresses().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the addresses of this machine are not known: backends at them cannot be told from others");
+        BTreeSet::new()
+    })
 }

@@ -3,7 +3,7 @@
 //! Start: lock and store → snapshot → all ports bound or failed → last-known backends → NATS → ready → broker. A
 //! broker that answers therefore has its ports open. The end is the same way back, with time for what is open.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::sync::watch;
@@ -34,6 +34,9 @@ use crate::{
     store::{self, AnyStore},
     telemetry::{log::Log, metrics::Metrics},
 };
+
+/// How long the operators' API may take to finish its requests, after everything else has ended.
+const ADMIN_STOPS_WITHIN: Duration = Duration::from_secs(1);
 
 /// The parts of a node, joined.
 struct Node {
@@ -196,7 +199,8 @@ impl Node {
         parts.end().await;
         let forwarder = self.forwarder;
         tokio::task::spawn_blocking(move || forwarder.stop()).await.context("the threads that forward have failed")?;
-        admin.end().await;
+        // Whoever has asked only half by now gets no answer.
+        let _ = tokio::time::timeout(ADMIN_STOPS_WITHIN, admin.end()).await;
         tracing::info!("ended");
         outcome
     }

@@ -7,6 +7,7 @@ use std::{
 
 use uuid::Uuid;
 
+use super::machine;
 use crate::{
     config::{self, Config, NatsLogin, TrustedFor},
     control,
@@ -54,6 +55,7 @@ pub(super) fn discovery(
         .filter_map(|host| host.parse().ok())
         .chain(config.node.listen.iter().copied().filter(|listen| !listen.is_unspecified()))
         .chain([own_address])
+        .chain(machine::addresses())
         .map(|host: IpAddr| host.to_canonical())
         .collect();
     let trusted = settings.trusted.iter().map(|trusted| Trusted {

@@ -109,7 +109,8 @@ impl std::fmt::Debug for Log {
     }
 }
 
-/// The filter that `level` stands for. A level alone is Harbor's: the libraries below it say no more than `info`.
+/// The filter that `level` stands for. A level alone is Harbor's: the libraries below it say no more than `info`, and
+/// the client of NATS nothing, since it has a line for each dropped message and `discovery` tells the same once.
 ///
 /// # Errors
 /// [`BadLevel`] also for a lone word that is no level, which a filter would take for the name of a target.
@@ -120,7 +121,8 @@ pub fn filter(level: &str) -> Result<EnvFilter, BadLevel> {
         return Err(refused());
     }
     let directives = match level.trim().to_lowercase().as_str() {
-        level @ ("debug" | "trace") => format!("info,harbor={level}"),
+        level @ ("debug" | "trace") => format!("info,async_nats=off,harbor={level}"),
+        level if is_level(level) => format!("{level},async_nats=off"),
         _ => level.into(),
     };
     EnvFilter::builder().parse(directives).map_err(|_| refused())
@@ -378,10 +380,10 @@ mod tests {
     #[test]
     fn a_level_alone_leaves_the_libraries_at_info() {
         for (level, expect) in [
-            ("info", "info"),
-            ("error", "error"),
-            ("debug", "harbor=debug,info"),
-            ("TRACE", "harbor=trace,info"),
+            ("info", "async_nats=off,info"),
+            ("error", "async_nats=off,error"),
+            ("debug", "async_nats=off,harbor=debug,info"),
+            ("TRACE", "async_nats=off,harbor=trace,info"),
             ("warn,harbor::store=debug", "harbor::store=debug,warn"),
         ] {
             assert_eq!(filter(level).unwrap().to_string(), expect, "{level}");

@@ -74,6 +74,21 @@ fn the_header_comes_with_the_first_datagram_of_a_session_and_with_no_other() {
     }
 }
 
+#[test]
+fn a_session_whose_first_datagram_cannot_be_sent_leaves_no_room_for_a_forged_header() {
+    let backend = UdpPeer::echo(V4);
+    let node = Node::start();
+    node.open(21711, Protocol::Udp, Settings { proxy_protocol: Some(ProxyProtocol::V2), ..Settings::default() });
+    node.announce(21711, Transport::Udp, backend.address);
+    let client = udp_client(V4, 21711);
+    let ends = Ends { source: client.local_addr().unwrap(), destination: client.peer_addr().unwrap() };
+    // With the header before it, it is too large to be sent.
+    client.send(&[0; 65_507]).unwrap();
+    let forged = Ends { source: "6.6.6.6:6".parse().unwrap(), ..ends }.v2(Transport::Udp);
+    assert_eq!(ask(&client, &forged), [ends.v2(Transport::Udp), forged].concat());
+    assert_eq!(node.sample("harbor_sessions_closed_total{reason=\"not_begun\"}"), 1);
+}
+
 fn behind_a_balancer() -> ForwarderLimits {
     ForwarderLimits { proxy_from: vec!["127.0.0.1/32".parse().unwrap()], ..ForwarderLimits::default() }
 }
