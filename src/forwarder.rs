@@ -50,14 +50,14 @@ pub type HolderLookup = dyn Fn(u16, Transport) -> Option<String> + Send + Sync;
 /// Is told what has been bound. Called by one thread, in order.
 pub type Observe = dyn Fn(Arc<Observations>) + Send;
 
-/// What does not change while the process runs. What does is in the desired state.
+/// What holds from the start. What changes while the process runs is in the desired state.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Addresses that ports are bound on; `::` takes IPv4 too.
     pub listen: Vec<IpAddr>,
     /// Threads that forward; 0: one per core.
     pub workers: usize,
-    /// Ports that no outgoing socket may take.
+    /// Ports that no outgoing socket may take, to begin with.
     pub pool_ports: PortSet,
 }
 
@@ -107,7 +107,7 @@ impl Forwarder {
             limits: ArcSwap::default(),
             metrics,
             clock,
-            connector: Connector::new(&settings.pool_ports),
+            connector: ArcSwap::from_pointee(Connector::new(&settings.pool_ports)),
         });
         let count = match settings.workers {
             0 => thread::available_parallelism().map_or(1, NonZero::get),
@@ -150,6 +150,11 @@ impl Forwarder {
     /// Makes the node have what `desired` says. Returns at once; the latest call wins.
     pub fn apply(&self, desired: Arc<DesiredState>) {
         self.inbox.apply(desired);
+    }
+
+    /// Keeps outgoing sockets that are made from now on out of these ports.
+    pub fn set_pool_ports(&self, pool_ports: &PortSet) {
+        self.shared.connector.store(Arc::new(Connector::new(pool_ports)));
     }
 
     /// Lets go of listening TCP sockets and begins no UDP sessions; what is open goes on. There is no way back.

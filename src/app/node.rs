@@ -143,6 +143,7 @@ impl Node {
             log,
             control: Arc::clone(&self.control),
             discovery: Arc::clone(&self.discovery),
+            forwarder: Arc::clone(&self.forwarder),
             own_apis: apis.addresses(),
             infrastructure: self.infrastructure.clone(),
             passwords: Arc::clone(&self.passwords),
@@ -175,6 +176,7 @@ impl Node {
 
         let outcome = tokio::select! {
             () = signals.end() => Ok(()),
+            ended = parts.ended() => Err(ended),
             () = self.become_ready(&config) => {
                 self.start_discovery(&config, sources, nats_link, &mut parts);
                 self.mode.send_replace(Mode::Serving);
@@ -226,7 +228,10 @@ impl Node {
     async fn become_ready(&self, config: &Config) {
         let wanted = self.control.desired().borrow().revision;
         let applied = |observed: &Arc<Observations>| observed.applied.is_some_and(|applied| applied >= wanted);
-        self.observations.clone().wait_for(applied).await.expect("the forwarder lives as long as the node");
+        if self.observations.clone().wait_for(applied).await.is_err() {
+            // The forwarder has failed at once: the node ends for that.
+            return std::future::pending().await;
+        }
         let directory = Arc::clone(&self.control.directory().borrow());
         let path = config.node.data_dir.join(last_known::FILE_NAME);
         let admits = |address| self.discovery.admits(address);

@@ -8,6 +8,7 @@ use crate::{
     config::{self, Config, Sources},
     control::Control,
     discovery::Discovery,
+    forwarder::Forwarder,
     http::Tls,
     telemetry::log::Log,
 };
@@ -19,6 +20,7 @@ pub(super) struct Reloadable<'a> {
     pub(super) log: &'a Log,
     pub(super) control: Arc<Control>,
     pub(super) discovery: Arc<Discovery>,
+    pub(super) forwarder: Arc<Forwarder>,
     /// Where Harbor's own APIs listen, and where the parts are that it uses.
     pub(super) own_apis: BTreeSet<SocketAddr>,
     pub(super) infrastructure: BTreeSet<SocketAddr>,
@@ -59,6 +61,7 @@ pub(super) async fn reload(running: &mut Config, reach: &Reloadable<'_>) {
     running.broker.username.clone_from(&wanted.broker.username);
     running.broker.passwords.clone_from(&wanted.broker.passwords);
     running.warnings.clone_from(&wanted.warnings);
+    reach.forwarder.set_pool_ports(&settings::pool_ports(running));
     // Other ports and hosts of the pools: backends there would go in circles.
     let (own_apis, infrastructure) = (reach.own_apis.clone(), reach.infrastructure.clone());
     reach.discovery.set_settings(settings::discovery(running, reach.sources.own_address, own_apis, infrastructure));

@@ -105,7 +105,7 @@ pub(super) fn nats(config: &Config, nats: &config::Nats, own_address: IpAddr) ->
     }
 }
 
-fn pool_ports(config: &Config) -> PortSet {
+pub(super) fn pool_ports(config: &Config) -> PortSet {
     let ranges = config.node.pools.iter().flat_map(|pool| pool.ports.ranges().to_vec());
     PortSet::from_ranges(ranges).expect("a configuration's ranges have been checked")
 }

@@ -47,7 +47,8 @@ pub enum Phase {
     Serving = 0,
     /// It asked for no more: TCP goes on until [`Backend::drain_deadline`], UDP sessions likewise.
     Draining = 1,
-    /// It is no longer announced: TCP goes on until it ends by itself, UDP sessions end.
+    /// It is no longer announced: TCP goes on until it ends by itself, or until [`Backend::drain_deadline`] where it had
+    /// drained before; UDP sessions end.
     Left = 2,
     /// Its authority ended: everything ends at once.
     Revoked = 3,
@@ -108,7 +109,7 @@ impl Backend {
         self.phase.store(phase as u8, Ordering::Release);
     }
 
-    /// When the flows of a draining backend end.
+    /// When the flows of a backend end that drains, or did so until it left.
     #[must_use]
     pub fn drain_deadline(&self) -> Option<Instant> {
         self.moment(&self.drain_deadline_ms)

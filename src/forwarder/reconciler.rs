@@ -167,7 +167,9 @@ impl Reconciler {
             }
             if let Some(desired) = wishes.desired {
                 self.reconcile(desired);
-            } else if self.state.retry_at.is_some_and(|at| at <= self.shared.clock.now()) {
+            }
+            // Also while changes come without a pause.
+            if self.state.retry_at.is_some_and(|at| at <= self.shared.clock.now()) {
                 self.retry();
             }
         }
@@ -179,29 +181,28 @@ impl Reconciler {
             self.shared.limits.store(Arc::clone(&desired.limits));
             self.tell_all(|| Command::Refresh(None));
         }
-        // What goes, goes first: its port may be wanted by another.
-        let gone = self
-            .state
-            .entries
-            .iter()
-            .filter(|(id, entry)| desired.listeners.get(*id).is_none_or(|spec| spec.port != entry.spec.port));
-        let gone = gone.map(|(id, _)| id.clone()).collect::<Vec<_>>();
-        for id in &gone {
-            self.remove(id);
+        // One walk over what is wanted: it is long, and most changes are of one listener.
+        let (mut changed, mut stay, mut sockets) = (Vec::new(), 0, 0);
+        for (id, spec) in &desired.listeners {
+            sockets += spec.protocol.transports().len() * self.listen.len();
+            let entry = self.state.entries.get(id);
+            stay += usize::from(entry.is_some_and(|entry| entry.spec.port == spec.port));
+            if entry.is_none_or(|entry| !Arc::ptr_eq(&entry.spec, spec)) {
+                changed.push(Arc::clone(spec));
+            }
         }
-        let mut narrowed = !gone.is_empty();
-        let changed = desired
-            .listeners
-            .iter()
-            .filter(|(id, spec)| self.state.entries.get(*id).is_none_or(|entry| !Arc::ptr_eq(&entry.spec, spec)));
-        let changed = changed.map(|(_, spec)| Arc::clone(spec)).collect::<Vec<_>>();
+        // What goes, goes first: its port may be wanted by another.
+        let mut narrowed = stay < self.state.entries.len();
+        if narrowed {
+            self.remove_unwanted(&desired);
+        }
         for spec in &changed {
             narrowed |= self.narrow(spec);
         }
         if narrowed {
             self.wait_for_workers();
         }
-        self.set_capacity();
+        self.set_capacity(sockets);
         if !self.state.closing {
             for spec in changed {
                 self.take_over(spec);
@@ -224,6 +225,15 @@ impl Reconciler {
         if before != self.state.observations.listeners {
             self.wait_for_workers();
             self.publish();
+        }
+    }
+
+    /// Removes the listeners that are wanted no more, or elsewhere.
+    fn remove_unwanted(&mut self, desired: &DesiredState) {
+        let stays = |id, port| desired.listeners.get(id).is_some_and(|spec| spec.port == port);
+        let gone = self.state.entries.iter().filter(|(id, entry)| !stays(*id, entry.spec.port));
+        for id in gone.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            self.remove(&id);
         }
     }
 
@@ -380,13 +390,11 @@ impl Reconciler {
     }
 
     /// Shares the node's sockets anew, before listeners are opened that would find none.
-    fn set_capacity(&self) {
-        let specs = self.state.desired.listeners.values();
-        let sockets = specs.map(|spec| spec.protocol.transports().len()).sum::<usize>() * self.listen.len();
+    fn set_capacity(&self, listening_sockets: usize) {
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let listeners = count(self.state.desired.listeners.size());
         let limits = &self.state.desired.limits;
-        self.shared.admission.set(limits, sockets::descriptor_limit(), listeners, count(sockets));
+        self.shared.admission.set(limits, sockets::descriptor_limit(), listeners, count(listening_sockets));
     }
 
     fn publish(&self) {

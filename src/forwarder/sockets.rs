@@ -60,6 +60,8 @@ pub(super) fn prepare_listener(socket: BorrowedFd<'_>) -> io::Result<()> {
 
 fn set_connection_options(socket: BorrowedFd<'_>) -> rustix::io::Result<()> {
     sockopt::set_tcp_nodelay(socket, true)?;
+    // Urgent bytes are passed on as what they are in the stream, not lost.
+    sockopt::set_socket_oobinline(socket, true)?;
     sockopt::set_socket_keepalive(socket, true)?;
     sockopt::set_tcp_keepidle(socket, KEEPALIVE_AFTER)?;
     sockopt::set_tcp_keepintvl(socket, KEEPALIVE_EVERY)?;

@@ -227,7 +227,7 @@ impl Worker {
         let readiness = Readiness {
             readable: flags.contains(EventFlags::IN),
             writable: flags.contains(EventFlags::OUT),
-            hangup: flags.intersects(EventFlags::RDHUP | EventFlags::HUP),
+            hangup: flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::PRI),
             error: flags.contains(EventFlags::ERR),
         };
         self.drive(key, Some(Input::Ready(side, readiness)));
@@ -339,7 +339,8 @@ const fn is_of_the_connection(error: Errno) -> bool {
 }
 
 /// Everything, once: no call is needed to change what is watched.
-const WATCHED: EventFlags = EventFlags::IN.union(EventFlags::OUT).union(EventFlags::RDHUP).union(EventFlags::ET);
+const WATCHED: EventFlags =
+    EventFlags::IN.union(EventFlags::OUT).union(EventFlags::PRI).union(EventFlags::RDHUP).union(EventFlags::ET);
 
 impl Connection {
     fn turn(&mut self, key: Key, tools: &mut Tools) -> Turn {
@@ -380,8 +381,8 @@ impl Connection {
         let (_, backend) = self.backend.as_ref()?;
         Some(match backend.phase() {
             Phase::Revoked => Input::Stop(ConnectionEnd::Revoked),
-            Phase::Draining => Input::DrainBy(backend.drain_deadline()),
-            Phase::Serving | Phase::Left => Input::DrainBy(None),
+            Phase::Serving => Input::DrainBy(None),
+            Phase::Draining | Phase::Left => Input::DrainBy(backend.drain_deadline()),
         })
     }
 
@@ -423,7 +424,7 @@ impl Connection {
         let chosen = tools.chooser.choose(&self.listener, Transport::Tcp, flow, self.relay.tried(), tools.now);
         let Some(backend) = chosen.map(OnBackend::new) else { return Input::NoBackend };
         let address = backend.endpoint.address;
-        let connecting = tools.shared.connector.connect(address, Transport::Tcp).and_then(|socket| {
+        let connecting = tools.shared.connector.load().connect(address, Transport::Tcp).and_then(|socket| {
             tools.register(&socket, Token::Backend(key), WATCHED)?;
             Ok(socket)
         });

@@ -227,7 +227,7 @@ impl Worker {
             let permit = self.admit_session(port)?;
             let address = backend.endpoint.address;
             tried.push(address);
-            let socket = match self.tools.shared.connector.connect(address, Transport::Udp) {
+            let socket = match self.tools.shared.connector.load().connect(address, Transport::Udp) {
                 Ok(socket) => socket,
                 Err(error) if sockets::is_own_fault(&error) => return Err(Refusal::Exhausted),
                 Err(_) => {

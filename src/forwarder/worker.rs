@@ -68,7 +68,7 @@ pub(super) struct Shared {
     pub limits: ArcSwap<ForwarderLimits>,
     pub metrics: Arc<ForwarderMetrics>,
     pub clock: Arc<dyn Clock>,
-    pub connector: Connector,
+    pub connector: ArcSwap<Connector>,
 }
 
 /// Rouses a worker from another thread.

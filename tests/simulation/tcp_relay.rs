@@ -337,6 +337,7 @@ impl<'a> World<'a> {
                     return Some(Input::ConnectFailed(address));
                 }
                 self.connecting = Some((address, None));
+                self.drain_by = None;
                 Input::Connecting(address, self.now + CONNECT_TIMEOUT)
             }
             Action::FinishConnect => match self.connecting {

@@ -41,7 +41,7 @@ pub struct Readiness {
     pub readable: bool,
     /// There is room to write.
     pub writable: bool,
-    /// The peer has said its last: reads go on until they return the end.
+    /// The peer has said its last, or sent urgent data, before which reads stop: a short read says nothing.
     pub hangup: bool,
     /// The connection is broken.
     pub error: bool,
@@ -264,6 +264,7 @@ impl Relay {
             Input::Connecting(backend, until) => {
                 self.tried.push(backend);
                 self.backend = Half { readable: false, writable: false, hangup: false };
+                self.drain_by = None;
                 self.stage = Stage::Connecting(backend, until);
             }
             Input::ConnectFailed(backend) => {
@@ -396,12 +397,11 @@ impl Relay {
         if now < self.deadline() {
             return;
         }
-        if self.drain_by.is_some_and(|drain_by| drain_by <= now) {
-            return self.end(ConnectionEnd::Drained);
-        }
         match self.stage {
             Stage::Header(_) => self.end(ConnectionEnd::BadHeader),
+            // Also when the backend drains: others may be left.
             Stage::Connecting(backend, _) => self.handle(Input::ConnectFailed(backend), now),
+            _ if self.drain_by.is_some_and(|drain_by| drain_by <= now) => self.end(ConnectionEnd::Drained),
             _ => self.end(self.broken.map_or(ConnectionEnd::Idle, |broken| gone(broken.side))),
         }
     }
