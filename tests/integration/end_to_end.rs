@@ -4,13 +4,17 @@ use std::{
     fs,
     io::ErrorKind,
     net::{Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
 };
 
 use async_nats::Client as Nats;
 use harbor::model::plan::SERVICE_ID;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpListener, TcpStream, UdpSocket},
+};
 
 use crate::support::{
     echo::{Echo, over_tcp, tell},
@@ -229,6 +233,21 @@ async fn a_second_sigterm_waits_for_nobody() {
     let Draining { harbor, mut open, _server, _app } = draining("28040-28049").await;
     assert!(harbor.terminate().success());
     assert_eq!(tell(&mut open, "two").await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_never_ended_holds_no_port_open() {
+    let harbor = Site::new("28110-28119", "").serve().await;
+    provision(&harbor, "a", PLAN_TCP).await;
+    let port = at(&bind(&harbor, "a", "binding", PLAN_TCP).await);
+    let mut half = TcpStream::connect(harbor.address("announce")).await.unwrap();
+    half.write_all(b"GET /announce/v1/instances/a HTTP/1.1\r\nHost: x").await.unwrap();
+    harbor.signal(Signal::TERM);
+    let told = Instant::now();
+    closed(port).await;
+    assert!(told.elapsed() < Duration::from_secs(5), "the port stayed open for {:?}", told.elapsed());
+    assert!(harbor.terminate().success());
+    assert!(told.elapsed() < Duration::from_secs(9), "a second SIGTERM is heard meanwhile");
 }
 
 #[tokio::test(flavor = "multi_thread")]
