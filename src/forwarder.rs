@@ -57,7 +57,7 @@ pub struct Settings {
     pub listen: Vec<IpAddr>,
     /// Threads that forward; 0: one per core.
     pub workers: usize,
-    /// Ports that no outgoing socket may take, to begin with.
+    /// Ports that no outgoing socket may take, until [`Forwarder::set_pool_ports`].
     pub pool_ports: PortSet,
 }
 

@@ -157,7 +157,7 @@ enum Stage {
 struct Half {
     readable: bool,
     writable: bool,
-    /// Nothing more will be announced: reads go on until one returns the end or an error.
+    /// A short read says nothing: reads go on until one returns the end, an error or nothing at all.
     hangup: bool,
 }
 

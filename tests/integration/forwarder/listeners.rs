@@ -249,6 +249,13 @@ fn a_thread_that_fails_is_noticed() {
     node.forwarder.apply(Arc::new(desired));
     eventually("the failure is noticed", || node.forwarder.has_failed().then_some(()));
     assert!(catch_unwind(AssertUnwindSafe(|| node.forwarder.stop())).is_err(), "whoever stops it is told");
+
+    let node = Node::start();
+    node.open(22096, Protocol::Tcp, Settings::default());
+    node.break_clock();
+    eventually("a worker's failure is noticed", || node.forwarder.has_failed().then_some(()));
+    assert!(catch_unwind(AssertUnwindSafe(|| node.forwarder.stop())).is_err(), "whoever stops it is told");
+    assert!(!is_open(22096, Transport::Tcp), "what it had is let go");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc, Condvar, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -32,10 +32,14 @@ use crate::support::eventually::{PATIENCE, eventually};
 #[derive(Debug, Default)]
 pub struct TestClock {
     ahead_ms: AtomicU64,
+    /// Panics the threads that forward when they look at it.
+    broken: AtomicBool,
 }
 
 impl Clock for TestClock {
     fn now(&self) -> Instant {
+        let forwards = || std::thread::current().name().is_some_and(|name| name.starts_with("forward-"));
+        assert!(!(self.broken.load(Ordering::SeqCst) && forwards()), "this clock is broken");
         Instant::now() + Duration::from_millis(self.ahead_ms.load(Ordering::SeqCst))
     }
 
@@ -184,6 +188,13 @@ impl Node {
         // One turn fires the timers, and the next one begins after it.
         self.change(|_| {});
         self.change(|_| {});
+    }
+
+    /// Lets every worker panic.
+    pub fn break_clock(&self) {
+        self.clock.broken.store(true, Ordering::SeqCst);
+        // Rouses them; whoever has panicked has no sessions.
+        assert_eq!(self.forwarder.export_sessions().len(), 0);
     }
 
     pub fn observation(&self, port: u16) -> Option<ListenerObservation> {

@@ -373,6 +373,54 @@ fn a_reset_passes_through() {
 }
 
 #[test]
+fn an_answer_that_was_cut_off_does_not_look_whole_to_a_client_that_wrote_before_it_read() {
+    let listener = TcpListener::bind((V4, 0)).unwrap();
+    let node = Node::start();
+    node.tcp(21145, listener.local_addr().unwrap());
+    let mut client = connect(V4, 21145);
+    let (mut backend, _) = listener.accept().unwrap();
+    backend.set_nonblocking(true).unwrap();
+    let carried = || node.sample("harbor_carried_bytes_total{transport=\"tcp\",direction=\"to_client\"}");
+    let mut before = u64::MAX;
+    eventually("the backend is held back", || match backend.write(&[0; 64 * 1024]) {
+        Ok(_) => None,
+        Err(_) => (std::mem::replace(&mut before, carried()) == carried()).then_some(()),
+    });
+    rustix::net::sockopt::set_socket_linger(&backend, Some(Duration::ZERO)).unwrap();
+    drop(backend);
+    // The forwarder learns of the reset by writing to the backend, since it cannot read from it now.
+    client.write_all(b"x").unwrap();
+    node.advance(Duration::ZERO);
+    let mut answer = Vec::new();
+    let error = client.read_to_end(&mut answer).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    node.wait_for_flows(0);
+    assert_eq!(node.sample("harbor_connections_closed_total{reason=\"backend_gone\"}"), 1);
+}
+
+#[test]
+fn urgent_bytes_are_bytes_and_what_comes_after_them_is_not_forgotten() {
+    // While a first connect hangs all that the client says arrives, so that one read could take it.
+    let full = TcpListener::bind((V4, 0)).unwrap();
+    rustix::net::listen(&full, 0).unwrap();
+    let hanging = full.local_addr().unwrap();
+    let queued = [(); 2].map(|()| TcpStream::connect_timeout(&hanging, Duration::from_millis(100)));
+    let alive = TcpPeer::echo(V4);
+    let node = Node::start();
+    node.open(21146, Protocol::Tcp, Settings { balance: Some(Balance::Failover), ..Settings::default() });
+    node.announce(21146, Transport::Tcp, hanging);
+    node.announce(21146, Transport::Tcp, alive.address);
+    let mut client = connect(V4, 21146);
+    client.write_all(b"before").unwrap();
+    rustix::net::send(&client, b"!", rustix::net::SendFlags::OOB).unwrap();
+    client.write_all(b"after").unwrap();
+    node.wait_for_flows(1);
+    node.advance(ForwarderLimits::default().connect_timeout);
+    assert_eq!(read(&mut client, 12), b"before!after");
+    drop(queued);
+}
+
+#[test]
 fn what_becomes_of_a_backend_becomes_of_its_connections() {
     let backend = TcpPeer::echo(V4);
     let node = Node::start();
@@ -397,7 +445,20 @@ fn what_becomes_of_a_backend_becomes_of_its_connections() {
     node.advance(Duration::from_secs(2));
     node.wait_for_flows(1);
     assert!(is_reset(&mut second));
-    assert_eq!(node.sample("harbor_connections_closed_total{reason=\"drained\"}"), 1);
+    let drained = "harbor_connections_closed_total{reason=\"drained\"}";
+    assert_eq!(node.sample(drained), 1);
+
+    // It drains and then leaves: they have no more time than before.
+    node.announce(21150, Transport::Tcp, backend.address);
+    let mut leaving = connect(V4, 21150);
+    ping(&mut leaving, b"4");
+    node.announce_state(21150, Transport::Tcp, backend.address, AnnouncedState::Draining);
+    node.withdraw(21150, Transport::Tcp, backend.address);
+    node.advance(Duration::from_secs(29));
+    ping(&mut leaving, b"4");
+    node.advance(Duration::from_secs(2));
+    assert!(is_reset(&mut leaving));
+    assert_eq!(node.sample(drained), 2);
 
     // It comes back, and its authority ends: so do its connections, at once.
     node.announce(21150, Transport::Tcp, backend.address);
@@ -421,4 +482,8 @@ fn outgoing_connections_stay_out_of_the_ports_of_pools() {
         let source = sources.recv().unwrap();
         assert!((60900..=60999).contains(&source.port()), "{source}");
     }
+    node.forwarder.set_pool_ports(&"33000-60999".parse().unwrap());
+    let _client = connect(V4, 21160);
+    let source = sources.recv().unwrap();
+    assert!((32768..33000).contains(&source.port()), "{source}");
 }
