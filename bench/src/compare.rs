@@ -1,0 +1,10 @@
+//! Harbor and its peers, interleaved.
+
+use clap::Parser;
+
+#[derive(Debug, Parser)]
+pub struct Args {}
+
+pub fn run(_: &Args) -> anyhow::Result<()> {
+    Ok(())
+}

@@ -1,0 +1,28 @@
+//! Harbor's data plane measured beside its peers: `harbor-bench compare` runs it all, the other commands are its parts.
+
+mod compare;
+mod traffic;
+
+use clap::Parser;
+
+#[derive(Debug, Parser)]
+#[command(version, about)]
+enum Command {
+    /// Answers whatever a load asks for: the app behind the proxies.
+    Backend(traffic::backend::Args),
+    /// Sends one kind of work to one address and prints what came of it as a line of JSON.
+    Load(traffic::load::Args),
+    /// The proxy that anyone would write first: tokio and `copy_bidirectional`.
+    Naive(traffic::naive::Args),
+    /// Measures Harbor, HAProxy, nginx, Envoy, the naive proxy and no proxy, interleaved.
+    Compare(compare::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Command::parse() {
+        Command::Backend(args) => traffic::backend::run(&args),
+        Command::Load(args) => traffic::load::run(&args),
+        Command::Naive(args) => traffic::naive::run(&args),
+        Command::Compare(args) => compare::run(&args),
+    }
+}
