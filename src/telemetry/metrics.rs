@@ -13,7 +13,7 @@ mod store;
 
 pub use broker::BrokerMetrics;
 pub use discovery::DiscoveryMetrics;
-pub use forwarder::{ConnectionEnd, CountersBy, Direction, ForwarderMetrics, Refusal, SessionEnd, Words};
+pub use forwarder::{ConnectionEnd, Count, CountsBy, Direction, ForwarderMetrics, Refusal, SessionEnd, Tally, Words};
 pub use store::StoreMetrics;
 
 /// All metrics of one process. Tests make their own: nothing here is global.
@@ -38,7 +38,7 @@ impl Metrics {
         Self {
             broker: Arc::new(BrokerMetrics::register(&mut registry)),
             discovery: Arc::new(DiscoveryMetrics::register(&mut registry)),
-            forwarder: Arc::new(ForwarderMetrics::register(&mut registry)),
+            forwarder: ForwarderMetrics::register(&mut registry),
             store: Arc::new(StoreMetrics::register(&mut registry)),
             registry,
         }

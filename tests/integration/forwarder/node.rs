@@ -99,6 +99,7 @@ impl Node {
                     seen.changed.notify_all();
                 }
             }),
+            closed: Box::new(|_| {}),
         };
         let forwarder = Forwarder::start(settings, surroundings).expect("threads can be had");
         let desired = DesiredState { limits: Arc::new(limits), ..DesiredState::default() };
