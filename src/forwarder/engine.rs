@@ -78,7 +78,7 @@ pub struct ExportedSession {
 pub struct ClosingRecord<'a> {
     /// Whose listener it came in by.
     pub service_instance_id: &'a ServiceInstanceId,
-    /// The client, or who a believed balancer says it is.
+    /// The client, or who a believed balancer says it is. IPv4 is IPv4, on a dual-stack socket too.
     pub client: SocketAddr,
     /// Where it went, if anywhere.
     pub backend: Option<SocketAddr>,
@@ -90,6 +90,11 @@ pub struct ClosingRecord<'a> {
     pub to_client: u64,
     /// Why it ended.
     pub end: FlowEnd,
+}
+
+/// IPv4 as IPv4, on a dual-stack socket too.
+pub(super) fn canonical(client: SocketAddr) -> SocketAddr {
+    SocketAddr::new(client.ip().to_canonical(), client.port())
 }
 
 /// Why a flow ended.

@@ -4,5 +4,6 @@ mod descriptors;
 mod listeners;
 mod node;
 mod proxy_protocol;
+mod records;
 mod tcp;
 mod udp;

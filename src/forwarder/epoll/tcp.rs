@@ -17,7 +17,7 @@ use rustix::{
 use super::{
     super::{
         admission::Permit,
-        engine::{ClosingRecord, FlowEnd},
+        engine::{ClosingRecord, FlowEnd, canonical},
         listener::{Listener, OnBackend, speaks_for_others},
         proxy_protocol::{self, Ends, Header, Parsed},
         relay::{Action, Input, Readiness, Relay, Side, Source},
@@ -572,7 +572,7 @@ impl Connection {
     fn closing_record(&self, end: ConnectionEnd, now: Instant) -> ClosingRecord<'_> {
         ClosingRecord {
             service_instance_id: &self.listener.id,
-            client: self.client_address,
+            client: canonical(self.client_address),
             backend: self.backend.as_ref().map(|(_, backend)| backend.endpoint.address),
             lasted: now.saturating_duration_since(self.opened_at),
             to_backend: self.carried.to_backend,

@@ -22,7 +22,7 @@ use rustix::{
 use super::{
     super::{
         admission::Permit,
-        engine::{ClosingRecord, ExportedSession, FlowEnd},
+        engine::{ClosingRecord, ExportedSession, FlowEnd, canonical},
         listener::{Listener, OnBackend, speaks_for_others},
         proxy_protocol::{self, Ends, Header, Parsed},
         sessions::Sessions,
@@ -431,7 +431,7 @@ impl Udp {
         tools.tally.sessions_closed.of(end).one();
         (tools.shared.closed)(&ClosingRecord {
             service_instance_id: &entry.listener.id,
-            client: peer.client,
+            client: canonical(peer.client),
             backend: Some(upstream.backend.endpoint.address),
             lasted: tools.now.saturating_duration_since(upstream.opened_at),
             to_backend: upstream.to_backend,
