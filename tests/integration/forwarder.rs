@@ -2,6 +2,7 @@
 
 mod descriptors;
 mod listeners;
+mod lives;
 mod node;
 mod proxy_protocol;
 mod tcp;

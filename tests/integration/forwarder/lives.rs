@@ -1,0 +1,56 @@
+//! Lives of TCP connections at random: chunks, pauses, stalls, ends and resets on either side.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use fastrand::Rng;
+use harbor::model::desired::ForwarderLimits;
+
+use super::node::Node;
+use crate::support::{
+    life::{Life, Stage},
+    peer::{V4, V6},
+};
+
+/// Lives in a normal run; `HARBOR_LIVES` is another number.
+const LIVES: u64 = 600;
+/// Lives that one node has at the same time, at most.
+const AT_ONCE: usize = 4;
+
+#[test]
+fn every_byte_arrives_in_order_and_ends_and_resets_are_what_they_were_whatever_both_sides_do() {
+    let number = |name| std::env::var(name).ok().map(|number| number.parse::<u64>().expect("a number"));
+    let seeds = match number("HARBOR_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("HARBOR_LIVES").unwrap_or(LIVES) / 2,
+    };
+    std::thread::scope(|scope| {
+        for (lane, address) in (0..).zip([V4, V6]) {
+            let seeds = seeds.clone();
+            scope.spawn(move || live(seeds, lane, address));
+        }
+    });
+}
+
+/// Plays lives on a node of their own, all on one worker.
+fn live(seeds: std::ops::Range<u64>, lane: u16, address: IpAddr) {
+    let port = 22600 + lane;
+    let node = Node::with(1, ForwarderLimits::default());
+    let stage = Stage::new(SocketAddr::new(address, port));
+    node.tcp(port, stage.backend.local_addr().unwrap());
+    let mut played = seeds.start;
+    while played < seeds.end {
+        let played_well = catch_unwind(AssertUnwindSafe(|| {
+            let mut random = Rng::with_seed(played << 1 | u64::from(lane));
+            let lives = (0..random.usize(1..=AT_ONCE)).map(|_| Life::random(&mut random)).collect::<Vec<_>>();
+            stage.play(&lives, &mut random);
+            // Both sockets of each are gone.
+            node.wait_for_flows(0);
+            lives.len()
+        }));
+        assert!(played_well.is_ok(), "replay it with HARBOR_SEED={played}");
+        played += 1;
+    }
+}
