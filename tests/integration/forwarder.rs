@@ -5,5 +5,6 @@ mod listeners;
 mod lives;
 mod node;
 mod proxy_protocol;
+mod switch;
 mod tcp;
 mod udp;
