@@ -117,9 +117,14 @@ impl Node {
         };
         let forwarder = Forwarder::start(settings::forwarder(config), surroundings)
             .context("the threads that forward cannot be started")?;
-        let control =
-            Control::open(settings::control(config), Arc::clone(&store), Arc::clone(&clock), observations.clone())
-                .await?;
+        let control = Control::open(
+            settings::control(config),
+            Arc::clone(&store),
+            Arc::clone(&clock),
+            observations.clone(),
+            Arc::clone(&metrics.control),
+        )
+        .await?;
         let infrastructure = infrastructure::addresses(config).await;
         let (discovery, relays) = Discovery::new(
             settings::discovery(config, sources.own_address, apis.addresses(), infrastructure.clone()),

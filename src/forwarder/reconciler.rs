@@ -160,36 +160,50 @@ impl Reconciler {
             self.shared.limits.store(Arc::clone(&desired.limits));
             self.engine.refresh(None);
         }
-        // One walk over what is wanted: it is long, and most changes are of one listener.
-        let (mut changed, mut stay, mut sockets) = (Vec::new(), 0, 0);
-        for (id, spec) in &desired.listeners {
-            sockets += spec.protocol.transports().len() * self.listen.len();
-            let entry = self.state.entries.get(id);
-            stay += usize::from(entry.is_some_and(|entry| entry.spec.port == spec.port));
-            if entry.is_none_or(|entry| !Arc::ptr_eq(&entry.spec, spec)) {
-                changed.push(Arc::clone(spec));
+        let started = self.shared.clock.now();
+        let (mut changed, mut gone) = (Vec::new(), Vec::new());
+        for id in self.places(&before, &desired) {
+            let (entry, spec) = (self.state.entries.get(&id), desired.listeners.get(&id));
+            if spec.is_some_and(|spec| entry.is_none_or(|entry| !Arc::ptr_eq(&entry.spec, spec))) {
+                changed.extend(spec.cloned());
+            }
+            if entry.is_some_and(|entry| spec.is_none_or(|spec| entry.spec.port != spec.port)) {
+                gone.push(id);
             }
         }
         // What goes, goes first: its port may be wanted by another.
-        let mut narrowed = stay < self.state.entries.len();
-        if narrowed {
-            self.remove_unwanted(&desired);
-        }
+        let mut narrowed = !gone.is_empty();
+        gone.iter().for_each(|id| self.remove(id));
         for spec in &changed {
             narrowed |= self.narrow(spec);
         }
         if narrowed {
             self.engine.settle();
         }
-        self.set_capacity(sockets);
+        self.set_capacity();
         if !self.state.closing {
             for spec in changed {
                 self.take_over(spec);
             }
         }
         self.engine.settle();
+        if self.state.observations.applied.is_none() {
+            let (ports, took) = (desired.listeners.size(), self.shared.clock.now().saturating_duration_since(started));
+            tracing::info!(ports, took_ms = took.as_secs_f64() * 1e3, "took over the first snapshot");
+        }
         self.state.observations.applied = Some(desired.revision);
         self.publish();
+    }
+
+    /// Where what is wanted may differ from what there is, which is what was wanted `before`.
+    fn places(&self, before: &DesiredState, desired: &DesiredState) -> Vec<ServiceInstanceId> {
+        match desired.listeners.changed_since(&before.listeners) {
+            Some(changed) => changed.into_iter().collect(),
+            None => {
+                let unwanted = self.state.entries.keys().filter(|id| !desired.listeners.contains_key(*id));
+                desired.listeners.keys().chain(unwanted).cloned().collect()
+            }
+        }
     }
 
     /// Tries what has failed once more.
@@ -207,15 +221,7 @@ impl Reconciler {
         }
     }
 
-    /// Removes the listeners that are wanted no more, or elsewhere.
-    fn remove_unwanted(&mut self, desired: &DesiredState) {
-        let stays = |id, port| desired.listeners.get(id).is_some_and(|spec| spec.port == port);
-        let gone = self.state.entries.iter().filter(|(id, entry)| !stays(*id, entry.spec.port));
-        for id in gone.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
-            self.remove(&id);
-        }
-    }
-
+    /// Removes a listener that is wanted no more, or elsewhere.
     fn remove(&mut self, id: &ServiceInstanceId) {
         let Some(entry) = self.state.entries.remove(id) else { return };
         for transport in Protocol::Both.transports() {
@@ -353,11 +359,11 @@ impl Reconciler {
     }
 
     /// Shares the node's sockets anew, before listeners are opened that would find none.
-    fn set_capacity(&self, listening_sockets: usize) {
+    fn set_capacity(&self) {
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-        let listeners = count(self.state.desired.listeners.size());
-        let limits = &self.state.desired.limits;
-        self.shared.admission.set(limits, sockets::descriptor_limit(), listeners, count(listening_sockets));
+        let DesiredState { listeners, limits, .. } = &*self.state.desired;
+        let sockets = count(listeners.transports() * self.listen.len());
+        self.shared.admission.set(limits, sockets::descriptor_limit(), count(listeners.size()), sockets);
     }
 
     fn publish(&self) {
