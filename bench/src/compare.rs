@@ -62,9 +62,9 @@ pub struct Args {
     /// Exit with 1 when a bound is not met
     #[arg(long)]
     check: bool,
-    /// The process runs in the namespaces that it was given
+    /// The process runs in the namespaces that it was given, with this folder for all that it starts
     #[arg(long, hide = true)]
-    inside: bool,
+    inside: Option<PathBuf>,
     /// Where Envoy is, when it is there
     #[arg(long, hide = true)]
     envoy: Option<PathBuf>,
@@ -75,8 +75,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     choose(&args.against, peers::NAMES.iter().copied(), "peer")?;
     ensure!(args.seconds > 0.0 && args.seconds <= 60.0, "--seconds is above 0 and at most 60");
     ensure!(args.harbor.exists(), "{} is not there: `cargo build --release`", args.harbor.display());
-    if args.inside {
-        return measure(args, &works);
+    if let Some(folder) = &args.inside {
+        return measure(args, &works, folder);
     }
     let envoy = if args.against.is_empty() || args.against.iter().any(|name| name == "envoy") {
         peers::envoy::find_or_install(&cache()?).inspect_err(|error| say(&format!("no Envoy: {error:#}"))).ok()
@@ -105,14 +105,14 @@ fn cache() -> anyhow::Result<PathBuf> {
     Ok(target.join("peers"))
 }
 
-fn measure(args: &Args, works: &[&str]) -> anyhow::Result<ExitCode> {
+fn measure(args: &Args, works: &[&str], folder: &Path) -> anyhow::Result<ExitCode> {
     namespace::prepare()?;
     let works = works.iter().map(|name| works::find(name).expect("it was chosen of these")).collect::<Vec<_>>();
-    let mut arena = Arena::open(args)?;
+    let mut arena = Arena::open(args, folder)?;
     let mut results = Results {
         started: output("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"])?,
         machine: machine()?,
-        arguments: env::args().skip(1).filter(|argument| argument != "--inside").collect(),
+        arguments: env::args().skip(1).take_while(|argument| argument != namespace::INSIDE).collect(),
         versions: arena.versions().clone(),
         works: works.iter().map(|work| work.name.to_owned()).collect(),
         left_out: Vec::new(),

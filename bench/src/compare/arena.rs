@@ -10,7 +10,6 @@ use std::{
 };
 
 use anyhow::Context as _;
-use tempfile::TempDir;
 
 use super::{
     Args, load,
@@ -52,14 +51,13 @@ pub struct Arena {
     _backend: Process,
     /// Where the program is that loads.
     program: PathBuf,
-    /// Removed after all processes have ended.
-    directory: TempDir,
+    /// Of the configurations, logs and states of all.
+    folder: PathBuf,
 }
 
 impl Arena {
     /// Starts the backend and looks which peers are installed.
-    pub fn open(args: &Args) -> anyhow::Result<Self> {
-        let directory = tempfile::Builder::new().prefix("harbor-bench-").tempdir()?;
+    pub fn open(args: &Args, folder: &Path) -> anyhow::Result<Self> {
         let program = env::current_exe()?;
         let harbor = args.harbor.canonicalize()?;
         let mut all: Vec<Box<dyn Peer>> =
@@ -82,13 +80,22 @@ impl Arena {
         });
         let mut command = Command::new(&program);
         command.args(["backend", "--listen", &BACKEND.to_string()]);
-        let log = directory.path().join("backend.log");
+        let log = folder.join("backend.log");
         let mut backend = Process::start(&mut command, &log)?;
         backend.until("the backend is ready", Duration::from_secs(10), Duration::from_millis(5), || {
             std::fs::read_to_string(&log).is_ok_and(|text| text.contains("ready")).then_some(())
         })?;
         let (unfit, running) = Default::default();
-        Ok(Self { peers: all, versions, left_out, unfit, running, _backend: backend, program, directory })
+        Ok(Self {
+            peers: all,
+            versions,
+            left_out,
+            unfit,
+            running,
+            _backend: backend,
+            program,
+            folder: folder.to_owned(),
+        })
     }
 
     /// Starts every proxy that one of the works needs, and verifies that it carries what it is given unharmed.
@@ -171,7 +178,7 @@ impl Arena {
             Stay::Listeners => (LISTENER_PORTS, LISTENERS, 8_300),
         };
         Site {
-            directory: self.directory.path().join(format!("{name}-{stay:?}").to_lowercase()),
+            directory: self.folder.join(format!("{name}-{stay:?}").to_lowercase()),
             ports: (first..first + count).collect(),
             api_port: api + number * 10,
             backend: BACKEND,
@@ -185,11 +192,5 @@ impl Arena {
 
     pub fn program(&self) -> &Path {
         &self.program
-    }
-}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        self.running.clear();
     }
 }

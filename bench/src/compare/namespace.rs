@@ -16,26 +16,32 @@ const RECEIVE_BUFFER_MAX: &str = "/proc/sys/net/core/rmem_max";
 /// Local ports for connections: above every port that a proxy listens on.
 const LOCAL_PORTS: &str = "28000 65000";
 
-/// Runs this program again, with `--inside` and `more` added to its arguments, in namespaces of its own.
+/// The option that tells this program that it is where it shall be. What comes after it is not the user's.
+pub const INSIDE: &str = "--inside";
+
+/// Runs this program again in namespaces of its own, with a folder after [`INSIDE`], and `more`.
 pub fn run_inside(more: &[&str]) -> anyhow::Result<ExitStatus> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let limit = ReceiveBufferLimit::raise();
+    // Both are put back and removed after all processes have ended, however they did.
+    let _limit = ReceiveBufferLimit::raise();
+    let folder = tempfile::Builder::new().prefix("harbor-bench-").tempdir()?;
     let mut command = tokio::process::Command::new("setpriv");
     // When we are killed so is `unshare`, and with it process 1 of the namespace and all others in there.
     command.args(["--pdeathsig", "KILL", "unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]);
     if !getuid().is_root() {
         command.args(["--user", "--map-root-user"]);
     }
-    command.arg(env::current_exe()?).args(env::args_os().skip(1)).arg("--inside").args(more).kill_on_drop(true);
-    let status = runtime.block_on(async {
+    command.arg(env::current_exe()?).args(env::args_os().skip(1)).arg(INSIDE).arg(folder.path()).args(more);
+    runtime.block_on(async {
         let mut child = command.spawn().context("`setpriv` and `unshare` of util-linux are needed")?;
         tokio::select! {
             status = child.wait() => Ok(status?),
-            _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+            _ = tokio::signal::ctrl_c() => {
+                child.kill().await?;
+                bail!("interrupted")
+            }
         }
-    });
-    drop(limit);
-    status
+    })
 }
 
 /// What is set in the fresh namespace.
