@@ -99,8 +99,8 @@ impl Run {
         let total = lengths.iter().sum::<usize>();
         let from = random.usize(..PATTERN.len() - total);
         let (last, others) = lengths.split_last().expect("not empty");
-        let uniform = others.iter().all(|other| *other == lengths[0]) && *last <= lengths[0];
-        let joined = uniform && (1..=longest_joined).contains(&lengths[0]) && total <= LARGEST && random.bool();
+        let uniform = others.iter().all(|other| *other == lengths[0]) && (1..=lengths[0]).contains(last);
+        let joined = uniform && lengths[0] <= longest_joined && total <= LARGEST && random.bool();
         Self { bytes: &PATTERN[from..from + total], lengths, joined }
     }
 
