@@ -6,6 +6,7 @@ mod listeners;
 mod lives;
 mod node;
 mod proxy_protocol;
+mod records;
 mod switch;
 mod tcp;
 mod udp;
