@@ -33,11 +33,12 @@ pub fn command(program: &Path, arguments: &[&str], target: SocketAddr, seconds: 
 
 /// What it says, as JSON, or why it failed.
 pub fn run(mut command: Command) -> anyhow::Result<Value> {
-    let output = command.stdin(Stdio::null()).output().context("cannot start the load")?;
+    let command = command.stdin(Stdio::null()).env("RUST_BACKTRACE", "0");
+    let output = command.output().context("cannot start the load")?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
-        let last = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-        bail!("the load failed ({}): {last}", output.status);
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        bail!("the load failed ({}): {words}", output.status);
     }
     serde_json::from_slice(&output.stdout).context("the load said no JSON")
 }
