@@ -8,14 +8,13 @@ use std::{
     sync::Arc,
 };
 
-use rpds::HashTrieMapSync;
 use tokio::sync::{Mutex, watch};
 
 use super::Facts;
 use crate::{
     model::{
         Protocol, Revision, ServiceInstanceId,
-        desired::{DesiredState, ListenerSpec},
+        desired::{DesiredState, ListenerSpec, Listeners},
         directory::{Directory, DirectoryEntry},
         effective::bounded,
         plan::Plan,
@@ -40,7 +39,7 @@ struct State {
     revision: Revision,
     instances: HashMap<ServiceInstanceId, ServiceInstance>,
     directory: Directory,
-    listeners: HashTrieMapSync<ServiceInstanceId, Arc<ListenerSpec>>,
+    listeners: Listeners,
     /// What a listener carries while a change of its protocol is being tried, in place of what is stored.
     tried: HashMap<ServiceInstanceId, Protocol>,
     /// The last [`ListenerSpec::version`].
@@ -60,7 +59,7 @@ impl Snapshot {
             revision: Revision::default(),
             instances: HashMap::new(),
             directory,
-            listeners: HashTrieMapSync::default(),
+            listeners: Listeners::default(),
             tried: HashMap::new(),
             version: 0,
         };

@@ -8,6 +8,7 @@ use rpds::HashTrieMapSync;
 
 use super::{
     AppId, BindingId, PoolName, Protocol, Revision, ServiceInstanceId, binding::Binding, token::AnnounceSecret,
+    trail::Trail,
 };
 
 /// Ports, bound apps, bindings and the announce secret.
@@ -21,6 +22,7 @@ pub struct Directory {
     by_port: HashTrieMapSync<u16, Arc<BTreeSet<ServiceInstanceId>>>,
     by_app: HashTrieMapSync<AppId, Arc<BTreeSet<ServiceInstanceId>>>,
     bindings: HashTrieMapSync<BindingId, Arc<Binding>>,
+    trail: Trail,
 }
 
 /// One service instance, as announcements see it.
@@ -55,6 +57,7 @@ impl Directory {
             by_port: HashTrieMapSync::default(),
             by_app: HashTrieMapSync::default(),
             bindings: HashTrieMapSync::default(),
+            trail: Trail::default(),
         }
     }
 
@@ -82,6 +85,13 @@ impl Directory {
         self.bindings.get(id)
     }
 
+    /// The service instances of which this may know something else than `earlier`; `None` when only a look at all of both
+    /// can tell.
+    #[must_use]
+    pub fn changed_since(&self, earlier: &Self) -> Option<BTreeSet<ServiceInstanceId>> {
+        self.trail.since(&earlier.trail)
+    }
+
     /// All service instances.
     pub fn instances(&self) -> impl Iterator<Item = &Arc<DirectoryEntry>> {
         self.instances.values()
@@ -98,7 +108,7 @@ impl Directory {
             }
         }
         add_to(&mut self.by_port, entry.port, &entry.id);
-        self.instances.insert_mut(entry.id.clone(), Arc::new(entry));
+        self.set(entry);
     }
 
     /// Removes a service instance with its bindings.
@@ -112,6 +122,7 @@ impl Directory {
         }
         remove_from(&mut self.by_port, &entry.port, id);
         self.instances.remove_mut(id);
+        self.trail.push(id.clone());
     }
 
     /// Adds a binding. One whose service instance is not known is ignored: the store never has such a row.
@@ -127,7 +138,7 @@ impl Directory {
             add_to(&mut self.by_app, app.clone(), &entry.id);
         }
         self.bindings.insert_mut(binding.id.clone(), Arc::clone(binding));
-        self.instances.insert_mut(entry.id.clone(), Arc::new(entry));
+        self.set(entry);
     }
 
     /// Removes a binding; its app stays bound while another binding of it stands.
@@ -144,6 +155,11 @@ impl Directory {
                 remove_from(&mut self.by_app, app, &entry.id);
             }
         }
+        self.set(entry);
+    }
+
+    fn set(&mut self, entry: DirectoryEntry) {
+        self.trail.push(entry.id.clone());
         self.instances.insert_mut(entry.id.clone(), Arc::new(entry));
     }
 

@@ -2,7 +2,10 @@
 
 mod descriptors;
 mod listeners;
+mod lives;
 mod node;
 mod proxy_protocol;
+mod records;
+mod switch;
 mod tcp;
 mod udp;
