@@ -20,7 +20,8 @@ use crate::{
     telemetry::metrics::{ConnectionEnd, SessionEnd, Words as _},
 };
 
-/// Carries traffic. All calls but those that say so return before they have taken effect, and take effect in order.
+/// Carries traffic. All calls but those that say so return before they have taken effect; they take effect in order, and
+/// when [`Engine::settle`] is called at the latest.
 pub(super) trait Engine: Send + Sync {
     /// Serves a listener's sockets of one transport, one for each address.
     fn open(&self, listener: &Arc<Listener>, sockets: Sockets);
@@ -34,7 +35,7 @@ pub(super) trait Engine: Send + Sync {
     /// Lets go of listening TCP sockets and begins no UDP sessions; open flows go on. There is no way back.
     fn close_listeners(&self);
 
-    /// Returns when everything that was asked for before has taken effect.
+    /// Makes everything that was asked for before take effect, and returns when it has.
     fn settle(&self);
 
     /// Copies of all UDP sessions, with the descriptors of their sockets. Waits for them.

@@ -13,7 +13,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex, MutexGuard,
-        mpsc::{SyncSender, sync_channel},
+        mpsc::{SyncSender, TrySendError, sync_channel},
     },
     thread::{self, JoinHandle},
 };
@@ -63,9 +63,17 @@ impl Epoll {
         Ok(engine)
     }
 
-    /// A worker that has stopped needs no telling: it has nothing any more.
-    fn tell_all(&self, command: impl Fn() -> Command) {
-        self.workers.iter().for_each(|worker| worker.tell(command()));
+    /// Queues a command for all, to be done when they wake: thousands of ports are one errand.
+    fn queue(&self, command: impl Fn() -> Command) {
+        self.workers.iter().for_each(|worker| worker.queue(command()));
+    }
+
+    /// Queues a command for all and wakes them.
+    fn tell(&self, command: impl Fn() -> Command) {
+        for worker in &self.workers {
+            worker.queue(command());
+            worker.waker.wake();
+        }
     }
 
     fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
@@ -74,9 +82,11 @@ impl Epoll {
 }
 
 impl Handle {
-    fn tell(&self, command: Command) {
-        if self.commands.send(command).is_ok() {
+    /// A worker that has stopped needs no telling: it has nothing any more.
+    fn queue(&self, command: Command) {
+        if let Err(TrySendError::Full(command)) = self.commands.try_send(command) {
             self.waker.wake();
+            let _ = self.commands.send(command);
         }
     }
 }
@@ -84,37 +94,37 @@ impl Handle {
 impl Engine for Epoll {
     fn open(&self, listener: &Arc<Listener>, sockets: Sockets) {
         match sockets {
-            Sockets::Tcp(sockets) => self.tell_all(|| Command::OpenTcp(Arc::clone(listener), Arc::clone(&sockets))),
+            Sockets::Tcp(sockets) => self.queue(|| Command::OpenTcp(Arc::clone(listener), Arc::clone(&sockets))),
             Sockets::Udp(sockets) => {
                 // One worker has all its sessions: no flow is ever in two tables.
                 let owner = &self.workers[usize::from(listener.port) % self.workers.len()];
-                owner.tell(Command::OpenUdp(Arc::clone(listener), sockets));
+                owner.queue(Command::OpenUdp(Arc::clone(listener), sockets));
             }
         }
     }
 
     fn close(&self, id: &ServiceInstanceId, transport: Transport) {
-        self.tell_all(|| Command::Close(id.clone(), transport));
+        self.queue(|| Command::Close(id.clone(), transport));
     }
 
     fn refresh(&self, id: Option<&ServiceInstanceId>) {
-        self.tell_all(|| Command::Refresh(id.cloned()));
+        self.queue(|| Command::Refresh(id.cloned()));
     }
 
     fn close_listeners(&self) {
-        self.tell_all(|| Command::CloseListeners);
+        self.queue(|| Command::CloseListeners);
     }
 
     fn settle(&self) {
         let (done, all_done) = sync_channel(self.workers.len());
-        self.tell_all(|| Command::Barrier(done.clone()));
+        self.tell(|| Command::Barrier(done.clone()));
         drop(done);
         all_done.iter().for_each(drop);
     }
 
     fn export_sessions(&self) -> Vec<ExportedSession> {
         let (reply, replies) = sync_channel(self.workers.len());
-        self.tell_all(|| Command::Export(reply.clone()));
+        self.tell(|| Command::Export(reply.clone()));
         drop(reply);
         replies.iter().flatten().collect()
     }
@@ -125,7 +135,7 @@ impl Engine for Epoll {
 
     fn stop(&self) -> bool {
         let threads = std::mem::take(&mut *self.threads());
-        self.tell_all(|| Command::Stop);
+        self.tell(|| Command::Stop);
         // All of them, whatever became of the first.
         let failed = threads.into_iter().filter_map(|thread| thread.join().err()).count();
         failed == 0

@@ -100,6 +100,8 @@ pub(super) struct State {
     desired: Arc<DesiredState>,
     entries: HashMap<ServiceInstanceId, Entry>,
     observations: Observations,
+    /// Whether the observations have changed since they were published.
+    unpublished: bool,
     /// When those that failed are tried again.
     retry_at: Option<Instant>,
     /// Nothing is opened any more.
@@ -211,11 +213,10 @@ impl Reconciler {
         let incomplete = self.state.entries.values().filter(|entry| entry.incomplete);
         let incomplete = incomplete.map(|entry| Arc::clone(&entry.spec)).collect::<Vec<_>>();
         self.state.retry_at = None;
-        let before = self.state.observations.listeners.clone();
         for spec in incomplete {
             self.take_over(spec);
         }
-        if before != self.state.observations.listeners {
+        if self.state.unpublished {
             self.engine.settle();
             self.publish();
         }
@@ -265,7 +266,10 @@ impl Reconciler {
         // All or nothing: half a port helps nobody.
         match missing.iter().map(|transport| self.bind(spec.port, *transport)).collect::<Result<Vec<_>, _>>() {
             Ok(bound) => {
-                if !bound.is_empty() {
+                if self.state.observations.applied.is_none() {
+                    // One line tells of all at the start.
+                    tracing::debug!(service_instance = %id, port = spec.port, protocol = %spec.protocol, "port open");
+                } else if !bound.is_empty() {
                     tracing::info!(service_instance = %id, port = spec.port, protocol = %spec.protocol, "port open");
                 }
                 missing.into_iter().zip(bound).for_each(|(transport, sockets)| self.open(&id, transport, sockets));
@@ -345,6 +349,7 @@ impl Reconciler {
         };
         let observation = ListenerObservation { version: spec.version, state, since };
         self.state.observations.listeners.insert_mut(id.clone(), observation);
+        self.state.unpublished = true;
     }
 
     fn close_listeners(&mut self) {
@@ -366,7 +371,11 @@ impl Reconciler {
         self.shared.admission.set(limits, sockets::descriptor_limit(), count(listeners.size()), sockets);
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        self.state.unpublished = false;
         (self.observe)(Arc::new(self.state.observations.clone()));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,8 +19,8 @@ pub struct Directory {
     /// What tokens are derived from.
     pub announce_secret: AnnounceSecret,
     instances: HashTrieMapSync<ServiceInstanceId, Arc<DirectoryEntry>>,
-    by_port: HashTrieMapSync<u16, Arc<BTreeSet<ServiceInstanceId>>>,
-    by_app: HashTrieMapSync<AppId, Arc<BTreeSet<ServiceInstanceId>>>,
+    by_port: Index<u16>,
+    by_app: Index<AppId>,
     bindings: HashTrieMapSync<BindingId, Arc<Binding>>,
     trail: Trail,
 }
@@ -163,30 +163,28 @@ impl Directory {
         self.instances.insert_mut(entry.id.clone(), Arc::new(entry));
     }
 
-    fn only(&self, ids: &BTreeSet<ServiceInstanceId>) -> Option<&Arc<DirectoryEntry>> {
-        if ids.len() != 1 {
-            return None;
-        }
-        ids.first().and_then(|id| self.instances.get(id))
+    fn only(&self, ids: &[ServiceInstanceId]) -> Option<&Arc<DirectoryEntry>> {
+        let [id] = ids else { return None };
+        self.instances.get(id)
     }
 }
 
-type Index<K> = HashTrieMapSync<K, Arc<BTreeSet<ServiceInstanceId>>>;
+/// Service instances in no order, each once: mostly one.
+type Index<K> = HashTrieMapSync<K, Arc<[ServiceInstanceId]>>;
 
 fn add_to<K: Eq + std::hash::Hash>(index: &mut Index<K>, key: K, id: &ServiceInstanceId) {
-    let mut ids = index.get(&key).map(|ids| BTreeSet::clone(ids)).unwrap_or_default();
-    ids.insert(id.clone());
-    index.insert_mut(key, Arc::new(ids));
+    let others = index.get(&key).into_iter().flat_map(|ids| ids.iter()).filter(|known| *known != id);
+    let ids = others.chain([id]).cloned().collect();
+    index.insert_mut(key, ids);
 }
 
 fn remove_from<K: Eq + std::hash::Hash + Clone>(index: &mut Index<K>, key: &K, id: &ServiceInstanceId) {
     let Some(ids) = index.get(key) else { return };
-    let mut ids = BTreeSet::clone(ids);
-    ids.remove(id);
-    if ids.is_empty() {
+    let others = ids.iter().filter(|known| *known != id).cloned().collect::<Arc<[_]>>();
+    if others.is_empty() {
         index.remove_mut(key);
     } else {
-        index.insert_mut(key.clone(), Arc::new(ids));
+        index.insert_mut(key.clone(), others);
     }
 }
 

@@ -19,7 +19,7 @@ use clap::{Parser, Subcommand};
 use rustix::thread::set_current_timer_slack;
 
 use self::bulk::Ways;
-use super::protocol::MESSAGE;
+use super::{outcome::Outcome, protocol::MESSAGE};
 
 /// How long answers may be late that were asked for in time.
 const GRACE: Duration = Duration::from_secs(2);
@@ -65,6 +65,7 @@ enum Work {
 struct Target {
     #[arg(long, value_name = "ADDRESS:PORT")]
     target: SocketAddr,
+    /// How long to work. `verify` takes as long as it takes, `idle` until stdin is closed.
     #[arg(long, default_value = "1", value_parser = seconds)]
     seconds: Duration,
 }
@@ -83,25 +84,28 @@ impl Size {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    outcome(&args.work)?.print()?;
+    Ok(())
+}
+
+fn outcome(work: &Work) -> anyhow::Result<Outcome> {
     // Scheduled work is to be sent when it is due, not up to 50 us later.
     set_current_timer_slack(NonZeroU64::new(1))?;
-    let outcome = match &args.work {
-        Work::Verify(args) => verify::run(args)?,
-        Work::BulkUp(args) => bulk::run("bulk-up", Ways::UP, args)?,
-        Work::BulkDown(args) => bulk::run("bulk-down", Ways::DOWN, args)?,
-        Work::BulkBoth(args) => bulk::run("bulk-both", Ways::BOTH, args)?,
-        Work::Exchange(args) => exchange::run(args)?,
-        Work::OpenLoop(args) => open_loop::run(args)?,
-        Work::Connect(args) => connect::run(args)?,
-        Work::Idle(args) => idle::run(args)?,
-        Work::UdpExchange(args) => udp_exchange::run(args)?,
-        Work::UdpFlood(args) => udp_flood::run(args)?,
-        Work::UdpMax(args) => udp_max::run(args)?,
-        Work::Mixed(args) => mixed::run(args)?,
-        Work::Resets(args) => resets::run(args)?,
-    };
-    outcome.print()?;
-    Ok(())
+    match work {
+        Work::Verify(args) => verify::run(args),
+        Work::BulkUp(args) => bulk::run("bulk-up", Ways::UP, args),
+        Work::BulkDown(args) => bulk::run("bulk-down", Ways::DOWN, args),
+        Work::BulkBoth(args) => bulk::run("bulk-both", Ways::BOTH, args),
+        Work::Exchange(args) => exchange::run(args),
+        Work::OpenLoop(args) => open_loop::run(args),
+        Work::Connect(args) => connect::run(args),
+        Work::Idle(args) => idle::run(args),
+        Work::UdpExchange(args) => udp_exchange::run(args),
+        Work::UdpFlood(args) => udp_flood::run(args),
+        Work::UdpMax(args) => udp_max::run(args),
+        Work::Mixed(args) => mixed::run(args),
+        Work::Resets(args) => resets::run(args),
+    }
 }
 
 /// A time to work for, between 10 ms and a day.
@@ -117,3 +121,6 @@ fn rate(text: &str) -> anyhow::Result<f64> {
     ensure!(rate > 0.0 && rate <= 1e7, "give a rate per second above 0 and up to 10000000");
     Ok(rate)
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,14 +38,21 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let runtime = Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind(args.listen).await.context("cannot listen for TCP")?;
-        let mut services = JoinSet::new();
-        services.spawn(streams(listener, args.backend));
-        if args.udp {
-            let socket = UdpSocket::bind(args.listen).await.context("cannot listen for UDP")?;
-            services.spawn(datagrams(Arc::new(socket), args.backend));
-        }
-        services.join_next().await.expect("there is a service")?
+        let socket = match args.udp {
+            true => Some(UdpSocket::bind(args.listen).await.context("cannot listen for UDP")?),
+            false => None,
+        };
+        serve(listener, socket, args.backend).await
     })
+}
+
+async fn serve(listener: TcpListener, socket: Option<UdpSocket>, backend: SocketAddr) -> anyhow::Result<()> {
+    let mut services = JoinSet::new();
+    services.spawn(streams(listener, backend));
+    if let Some(socket) = socket {
+        services.spawn(datagrams(Arc::new(socket), backend));
+    }
+    services.join_next().await.expect("there is a service")?
 }
 
 async fn streams(listener: TcpListener, backend: SocketAddr) -> anyhow::Result<()> {
@@ -94,4 +101,44 @@ async fn answers(socket: Arc<UdpSocket>, upstream: Arc<UdpSocket>, client: Socke
         let _ = socket.send_to(&buffer[..length], client).await;
     }
     client
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn bytes_and_datagrams_go_there_and_back() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        const LOOPBACK: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 0);
+        let app = TcpListener::bind(LOOPBACK).await.expect("there is a port");
+        let backend = app.local_addr().expect("it is bound");
+        let app_datagrams = UdpSocket::bind(backend).await.expect("the same port is free for UDP");
+        let listener = TcpListener::bind(LOOPBACK).await.expect("there is a port");
+        let target = listener.local_addr().expect("it is bound");
+        let socket = UdpSocket::bind(target).await.expect("the same port is free for UDP");
+        let mut proxy = JoinSet::new();
+        proxy.spawn(serve(listener, Some(socket), backend));
+
+        let mut client = TcpStream::connect(target).await.expect("the proxy listens");
+        let (mut server, _) = app.accept().await.expect("the proxy connects");
+        client.write_all(b"question").await.expect("it is open");
+        client.shutdown().await.expect("it is open");
+        let mut question = String::new();
+        server.read_to_string(&mut question).await.expect("the end is passed on");
+        assert_eq!(question, "question");
+        server.write_all(b"answer").await.expect("it is half open");
+        drop(server);
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.expect("the end is passed on");
+        assert_eq!(answer, "answer");
+
+        let client = UdpSocket::bind(LOOPBACK).await.expect("there is a port");
+        client.send_to(b"datagram", target).await.expect("the proxy listens");
+        let mut buffer = [0; 16];
+        let (length, session) = app_datagrams.recv_from(&mut buffer).await.expect("it is bound");
+        app_datagrams.send_to(&buffer[..length], session).await.expect("the session is open");
+        let (length, from) = client.recv_from(&mut buffer).await.expect("it is bound");
+        assert_eq!((&buffer[..length], from), (b"datagram".as_slice(), target));
+    }
 }

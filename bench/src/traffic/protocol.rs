@@ -6,7 +6,7 @@
 
 /// Echo what follows; after its end what is left, then the end.
 pub const ECHO: u8 = b'E';
-/// One message of [`MESSAGE`] bytes, this one included, is answered by as many; then the backend closes.
+/// One message of so many bytes, the command included, is answered by as many; then the backend closes.
 pub const CLOSE: u8 = b'C';
 /// Swallow until the end, then say how many bytes that were, as a number.
 pub const SWALLOW: u8 = b'S';
@@ -19,7 +19,7 @@ pub const RESET: u8 = b'X';
 
 /// Bytes of a command's number, and of an answered one.
 pub const NUMBER: usize = 8;
-/// Bytes of a [`CLOSE`] message, and of others unless something else is asked for.
+/// Bytes of a message, unless something else is asked for.
 pub const MESSAGE: usize = 64;
 
 /// Begins datagrams that are counted, not echoed.

@@ -41,7 +41,9 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// A connection that is made when this returns, though a proxy may not have one to its backend yet. It blocks, for
 /// [`PATIENCE`] at most.
 pub fn connect(target: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&target, PATIENCE)?;
+    let stream = TcpStream::connect_timeout(&target, PATIENCE).map_err(|error| {
+        io::Error::new(error.kind(), format!("cannot connect to {target}, look whether it listens: {error}"))
+    })?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;

@@ -40,7 +40,8 @@ fn every_byte_arrives_in_order_and_ends_and_resets_are_what_they_were_whatever_b
 fn live(seeds: std::ops::Range<u64>, lane: u16, address: IpAddr) {
     let port = 22600 + lane;
     let node = Node::with(1, ForwarderLimits::default());
-    let stage = Stage::new(SocketAddr::new(address, port));
+    let make = if lane < 2 { Stage::new } else { Stage::with_small_segments };
+    let stage = make(SocketAddr::new(address, port));
     node.tcp(port, stage.backend.local_addr().unwrap());
     let mut played = seeds.start;
     while played < seeds.end {

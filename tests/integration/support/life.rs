@@ -9,6 +9,7 @@
 use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsFd,
     sync::LazyLock,
     time::{Duration, Instant},
 };
@@ -18,6 +19,7 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     net::{AddressFamily, SocketType, sockopt},
 };
+use socket2::SockRef;
 
 use super::eventually::PATIENCE;
 
@@ -94,6 +96,8 @@ pub struct Life {
 pub struct Stage {
     pub port: SocketAddr,
     pub backend: TcpListener,
+    /// The largest segment that both sides take: that of loopback, or a network's. The kernel's buffers go by it.
+    segment: Option<u32>,
 }
 
 /// One side, as far as it has got.
@@ -133,7 +137,20 @@ impl Stage {
     pub fn new(port: SocketAddr) -> Self {
         let backend = TcpListener::bind((port.ip(), 0)).expect("a free port of loopback");
         backend.set_nonblocking(true).expect("a socket");
-        Self { port, backend }
+        Self { port, backend, segment: None }
+    }
+
+    /// One with the segments of an Ethernet.
+    pub fn with_small_segments(port: SocketAddr) -> Self {
+        let stage = Self { segment: Some(1400), ..Self::new(port) };
+        stage.set_segment(&stage.backend);
+        stage
+    }
+
+    fn set_segment(&self, socket: impl AsFd) {
+        if let Some(bytes) = self.segment {
+            SockRef::from(&socket).set_tcp_mss(bytes).expect("a socket that is not connected");
+        }
     }
 
     /// Plays these lives at the same time.
@@ -185,6 +202,7 @@ impl Stage {
         let socket = TcpStream::from(socket);
         // Before it connects: the window's scale is agreed upon then.
         set_buffers(&socket, part);
+        self.set_segment(&socket);
         rustix::net::connect(&socket, &self.port).expect("somebody listens");
         socket
     }
@@ -289,12 +307,11 @@ impl Player {
     }
 
     fn may_go_on(&self, until: Until, other: Other) -> bool {
-        other.over
-            || match until {
-                Until::AllIsRead => other.read == self.written,
-                Until::Written(bytes) => other.written >= bytes,
-                Until::Quiet => false,
-            }
+        match until {
+            Until::AllIsRead => other.over || other.read == self.written,
+            Until::Written(bytes) => other.over || other.written >= bytes,
+            Until::Quiet => false,
+        }
     }
 
     fn speak(&mut self, other: Other) -> bool {

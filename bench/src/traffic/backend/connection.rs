@@ -25,7 +25,8 @@ enum State {
     },
     Echo(Echo),
     Message {
-        length: usize,
+        length: u64,
+        size: u64,
     },
     Swallow {
         count: u64,
@@ -100,20 +101,22 @@ impl Connection {
                 (*length == bytes.len()).then(|| u64::from_be_bytes(*bytes.last_chunk().expect("it is longer")));
             let (state, used) = match (bytes[0], number) {
                 (protocol::ECHO, _) => (State::Echo(Echo::default()), 1),
-                (protocol::CLOSE, _) => (State::Message { length: 1 }, 1),
                 (protocol::SWALLOW, _) => (State::Swallow { count: 0 }, 1),
                 (protocol::GIVE, Some(end)) => (State::Give { offset: 0, end }, 1 + NUMBER),
                 (protocol::BOTH, Some(end)) => (State::Both { offset: 0, end, count: 0 }, 1 + NUMBER),
+                (protocol::CLOSE, Some(size)) => (State::Message { length: 1 + NUMBER as u64, size }, 1 + NUMBER),
                 (protocol::RESET, Some(bytes)) => {
                     (State::Echo(Echo { until_reset: Some(bytes), ..Echo::default() }), 1 + NUMBER)
                 }
-                (protocol::GIVE | protocol::BOTH | protocol::RESET, None) => return Ok(Progress::Open),
+                (protocol::GIVE | protocol::BOTH | protocol::CLOSE | protocol::RESET, None) => {
+                    return Ok(Progress::Open);
+                }
                 _ => return Ok(Progress::Done),
             };
             self.state = state;
             let rest = &scratch[used - before..read];
             let bulk = matches!(self.state, State::Swallow { .. } | State::Give { .. } | State::Both { .. });
-            return match self.take(rest)? {
+            return match self.take(rest, pattern)? {
                 Progress::Open if bulk => Ok(Progress::Bulk),
                 progress => Ok(progress),
             };
@@ -130,7 +133,7 @@ impl Connection {
                     }
                 }
                 Some(read) => {
-                    if let Progress::Done = self.take(&scratch[..read])? {
+                    if let Progress::Done = self.take(&scratch[..read], pattern)? {
                         return Ok(Progress::Done);
                     }
                 }
@@ -144,7 +147,7 @@ impl Connection {
     }
 
     /// Takes what was read; of swallowed bytes only how many there are counts.
-    fn take(&mut self, bytes: &[u8]) -> io::Result<Progress> {
+    fn take(&mut self, bytes: &[u8], pattern: &Pattern) -> io::Result<Progress> {
         if bytes.is_empty() {
             return Ok(Progress::Open);
         }
@@ -160,10 +163,11 @@ impl Connection {
                 let sent = sockets::send(&self.socket, bytes)?.unwrap_or(0);
                 echo.pending.extend_from_slice(&bytes[sent..]);
             }
-            State::Message { length } => {
-                *length += bytes.len();
-                if *length >= protocol::MESSAGE {
-                    sockets::send(&self.socket, &[protocol::CLOSE; protocol::MESSAGE])?;
+            State::Message { length, size } => {
+                *length += bytes.len() as u64;
+                if *length >= *size {
+                    // A new connection has room for it.
+                    sockets::send(&self.socket, pattern.from(0, *size))?;
                     return Ok(Progress::Done);
                 }
             }

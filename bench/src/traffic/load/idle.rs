@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context as _;
 use clap::Parser;
 
-use super::rate;
+use super::{Target, rate};
 use crate::traffic::{
     events::{Events, Interest, Poll},
     outcome::Outcome,
@@ -24,9 +24,8 @@ const STDIN: u64 = u64::MAX;
 
 #[derive(Debug, Parser)]
 pub struct Args {
-    /// Given several times, connections are spread over them.
-    #[arg(long, value_name = "ADDRESS:PORT", required = true)]
-    target: Vec<SocketAddr>,
+    #[command(flatten)]
+    target: Target,
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..))]
     connections: u16,
     /// How many are opened per second.
@@ -35,6 +34,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Outcome> {
+    let Target { target, .. } = args.target;
     let poll = Poll::new()?;
     poll.add(io::stdin(), STDIN, Interest::IN).context("cannot wait for the end of stdin: give it a pipe")?;
     let start = Instant::now();
@@ -42,7 +42,7 @@ pub fn run(args: &Args) -> anyhow::Result<Outcome> {
     let mut held = Vec::with_capacity(args.connections.into());
     let (mut errors, mut asked_to_end) = (0, false);
     let mut events = Events::new();
-    for (index, target) in (0..args.connections).zip(args.target.iter().cycle()) {
+    for index in 0..args.connections {
         while Instant::now() < schedule.at(index.into()) && !asked_to_end {
             poll.wait(&mut events, Some(schedule.at(index.into())))?;
             asked_to_end = look(&events, &poll, &held, &mut errors)?;
@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> anyhow::Result<Outcome> {
         if asked_to_end {
             break;
         }
-        match open(*target).and_then(|stream| poll.add(&stream, held.len() as u64, Interest::IN).map(|()| stream)) {
+        match open(target).and_then(|stream| poll.add(&stream, held.len() as u64, Interest::IN).map(|()| stream)) {
             Ok(stream) => held.push(stream),
             Err(_) => errors += 1,
         }

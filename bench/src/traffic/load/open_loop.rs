@@ -115,15 +115,19 @@ pub fn ask(streams: Vec<TcpStream>, size: usize, rate: f64, time: Duration) -> i
         for event in events.iter() {
             let place = &mut chatters[event.token as usize];
             let Some(chatter) = place else { continue };
-            match chatter.ready(&message, &mut scratch, &schedule, count, &mut answered.latency) {
-                Ok(true) => left -= 1,
-                Ok(false) => {}
-                Err(_) => {
-                    let lost = u64::from(chatter.busy) + chatter.queued;
-                    answered.errors += lost;
-                    left -= lost;
-                    *place = None;
+            let result = chatter.receive(&mut scratch).and_then(|whole| {
+                if whole {
+                    left -= 1;
+                    answered.latency.record(schedule.at(chatter.current).elapsed());
+                    chatter.send_queued(&message, count)?;
                 }
+                Ok(())
+            });
+            if result.is_err() {
+                let lost = u64::from(chatter.busy) + chatter.queued;
+                answered.errors += lost;
+                left -= lost;
+                *place = None;
             }
         }
     }
@@ -133,29 +137,24 @@ pub fn ask(streams: Vec<TcpStream>, size: usize, rate: f64, time: Duration) -> i
 }
 
 impl Chatter {
-    /// Returns whether an answer is whole; then the next message that is due has been sent.
-    fn ready(
-        &mut self,
-        message: &[u8],
-        scratch: &mut [u8],
-        schedule: &Schedule,
-        count: u64,
-        latency: &mut Histogram,
-    ) -> io::Result<bool> {
+    /// Returns whether the answer is whole.
+    fn receive(&mut self, scratch: &mut [u8]) -> io::Result<bool> {
         let Some(read) = sockets::receive(&self.stream, scratch)? else { return Ok(false) };
-        self.received += read;
         if read == 0 || !self.busy {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        if self.received < message.len() {
-            return Ok(false);
-        }
-        latency.record(schedule.at(self.current).elapsed());
-        self.busy = self.queued > 0;
-        if self.busy {
+        self.received += read;
+        self.busy = self.received < scratch.len();
+        Ok(!self.busy)
+    }
+
+    /// The answer is there: the connection is free for the message that has waited longest.
+    fn send_queued(&mut self, message: &[u8], count: u64) -> io::Result<()> {
+        if self.queued > 0 {
+            (self.current, self.busy) = (self.current + count, true);
+            (self.queued, self.received) = (self.queued - 1, 0);
             send_whole(&self.stream, message)?;
-            (self.current, self.queued, self.received) = (self.current + count, self.queued - 1, 0);
         }
-        Ok(true)
+        Ok(())
     }
 }

@@ -37,7 +37,7 @@ pub fn run(args: &Args) -> anyhow::Result<Outcome> {
     flood.warm_up()?;
     let mut best: Option<Flooded> = None;
     let (mut sent, mut lost, mut steps) = (0, 0, 0);
-    let mut limited_by_load = false;
+    let mut limited_by_load = 0;
     let mut carries = |rate: f64| -> anyhow::Result<bool> {
         for _ in 0..2 {
             let flooded = flood.send(rate, step)?;
@@ -46,10 +46,10 @@ pub fn run(args: &Args) -> anyhow::Result<Outcome> {
                 if best.is_none_or(|best| best.rate() < flooded.rate()) {
                     best = Some(flooded);
                 }
-                limited_by_load = flooded.rate() < rate * MIN_ACHIEVED;
-                return Ok(!limited_by_load);
+                let achieved = flooded.rate() >= rate * MIN_ACHIEVED;
+                limited_by_load += u32::from(!achieved);
+                return Ok(achieved);
             }
-            limited_by_load = false;
         }
         Ok(false)
     };
@@ -70,5 +70,5 @@ pub fn run(args: &Args) -> anyhow::Result<Outcome> {
     Ok(Outcome::new("udp-max", "datagrams/s", rate, took)
         .datagrams(sent, lost)
         .with("steps", f64::from(steps))
-        .with("limited_by_load", f64::from(u8::from(limited_by_load))))
+        .with("steps_limited_by_load", f64::from(limited_by_load)))
 }

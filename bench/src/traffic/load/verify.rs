@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
 
+use super::Target;
 use crate::traffic::{
     outcome::Outcome,
     protocol::{self, NUMBER, Pattern},
@@ -28,21 +29,22 @@ const DATAGRAM_PATIENCE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Parser)]
 pub struct Args {
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    target: SocketAddr,
+    #[command(flatten)]
+    target: Target,
     /// UDP too.
     #[arg(long)]
     udp: bool,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Outcome> {
+    let Target { target, .. } = args.target;
     let start = Instant::now();
     let pattern = Pattern::new();
-    echo(args.target, &pattern).context("echo")?;
-    give(args.target, &pattern).context("the backend gives and ends first")?;
-    swallow(args.target, &pattern).context("the client ends first, the answer comes after")?;
+    echo(target, &pattern).context("echo")?;
+    give(target, &pattern).context("the backend gives and ends first")?;
+    swallow(target, &pattern).context("the client ends first, the answer comes after")?;
     if args.udp {
-        DATAGRAM_SIZES.iter().try_for_each(|size| datagram(args.target, &pattern, *size)).context("datagrams")?;
+        DATAGRAM_SIZES.iter().try_for_each(|size| datagram(target, &pattern, *size)).context("datagrams")?;
     }
     let bytes = ECHOED * 2 + GIVEN + SWALLOWED;
     Ok(Outcome::new("verify", "MiB", bytes as f64 / f64::from(1 << 20), start.elapsed()))
