@@ -24,6 +24,7 @@ use crate::{
         token::AnnounceSecret,
     },
     store::{self, AnyStore},
+    telemetry::metrics::ControlMetrics,
 };
 
 mod bind;
@@ -95,6 +96,7 @@ pub struct Control {
     ports: Ports,
     snapshot: Snapshot,
     observations: watch::Receiver<Arc<Observations>>,
+    metrics: Arc<ControlMetrics>,
     keys: Keys,
     operations: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -110,6 +112,7 @@ impl Control {
         store: AnyStore,
         clock: Arc<dyn Clock>,
         observations: watch::Receiver<Arc<Observations>>,
+        metrics: Arc<ControlMetrics>,
     ) -> store::Result<Arc<Self>> {
         let Settings { node, pools, plans, limits, announce_url } = settings;
         let plans = Arc::<[Plan]>::from(plans);
@@ -140,6 +143,7 @@ impl Control {
             ports,
             snapshot,
             observations,
+            metrics,
             keys: Keys::new(TURN_WAIT),
             operations: Arc::new(Semaphore::new(MAX_OPERATIONS)),
             tasks: TaskTracker::new(),

@@ -1,29 +1,31 @@
 //! The data plane: bound ports, and the connections and sessions through them, on threads of its own.
 //!
 //! A reconciler thread makes the node's listeners what the latest desired state says and reports what became
-//! of each. Worker threads accept, connect and copy; they read the backends' sets and nothing else of the rest of the
-//! process, so traffic waits neither for the store nor for NATS.
+//! of each. An engine carries the traffic: its threads accept, connect and copy; they read the backends' sets and nothing
+//! else of the rest of the process, so traffic waits neither for the store nor for NATS.
 //!
-//! What a connection or a session does next is decided by cores without sockets ([`tcp::relay`], [`udp::sessions`]);
-//! the code around them makes the system calls. Another engine would replace that code and the workers, and keep the
-//! cores, the reconciler and this interface.
+//! What a connection or a session does next is decided by cores without sockets ([`relay`], [`sessions`]); an engine
+//! makes the system calls. Another engine stands behind the trait in `engine`, and keeps the cores, the reconciler and
+//! this interface.
 
 mod admission;
 mod binder;
+mod engine;
+mod epoll;
 mod listener;
 pub mod proxy_protocol;
 mod reconciler;
+pub mod relay;
+pub mod sessions;
+mod shared;
 pub mod slab;
 mod sockets;
-pub mod tcp;
-pub mod udp;
-mod worker;
 
 use std::{
     fmt, io,
     net::IpAddr,
     num::NonZero,
-    sync::{Arc, Mutex, MutexGuard, mpsc::sync_channel},
+    sync::{Arc, Mutex, MutexGuard},
     thread::{self, JoinHandle},
 };
 
@@ -31,9 +33,11 @@ use arc_swap::ArcSwap;
 
 use self::{
     admission::Admission,
-    reconciler::{Inbox, Reconciler, State, WorkerHandle},
+    engine::Engine,
+    epoll::{Epoll, MAX_ADDRESSES},
+    reconciler::{Inbox, Reconciler, State},
+    shared::Shared,
     sockets::Connector,
-    worker::{Command, MAX_ADDRESSES, MAX_COMMANDS, Shared, Waker, Worker},
 };
 use crate::{
     backends::Backends,
@@ -42,7 +46,7 @@ use crate::{
 };
 
 pub use binder::{Binder, SystemBinder};
-pub use udp::ExportedSession;
+pub use engine::{ClosingRecord, ExportedSession, FlowEnd, OnClose};
 
 /// Says who holds a port of this machine, if it can.
 pub type HolderLookup = dyn Fn(u16, Transport) -> Option<String> + Send + Sync;
@@ -75,20 +79,16 @@ pub struct Surroundings {
     pub holder: Box<HolderLookup>,
     /// Hears what has been bound.
     pub observe: Box<Observe>,
+    /// Hears of each flow that ends.
+    pub closed: Box<OnClose>,
 }
 
 /// A running forwarder. Dropping it ends everything, as [`Forwarder::stop`] does.
 pub struct Forwarder {
     inbox: Arc<Inbox>,
-    workers: Vec<WorkerHandle>,
+    engine: Arc<dyn Engine>,
     shared: Arc<Shared>,
-    threads: Mutex<Threads>,
-}
-
-#[derive(Default)]
-struct Threads {
-    reconciler: Option<JoinHandle<()>>,
-    workers: Vec<JoinHandle<()>>,
+    reconciler: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Forwarder {
@@ -101,40 +101,25 @@ impl Forwarder {
             let reason = format!("the forwarder listens on 1 to {MAX_ADDRESSES} addresses: change `listen`");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
-        let Surroundings { binder, backends, clock, metrics, holder, observe } = surroundings;
+        let Surroundings { binder, backends, clock, metrics, holder, observe, closed } = surroundings;
         let shared = Arc::new(Shared {
             admission: Arc::new(Admission::default()),
             limits: ArcSwap::default(),
-            metrics,
-            clock,
             connector: ArcSwap::from_pointee(Connector::new(&settings.pool_ports)),
+            clock,
+            metrics,
+            closed,
         });
-        let count = match settings.workers {
+        let workers = match settings.workers {
             0 => thread::available_parallelism().map_or(1, NonZero::get),
             count => count,
         };
+        let engine: Arc<dyn Engine> = Arc::new(Epoll::start(workers, &shared, &backends)?);
         let inbox = Arc::new(Inbox::default());
-        // Made first: whatever fails from here on, dropping it ends the threads that run by then.
-        let mut forwarder = Self {
-            inbox: Arc::clone(&inbox),
-            workers: Vec::with_capacity(count),
-            shared: Arc::clone(&shared),
-            threads: Mutex::default(),
-        };
-        for number in 0..count {
-            let waker = Arc::new(Waker::new()?);
-            let (commands, orders) = sync_channel(MAX_COMMANDS);
-            let worker = Worker::new(Arc::clone(&shared), Arc::clone(&waker), orders)?;
-            forwarder.workers.push(WorkerHandle { waker, commands });
-            let thread = thread::Builder::new().name(format!("forward-{number}")).spawn(|| worker.run())?;
-            forwarder.threads().workers.push(thread);
-        }
-        let wakers = forwarder.workers.iter().map(|worker| Arc::clone(&worker.waker)).collect::<Vec<_>>();
-        backends.on_change(Box::new(move |id| wakers.iter().for_each(|waker| waker.backends_changed(id))));
         let reconciler = Reconciler {
-            inbox,
-            workers: forwarder.workers.clone(),
-            shared,
+            inbox: Arc::clone(&inbox),
+            engine: Arc::clone(&engine),
+            shared: Arc::clone(&shared),
             backends,
             binder,
             listen: settings.listen,
@@ -143,8 +128,7 @@ impl Forwarder {
             state: State::default(),
         };
         let thread = thread::Builder::new().name("reconcile".into()).spawn(|| reconciler.run())?;
-        forwarder.threads().reconciler = Some(thread);
-        Ok(forwarder)
+        Ok(Self { inbox, engine, shared, reconciler: Mutex::new(Some(thread)) })
     }
 
     /// Makes the node have what `desired` says. Returns at once; the latest call wins.
@@ -171,22 +155,13 @@ impl Forwarder {
     /// Copies of all UDP sessions, with the descriptors of their sockets. Waits for every worker's turn.
     #[must_use]
     pub fn export_sessions(&self) -> Vec<ExportedSession> {
-        let (reply, replies) = sync_channel(self.workers.len());
-        for worker in &self.workers {
-            // A worker that has stopped has no sessions.
-            if worker.commands.send(Command::Export(reply.clone())).is_ok() {
-                worker.waker.wake();
-            }
-        }
-        drop(reply);
-        replies.iter().flatten().collect()
+        self.engine.export_sessions()
     }
 
     /// Whether a thread has ended by itself, which only a bug makes it do. Its flows and ports are unattended then.
     #[must_use]
     pub fn has_failed(&self) -> bool {
-        let threads = self.threads();
-        threads.reconciler.iter().chain(&threads.workers).any(JoinHandle::is_finished)
+        self.engine.has_failed() || self.reconciler().as_ref().is_some_and(JoinHandle::is_finished)
     }
 
     /// Ends all flows, closes all sockets and waits for all threads. Doing it again does nothing.
@@ -194,23 +169,16 @@ impl Forwarder {
     /// # Panics
     /// When one of its threads has: that is a bug, and its message is in the log.
     pub fn stop(&self) {
-        let Threads { reconciler, workers } = std::mem::take(&mut *self.threads());
+        let reconciler = self.reconciler().take();
         self.inbox.stop();
-        let mut panicked = reconciler.is_some_and(|thread| thread.join().is_err());
-        for worker in &self.workers {
-            // One that has stopped already needs no telling.
-            if worker.commands.send(Command::Stop).is_ok() {
-                worker.waker.wake();
-            }
-        }
-        for worker in workers {
-            panicked |= worker.join().is_err();
-        }
-        assert!(!panicked || thread::panicking(), "a thread of the forwarder panicked");
+        // First, as it tells the engine what to serve.
+        let reconciled = reconciler.is_none_or(|thread| thread.join().is_ok());
+        let carried = self.engine.stop();
+        assert!(reconciled && carried || thread::panicking(), "a thread of the forwarder panicked");
     }
 
-    fn threads(&self) -> MutexGuard<'_, Threads> {
-        self.threads.lock().expect("nothing panics while it holds the threads")
+    fn reconciler(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.reconciler.lock().expect("nothing panics while it holds the thread")
     }
 }
 
@@ -222,6 +190,6 @@ impl Drop for Forwarder {
 
 impl fmt::Debug for Forwarder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Forwarder").field("workers", &self.workers.len()).finish_non_exhaustive()
+        f.debug_struct("Forwarder").finish_non_exhaustive()
     }
 }

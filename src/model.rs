@@ -21,6 +21,7 @@ pub mod protocol;
 pub mod service_instance;
 pub mod time;
 pub mod token;
+mod trail;
 
 pub use id::{AppId, BindingId, NodeId, OrganizationId, PlanId, PoolName, ServiceInstanceId, SpaceId};
 pub use ports::PortSet;

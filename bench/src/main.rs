@@ -3,6 +3,8 @@
 mod compare;
 mod traffic;
 
+use std::process::ExitCode;
+
 use clap::Parser;
 
 #[derive(Debug, Parser)]
@@ -16,13 +18,17 @@ enum Command {
     Naive(traffic::naive::Args),
     /// Measures Harbor, HAProxy, nginx, Envoy, the naive proxy and no proxy, interleaved.
     Compare(compare::Args),
+    /// Makes the tables and the chart of a comparison again, without measuring.
+    Report(compare::report::Args),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     match Command::parse() {
-        Command::Backend(args) => traffic::backend::run(&args),
-        Command::Load(args) => traffic::load::run(&args),
-        Command::Naive(args) => traffic::naive::run(&args),
-        Command::Compare(args) => compare::run(&args),
+        Command::Backend(args) => traffic::backend::run(&args)?,
+        Command::Load(args) => traffic::load::run(&args)?,
+        Command::Naive(args) => traffic::naive::run(&args)?,
+        Command::Compare(args) => return compare::run(&args),
+        Command::Report(args) => return compare::report::run(&args),
     }
+    Ok(ExitCode::SUCCESS)
 }

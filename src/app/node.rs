@@ -24,7 +24,7 @@ use crate::{
     config::{Config, Sources},
     control::Control,
     discovery::{self, Discovery, Relays},
-    forwarder::{Forwarder, Surroundings, SystemBinder},
+    forwarder::{ClosingRecord, Forwarder, Surroundings, SystemBinder},
     health::last_known,
     model::{
         Clock,
@@ -75,6 +75,22 @@ pub(super) async fn run(config: Config, sources: &Sources, log: &Log, mut signal
     outcome
 }
 
+/// Each flow that ends is a line at the level `debug`: who came, where it went, how much, why it ended.
+fn log_flow(record: &ClosingRecord<'_>) {
+    tracing::debug!(
+        target: "harbor::forwarder::flow",
+        service_instance = %record.service_instance_id,
+        transport = record.end.transport().as_str(),
+        client = %record.client,
+        backend = record.backend.map(tracing::field::display),
+        lasted_ms = record.lasted.as_millis(),
+        to_backend_bytes = record.to_backend,
+        to_client_bytes = record.to_client,
+        reason = record.end.as_str(),
+        "flow ended"
+    );
+}
+
 impl Node {
     /// Makes the parts and joins them. The threads that forward run; nothing is bound yet.
     async fn join(
@@ -97,12 +113,18 @@ impl Node {
             metrics: Arc::clone(&metrics.forwarder),
             holder: Box::new(machine::holder),
             observe: Box::new(move |observed| drop(observe.send_replace(observed))),
+            closed: Box::new(log_flow),
         };
         let forwarder = Forwarder::start(settings::forwarder(config), surroundings)
             .context("the threads that forward cannot be started")?;
-        let control =
-            Control::open(settings::control(config), Arc::clone(&store), Arc::clone(&clock), observations.clone())
-                .await?;
+        let control = Control::open(
+            settings::control(config),
+            Arc::clone(&store),
+            Arc::clone(&clock),
+            observations.clone(),
+            Arc::clone(&metrics.control),
+        )
+        .await?;
         let infrastructure = infrastructure::addresses(config).await;
         let (discovery, relays) = Discovery::new(
             settings::discovery(config, sources.own_address, apis.addresses(), infrastructure.clone()),

@@ -180,6 +180,25 @@ impl Backends {
         });
     }
 
+    /// The same for these service instances alone.
+    pub fn retain_authorised_of<'a>(
+        &self,
+        ids: impl IntoIterator<Item = &'a ServiceInstanceId>,
+        directory: &Directory,
+    ) {
+        for id in ids {
+            // Most have just come and have no entry yet.
+            if self.table().entries.contains_key(id) {
+                // Not a change when there was nothing to revoke.
+                let _ = self.change(id, |_, instance| {
+                    let stands =
+                        |backend: &Backend| stands(&backend.authority, id, backend.endpoint.transport, directory);
+                    if instance.revoke(stands) { Ok(((), true)) } else { Err(()) }
+                });
+            }
+        }
+    }
+
     /// Removes the backends at an address that is now known to be `app`'s, but for those that are known to be `app`'s
     /// too. Returns whether there were any.
     pub fn evict_address(&self, address: SocketAddr, app: &AppId) -> bool {

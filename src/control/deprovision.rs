@@ -49,11 +49,17 @@ impl Control {
             Some(known) => self.free(known, now).await?,
             None => None,
         };
+        let committed = self.clock.now();
         // Also when there was none: an earlier attempt may have deleted it and failed here.
         self.snapshot.refresh().await?;
-        self.listener_gone(id).await;
+        let closed = self.listener_gone(id).await;
         let gone = gone.ok_or(Failure::Refused(DeleteRefusal::Gone))?;
-        tracing::info!(service_instance = %id, pool = %gone.pool, port = gone.port, "deprovisioned");
+        let took = self.clock.now().saturating_duration_since(committed);
+        if closed {
+            self.metrics.closed(took);
+        }
+        let (pool, port, closed_after_ms) = (&gone.pool, gone.port, took.as_secs_f64() * 1e3);
+        tracing::info!(service_instance = %id, %pool, port, closed_after_ms, "deprovisioned");
         Ok(gone)
     }
 

@@ -36,12 +36,16 @@ impl Control {
         }
     }
 
-    /// Waits until the forwarder has closed the listener.
-    pub(super) async fn listener_gone(&self, id: &ServiceInstanceId) {
+    /// Waits until the forwarder has closed the listener. Returns whether it did.
+    pub(super) async fn listener_gone(&self, id: &ServiceInstanceId) -> bool {
         let mut observations = self.observations.clone();
         let gone = observations.wait_for(|all| !all.listeners.contains_key(id));
-        if tokio::time::timeout(LISTENER_WAIT, gone).await.is_err() {
-            tracing::warn!(service_instance = %id, "the forwarder did not close its port within {LISTENER_WAIT:?}");
+        match tokio::time::timeout(LISTENER_WAIT, gone).await {
+            Ok(seen) => seen.is_ok(),
+            Err(_) => {
+                tracing::warn!(service_instance = %id, "the forwarder did not close its port within {LISTENER_WAIT:?}");
+                false
+            }
         }
     }
 }

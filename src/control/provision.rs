@@ -149,6 +149,7 @@ impl Control {
 
     /// Waits until the port of a new service instance listens; moves it to another one while somebody else holds it.
     async fn listen(&self, mut instance: ServiceInstance) -> Result<ServiceInstance, Failure<ProvisionRefusal>> {
+        let committed = self.clock.now();
         for _ in 0..MAX_MOVES {
             self.snapshot.reach(instance.revision).await?;
             let port = instance.port;
@@ -158,8 +159,10 @@ impl Control {
             };
             let reason = match seen {
                 Seen::Listening => {
+                    let took = self.clock.now().saturating_duration_since(committed);
+                    self.metrics.opened(took);
                     let ServiceInstance { id, pool, protocol, .. } = &instance;
-                    tracing::info!(service_instance = %id, %pool, port, %protocol, "provisioned");
+                    tracing::info!(service_instance = %id, %pool, port, %protocol, listening_after_ms = took.as_secs_f64() * 1e3, "provisioned");
                     return Ok(instance);
                 }
                 Seen::Held(reason) => reason,

@@ -8,16 +8,16 @@ use std::{
     sync::Arc,
 };
 
-use rpds::HashTrieMapSync;
 use tokio::sync::{Mutex, watch};
 
 use super::Facts;
 use crate::{
     model::{
-        Protocol, Revision, ServiceInstanceId,
-        desired::{DesiredState, ListenerSpec},
+        PlanId, PoolName, Protocol, Revision, ServiceInstanceId,
+        desired::{DesiredState, ListenerSpec, Listeners},
         directory::{Directory, DirectoryEntry},
         effective::bounded,
+        parameters::Settings,
         plan::Plan,
         service_instance::ServiceInstance,
     },
@@ -38,13 +38,23 @@ struct State {
     plans: Arc<[Plan]>,
     facts: Arc<Facts>,
     revision: Revision,
-    instances: HashMap<ServiceInstanceId, ServiceInstance>,
+    instances: HashMap<ServiceInstanceId, Known>,
     directory: Directory,
-    listeners: HashTrieMapSync<ServiceInstanceId, Arc<ListenerSpec>>,
+    listeners: Listeners,
     /// What a listener carries while a change of its protocol is being tried, in place of what is stored.
     tried: HashMap<ServiceInstanceId, Protocol>,
     /// The last [`ListenerSpec::version`].
     version: u64,
+}
+
+/// What is kept of a service instance, by the thousand: what a listener and a directory entry are made from.
+#[derive(Debug)]
+struct Known {
+    plan_id: PlanId,
+    pool: PoolName,
+    port: u16,
+    protocol: Protocol,
+    settings: Settings,
 }
 
 impl Snapshot {
@@ -60,7 +70,7 @@ impl Snapshot {
             revision: Revision::default(),
             instances: HashMap::new(),
             directory,
-            listeners: HashTrieMapSync::default(),
+            listeners: Listeners::default(),
             tried: HashMap::new(),
             version: 0,
         };
@@ -176,8 +186,8 @@ impl State {
             self.show(id);
         }
         for instance in changes.instances {
-            let id = instance.id.clone();
-            self.instances.insert(id.clone(), instance);
+            let (id, known) = self.keep(instance);
+            self.instances.insert(id.clone(), known);
             self.show(&id);
         }
         for binding in changes.bindings {
@@ -196,6 +206,15 @@ impl State {
         let unbound = known.filter(|id| !bindings.contains(id)).cloned().collect();
         (all.deleted_instances, all.deleted_bindings) = (gone, unbound);
         self.apply(all);
+    }
+
+    /// Names of plans and pools are shared with the configuration.
+    fn keep(&self, instance: ServiceInstance) -> (ServiceInstanceId, Known) {
+        let ServiceInstance { id, plan_id, pool, port, protocol, settings, .. } = instance;
+        let plan = self.plans.iter().find(|plan| plan.id == plan_id);
+        let plan_id = plan.map_or(plan_id, |plan| plan.id.clone());
+        let pool = self.facts.pools.get_key_value(&pool).map_or(pool, |(name, _)| name.clone());
+        (id, Known { plan_id, pool, port, protocol, settings })
     }
 
     /// Brings directory and listener of a service instance up to date.
@@ -262,7 +281,6 @@ mod tests {
             AppId, BindingId, NodeId, OrganizationId, PoolName, SpaceId, Timestamp,
             binding::Binding,
             desired::ForwarderLimits,
-            parameters::Settings,
             pool::{Pool, PoolNames},
         },
         store::{CHANGES_KEPT, Store as _, memory::MemoryStore},

@@ -10,6 +10,8 @@ use super::Discovery;
 pub async fn run(discovery: Arc<Discovery>, shutdown: CancellationToken) {
     let mut directory = discovery.directory.clone();
     directory.mark_changed();
+    // The directory that the table was held against last.
+    let mut known = None;
     let mut next_sweep = tokio::time::Instant::now();
     loop {
         tokio::select! {
@@ -20,9 +22,13 @@ pub async fn run(discovery: Arc<Discovery>, shutdown: CancellationToken) {
                     return shutdown.cancelled().await;
                 }
                 let latest = Arc::clone(&directory.borrow_and_update());
-                discovery.backends.retain_authorised(&latest);
+                match known.as_deref().and_then(|known| latest.changed_since(known)) {
+                    Some(changed) => discovery.backends.retain_authorised_of(&changed, &latest),
+                    None => discovery.backends.retain_authorised(&latest),
+                }
                 let mut refusals = discovery.refusals.lock().expect("nothing panics while it holds the refusals");
                 refusals.retain(|id| latest.instance(id.as_str()).is_some());
+                known = Some(Arc::clone(&latest));
             }
             () = tokio::time::sleep_until(next_sweep) => {
                 discovery.backends.sweep(discovery.clock.now());

@@ -18,7 +18,7 @@ use crate::{
     model::{
         ServiceInstanceId, Transport,
         balance::{self, Balance, Candidate, Draw},
-        desired::{ForwarderLimits, ListenerSpec},
+        desired::{ForwarderLimits, ListenerSpec, allows},
     },
 };
 
@@ -73,6 +73,11 @@ impl Listener {
         };
         ticket.fetch_add(1, Ordering::Relaxed)
     }
+}
+
+/// Whether the client is a balancer whose PROXY header is required and believed.
+pub(super) fn speaks_for_others(limits: &ForwarderLimits, client: SocketAddr) -> bool {
+    !limits.proxy_from.is_empty() && allows(&limits.proxy_from, client.ip())
 }
 
 /// A worker's means to choose: scratch memory and randomness.

@@ -7,19 +7,17 @@ use std::{
     collections::HashMap,
     io,
     net::IpAddr,
-    os::fd::{AsFd as _, OwnedFd},
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard,
-        mpsc::{SyncSender, sync_channel},
-    },
+    os::fd::AsFd as _,
+    sync::{Arc, Condvar, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
 use super::{
     Binder, HolderLookup, Observe,
+    engine::{Engine, Sockets},
     listener::Listener,
+    shared::Shared,
     sockets::{self, DatagramSocket},
-    worker::{Command, Shared, Waker},
 };
 use crate::{
     backends::Backends,
@@ -84,23 +82,9 @@ impl Inbox {
     }
 }
 
-/// A worker as the reconciler sees it.
-#[derive(Clone)]
-pub(super) struct WorkerHandle {
-    pub waker: Arc<Waker>,
-    pub commands: SyncSender<Command>,
-}
-
-impl WorkerHandle {
-    pub(super) fn send(&self, command: Command) {
-        self.commands.send(command).expect("workers outlive the reconciler");
-        self.waker.wake();
-    }
-}
-
 pub(super) struct Reconciler {
     pub(super) inbox: Arc<Inbox>,
-    pub(super) workers: Vec<WorkerHandle>,
+    pub(super) engine: Arc<dyn Engine>,
     pub(super) shared: Arc<Shared>,
     pub(super) backends: Backends,
     pub(super) binder: Arc<dyn Binder>,
@@ -116,6 +100,8 @@ pub(super) struct State {
     desired: Arc<DesiredState>,
     entries: HashMap<ServiceInstanceId, Entry>,
     observations: Observations,
+    /// Whether the observations have changed since they were published.
+    unpublished: bool,
     /// When those that failed are tried again.
     retry_at: Option<Instant>,
     /// Nothing is opened any more.
@@ -126,25 +112,20 @@ pub(super) struct State {
 struct Entry {
     spec: Arc<ListenerSpec>,
     listener: Arc<Listener>,
-    tcp: Option<Arc<[OwnedFd]>>,
-    udp: Option<Arc<[DatagramSocket]>>,
+    /// Kept so that a port stays bound until it is unwanted, whatever its engine does.
+    tcp: Option<Sockets>,
+    udp: Option<Sockets>,
     /// A part of what the specification wants is not there.
     incomplete: bool,
 }
 
 impl Entry {
-    fn has(&self, transport: Transport) -> bool {
+    const fn sockets(&mut self, transport: Transport) -> &mut Option<Sockets> {
         match transport {
-            Transport::Tcp => self.tcp.is_some(),
-            Transport::Udp => self.udp.is_some(),
+            Transport::Tcp => &mut self.tcp,
+            Transport::Udp => &mut self.udp,
         }
     }
-}
-
-/// Sockets that are bound but not yet handed to the workers.
-enum Bound {
-    Tcp(Arc<[OwnedFd]>),
-    Udp(Arc<[DatagramSocket]>),
 }
 
 struct BindFailure {
@@ -179,38 +160,52 @@ impl Reconciler {
         let before = std::mem::replace(&mut self.state.desired, Arc::clone(&desired));
         if before.limits != desired.limits {
             self.shared.limits.store(Arc::clone(&desired.limits));
-            self.tell_all(|| Command::Refresh(None));
+            self.engine.refresh(None);
         }
-        // One walk over what is wanted: it is long, and most changes are of one listener.
-        let (mut changed, mut stay, mut sockets) = (Vec::new(), 0, 0);
-        for (id, spec) in &desired.listeners {
-            sockets += spec.protocol.transports().len() * self.listen.len();
-            let entry = self.state.entries.get(id);
-            stay += usize::from(entry.is_some_and(|entry| entry.spec.port == spec.port));
-            if entry.is_none_or(|entry| !Arc::ptr_eq(&entry.spec, spec)) {
-                changed.push(Arc::clone(spec));
+        let started = self.shared.clock.now();
+        let (mut changed, mut gone) = (Vec::new(), Vec::new());
+        for id in self.places(&before, &desired) {
+            let (entry, spec) = (self.state.entries.get(&id), desired.listeners.get(&id));
+            if spec.is_some_and(|spec| entry.is_none_or(|entry| !Arc::ptr_eq(&entry.spec, spec))) {
+                changed.extend(spec.cloned());
+            }
+            if entry.is_some_and(|entry| spec.is_none_or(|spec| entry.spec.port != spec.port)) {
+                gone.push(id);
             }
         }
         // What goes, goes first: its port may be wanted by another.
-        let mut narrowed = stay < self.state.entries.len();
-        if narrowed {
-            self.remove_unwanted(&desired);
-        }
+        let mut narrowed = !gone.is_empty();
+        gone.iter().for_each(|id| self.remove(id));
         for spec in &changed {
             narrowed |= self.narrow(spec);
         }
         if narrowed {
-            self.wait_for_workers();
+            self.engine.settle();
         }
-        self.set_capacity(sockets);
+        self.set_capacity();
         if !self.state.closing {
             for spec in changed {
                 self.take_over(spec);
             }
         }
-        self.wait_for_workers();
+        self.engine.settle();
+        if self.state.observations.applied.is_none() {
+            let (ports, took) = (desired.listeners.size(), self.shared.clock.now().saturating_duration_since(started));
+            tracing::info!(ports, took_ms = took.as_secs_f64() * 1e3, "took over the first snapshot");
+        }
         self.state.observations.applied = Some(desired.revision);
         self.publish();
+    }
+
+    /// Where what is wanted may differ from what there is, which is what was wanted `before`.
+    fn places(&self, before: &DesiredState, desired: &DesiredState) -> Vec<ServiceInstanceId> {
+        match desired.listeners.changed_since(&before.listeners) {
+            Some(changed) => changed.into_iter().collect(),
+            None => {
+                let unwanted = self.state.entries.keys().filter(|id| !desired.listeners.contains_key(*id));
+                desired.listeners.keys().chain(unwanted).cloned().collect()
+            }
+        }
     }
 
     /// Tries what has failed once more.
@@ -218,29 +213,20 @@ impl Reconciler {
         let incomplete = self.state.entries.values().filter(|entry| entry.incomplete);
         let incomplete = incomplete.map(|entry| Arc::clone(&entry.spec)).collect::<Vec<_>>();
         self.state.retry_at = None;
-        let before = self.state.observations.listeners.clone();
         for spec in incomplete {
             self.take_over(spec);
         }
-        if before != self.state.observations.listeners {
-            self.wait_for_workers();
+        if self.state.unpublished {
+            self.engine.settle();
             self.publish();
         }
     }
 
-    /// Removes the listeners that are wanted no more, or elsewhere.
-    fn remove_unwanted(&mut self, desired: &DesiredState) {
-        let stays = |id, port| desired.listeners.get(id).is_some_and(|spec| spec.port == port);
-        let gone = self.state.entries.iter().filter(|(id, entry)| !stays(*id, entry.spec.port));
-        for id in gone.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
-            self.remove(&id);
-        }
-    }
-
+    /// Removes a listener that is wanted no more, or elsewhere.
     fn remove(&mut self, id: &ServiceInstanceId) {
         let Some(entry) = self.state.entries.remove(id) else { return };
         for transport in Protocol::Both.transports() {
-            self.tell_all(|| Command::Close(id.clone(), *transport));
+            self.engine.close(id, *transport);
         }
         self.state.observations.listeners.remove_mut(id);
         tracing::info!(service_instance = %id, port = entry.spec.port, "port closed");
@@ -252,12 +238,8 @@ impl Reconciler {
         let Some(entry) = self.state.entries.get_mut(id) else { return false };
         let mut narrowed = false;
         for transport in Protocol::Both.transports() {
-            if entry.has(*transport) && !spec.protocol.has(*transport) {
-                match transport {
-                    Transport::Tcp => entry.tcp = None,
-                    Transport::Udp => entry.udp = None,
-                }
-                self.workers.iter().for_each(|worker| worker.send(Command::Close(id.clone(), *transport)));
+            if !spec.protocol.has(*transport) && entry.sockets(*transport).take().is_some() {
+                self.engine.close(id, *transport);
                 narrowed = true;
             }
         }
@@ -277,17 +259,20 @@ impl Reconciler {
         if !Arc::ptr_eq(&entry.spec, &spec) {
             entry.spec = Arc::clone(&spec);
             entry.listener.set_spec(Arc::clone(&spec));
-            self.workers.iter().for_each(|worker| worker.send(Command::Refresh(Some(id.clone()))));
+            self.engine.refresh(Some(&id));
         }
-        let missing = spec.protocol.transports().iter().filter(|transport| !entry.has(**transport));
-        let missing = missing.copied().collect::<Vec<_>>();
+        let missing = spec.protocol.transports().iter().copied();
+        let missing = missing.filter(|transport| entry.sockets(*transport).is_none()).collect::<Vec<_>>();
         // All or nothing: half a port helps nobody.
-        match missing.into_iter().map(|transport| self.bind(spec.port, transport)).collect::<Result<Vec<_>, _>>() {
+        match missing.iter().map(|transport| self.bind(spec.port, *transport)).collect::<Result<Vec<_>, _>>() {
             Ok(bound) => {
-                if !bound.is_empty() {
+                if self.state.observations.applied.is_none() {
+                    // One line tells of all at the start.
+                    tracing::debug!(service_instance = %id, port = spec.port, protocol = %spec.protocol, "port open");
+                } else if !bound.is_empty() {
                     tracing::info!(service_instance = %id, port = spec.port, protocol = %spec.protocol, "port open");
                 }
-                bound.into_iter().for_each(|bound| self.open(&id, bound));
+                missing.into_iter().zip(bound).for_each(|(transport, sockets)| self.open(&id, transport, sockets));
                 self.note(&spec, ListenerState::Bound);
             }
             Err(failure) => {
@@ -298,7 +283,7 @@ impl Reconciler {
         }
     }
 
-    fn bind(&self, port: u16, transport: Transport) -> Result<Bound, BindFailure> {
+    fn bind(&self, port: u16, transport: Transport) -> Result<Sockets, BindFailure> {
         let each = self.listen.iter().map(|address| {
             let bound = self.binder.bind(*address, port, transport);
             bound.map_err(|error| BindFailure { address: *address, transport, error })
@@ -310,31 +295,19 @@ impl Reconciler {
                 for socket in &*sockets {
                     sockets::prepare_listener(socket.as_fd()).map_err(unusable)?;
                 }
-                Ok(Bound::Tcp(sockets))
+                Ok(Sockets::Tcp(sockets))
             }
             Transport::Udp => {
                 let sockets = each.map(|socket| DatagramSocket::new(socket?).map_err(unusable));
-                Ok(Bound::Udp(sockets.collect::<Result<_, _>>()?))
+                Ok(Sockets::Udp(sockets.collect::<Result<_, _>>()?))
             }
         }
     }
 
-    fn open(&mut self, id: &ServiceInstanceId, bound: Bound) {
+    fn open(&mut self, id: &ServiceInstanceId, transport: Transport, sockets: Sockets) {
         let entry = self.state.entries.get_mut(id).expect("its sockets were bound for it");
-        match bound {
-            Bound::Tcp(sockets) => {
-                entry.tcp = Some(Arc::clone(&sockets));
-                for worker in &self.workers {
-                    worker.send(Command::OpenTcp(Arc::clone(&entry.listener), Arc::clone(&sockets)));
-                }
-            }
-            Bound::Udp(sockets) => {
-                entry.udp = Some(Arc::clone(&sockets));
-                // One worker has all its sessions: no flow is ever in two tables.
-                let owner = &self.workers[usize::from(entry.spec.port) % self.workers.len()];
-                owner.send(Command::OpenUdp(Arc::clone(&entry.listener), sockets));
-            }
-        }
+        self.engine.open(&entry.listener, sockets.clone());
+        *entry.sockets(transport) = Some(sockets);
     }
 
     /// What a failure means, with the holder where it can be found out. Logged when it is new.
@@ -376,42 +349,33 @@ impl Reconciler {
         };
         let observation = ListenerObservation { version: spec.version, state, since };
         self.state.observations.listeners.insert_mut(id.clone(), observation);
+        self.state.unpublished = true;
     }
 
     fn close_listeners(&mut self) {
         self.state.closing = true;
         self.state.retry_at = None;
-        self.tell_all(|| Command::CloseListeners);
+        self.engine.close_listeners();
         for entry in self.state.entries.values_mut() {
             entry.tcp = None;
         }
-        self.wait_for_workers();
+        self.engine.settle();
         tracing::info!(open = self.shared.admission.flows(), "listeners closed, finishing what is open");
     }
 
     /// Shares the node's sockets anew, before listeners are opened that would find none.
-    fn set_capacity(&self, listening_sockets: usize) {
+    fn set_capacity(&self) {
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-        let listeners = count(self.state.desired.listeners.size());
-        let limits = &self.state.desired.limits;
-        self.shared.admission.set(limits, sockets::descriptor_limit(), listeners, count(listening_sockets));
+        let DesiredState { listeners, limits, .. } = &*self.state.desired;
+        let sockets = count(listeners.transports() * self.listen.len());
+        self.shared.admission.set(limits, sockets::descriptor_limit(), count(listeners.size()), sockets);
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        self.state.unpublished = false;
         (self.observe)(Arc::new(self.state.observations.clone()));
     }
-
-    fn tell_all(&self, command: impl Fn() -> Command) {
-        self.workers.iter().for_each(|worker| worker.send(command()));
-    }
-
-    /// Waits until the workers have done what they were told.
-    fn wait_for_workers(&self) {
-        let (done, all_done) = sync_channel(self.workers.len());
-        self.tell_all(|| Command::Barrier(done.clone()));
-        drop(done);
-        for _ in &self.workers {
-            all_done.recv().expect("workers outlive the reconciler");
-        }
-    }
 }
+
+#[cfg(test)]
+mod tests;

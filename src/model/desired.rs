@@ -3,12 +3,12 @@
 //! Level-triggered: each value is whole, so one that is missed costs nothing. Maps are persistent, so that a new
 //! revision shares all that did not change with the one before.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, ops::Deref, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use rpds::HashTrieMapSync;
 
-use super::{PoolName, Protocol, Revision, ServiceInstanceId, Transport, parameters::Settings};
+use super::{PoolName, Protocol, Revision, ServiceInstanceId, Transport, parameters::Settings, trail::Trail};
 
 /// All listeners a node should have, and the limits they share.
 #[derive(Debug, Clone, Default)]
@@ -16,9 +16,56 @@ pub struct DesiredState {
     /// The store's revision that this shows.
     pub revision: Revision,
     /// One listener per service instance.
-    pub listeners: HashTrieMapSync<ServiceInstanceId, Arc<ListenerSpec>>,
+    pub listeners: Listeners,
     /// Shared limits.
     pub limits: Arc<ForwarderLimits>,
+}
+
+/// The listeners by service instance, and which of them changed last: a change costs its reader what has changed, not a
+/// walk over all.
+#[derive(Debug, Clone, Default)]
+pub struct Listeners {
+    by_id: HashTrieMapSync<ServiceInstanceId, Arc<ListenerSpec>>,
+    transports: usize,
+    trail: Trail,
+}
+
+impl Listeners {
+    /// Adds a listener or replaces it.
+    pub fn insert_mut(&mut self, id: ServiceInstanceId, spec: Arc<ListenerSpec>) {
+        self.transports -= self.by_id.get(&id).map_or(0, |before| before.protocol.transports().len());
+        self.transports += spec.protocol.transports().len();
+        self.by_id.insert_mut(id.clone(), spec);
+        self.trail.push(id);
+    }
+
+    /// Removes a listener, if it is there.
+    pub fn remove_mut(&mut self, id: &ServiceInstanceId) {
+        let Some(before) = self.by_id.get(id) else { return };
+        self.transports -= before.protocol.transports().len();
+        self.by_id.remove_mut(id);
+        self.trail.push(id.clone());
+    }
+
+    /// Sockets that all listeners take on each address.
+    #[must_use]
+    pub const fn transports(&self) -> usize {
+        self.transports
+    }
+
+    /// Where these may differ from `earlier` ones; `None` when only a look at all of both can tell.
+    #[must_use]
+    pub fn changed_since(&self, earlier: &Self) -> Option<BTreeSet<ServiceInstanceId>> {
+        self.trail.since(&earlier.trail)
+    }
+}
+
+impl Deref for Listeners {
+    type Target = HashTrieMapSync<ServiceInstanceId, Arc<ListenerSpec>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.by_id
+    }
 }
 
 /// What to bind for a service instance, and how to forward.

@@ -8,6 +8,7 @@ use rpds::HashTrieMapSync;
 
 use super::{
     AppId, BindingId, PoolName, Protocol, Revision, ServiceInstanceId, binding::Binding, token::AnnounceSecret,
+    trail::Trail,
 };
 
 /// Ports, bound apps, bindings and the announce secret.
@@ -18,9 +19,10 @@ pub struct Directory {
     /// What tokens are derived from.
     pub announce_secret: AnnounceSecret,
     instances: HashTrieMapSync<ServiceInstanceId, Arc<DirectoryEntry>>,
-    by_port: HashTrieMapSync<u16, Arc<BTreeSet<ServiceInstanceId>>>,
-    by_app: HashTrieMapSync<AppId, Arc<BTreeSet<ServiceInstanceId>>>,
+    by_port: Index<u16>,
+    by_app: Index<AppId>,
     bindings: HashTrieMapSync<BindingId, Arc<Binding>>,
+    trail: Trail,
 }
 
 /// One service instance, as announcements see it.
@@ -55,6 +57,7 @@ impl Directory {
             by_port: HashTrieMapSync::default(),
             by_app: HashTrieMapSync::default(),
             bindings: HashTrieMapSync::default(),
+            trail: Trail::default(),
         }
     }
 
@@ -82,6 +85,13 @@ impl Directory {
         self.bindings.get(id)
     }
 
+    /// The service instances of which this may know something else than `earlier`; `None` when only a look at all of both
+    /// can tell.
+    #[must_use]
+    pub fn changed_since(&self, earlier: &Self) -> Option<BTreeSet<ServiceInstanceId>> {
+        self.trail.since(&earlier.trail)
+    }
+
     /// All service instances.
     pub fn instances(&self) -> impl Iterator<Item = &Arc<DirectoryEntry>> {
         self.instances.values()
@@ -98,7 +108,7 @@ impl Directory {
             }
         }
         add_to(&mut self.by_port, entry.port, &entry.id);
-        self.instances.insert_mut(entry.id.clone(), Arc::new(entry));
+        self.set(entry);
     }
 
     /// Removes a service instance with its bindings.
@@ -112,6 +122,7 @@ impl Directory {
         }
         remove_from(&mut self.by_port, &entry.port, id);
         self.instances.remove_mut(id);
+        self.trail.push(id.clone());
     }
 
     /// Adds a binding. One whose service instance is not known is ignored: the store never has such a row.
@@ -127,7 +138,7 @@ impl Directory {
             add_to(&mut self.by_app, app.clone(), &entry.id);
         }
         self.bindings.insert_mut(binding.id.clone(), Arc::clone(binding));
-        self.instances.insert_mut(entry.id.clone(), Arc::new(entry));
+        self.set(entry);
     }
 
     /// Removes a binding; its app stays bound while another binding of it stands.
@@ -144,33 +155,36 @@ impl Directory {
                 remove_from(&mut self.by_app, app, &entry.id);
             }
         }
+        self.set(entry);
+    }
+
+    fn set(&mut self, entry: DirectoryEntry) {
+        self.trail.push(entry.id.clone());
         self.instances.insert_mut(entry.id.clone(), Arc::new(entry));
     }
 
-    fn only(&self, ids: &BTreeSet<ServiceInstanceId>) -> Option<&Arc<DirectoryEntry>> {
-        if ids.len() != 1 {
-            return None;
-        }
-        ids.first().and_then(|id| self.instances.get(id))
+    fn only(&self, ids: &[ServiceInstanceId]) -> Option<&Arc<DirectoryEntry>> {
+        let [id] = ids else { return None };
+        self.instances.get(id)
     }
 }
 
-type Index<K> = HashTrieMapSync<K, Arc<BTreeSet<ServiceInstanceId>>>;
+/// Service instances in no order, each once: mostly one.
+type Index<K> = HashTrieMapSync<K, Arc<[ServiceInstanceId]>>;
 
 fn add_to<K: Eq + std::hash::Hash>(index: &mut Index<K>, key: K, id: &ServiceInstanceId) {
-    let mut ids = index.get(&key).map(|ids| BTreeSet::clone(ids)).unwrap_or_default();
-    ids.insert(id.clone());
-    index.insert_mut(key, Arc::new(ids));
+    let others = index.get(&key).into_iter().flat_map(|ids| ids.iter()).filter(|known| *known != id);
+    let ids = others.chain([id]).cloned().collect();
+    index.insert_mut(key, ids);
 }
 
 fn remove_from<K: Eq + std::hash::Hash + Clone>(index: &mut Index<K>, key: &K, id: &ServiceInstanceId) {
     let Some(ids) = index.get(key) else { return };
-    let mut ids = BTreeSet::clone(ids);
-    ids.remove(id);
-    if ids.is_empty() {
+    let others = ids.iter().filter(|known| *known != id).cloned().collect::<Arc<[_]>>();
+    if others.is_empty() {
         index.remove_mut(key);
     } else {
-        index.insert_mut(key.clone(), Arc::new(ids));
+        index.insert_mut(key.clone(), others);
     }
 }
 

@@ -37,6 +37,10 @@ use crate::{
 /// Connections that read.
 const READERS: u32 = 4;
 
+/// Memory in which each connection keeps pages of the database, in KiB: what it lacks there it reads again from the
+/// kernel's memory.
+const PAGE_CACHE_KIB: i64 = 256;
+
 /// How long a call waits for a connection before it is a fault.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -533,6 +537,7 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
         .busy_timeout(BUSY_TIMEOUT)
+        .pragma("cache_size", format!("-{PAGE_CACHE_KIB}"))
         .statement_cache_capacity(PREPARED_STATEMENTS)
         .disable_statement_logging()
 }

@@ -7,13 +7,15 @@ use std::sync::Arc;
 use prometheus_client::registry::Registry;
 
 mod broker;
+mod control;
 mod discovery;
 mod forwarder;
 mod store;
 
 pub use broker::BrokerMetrics;
+pub use control::ControlMetrics;
 pub use discovery::DiscoveryMetrics;
-pub use forwarder::{ConnectionEnd, CountersBy, Direction, ForwarderMetrics, Refusal, SessionEnd, Words};
+pub use forwarder::{ConnectionEnd, Count, CountsBy, Direction, ForwarderMetrics, Refusal, SessionEnd, Tally, Words};
 pub use store::StoreMetrics;
 
 /// All metrics of one process. Tests make their own: nothing here is global.
@@ -22,6 +24,8 @@ pub struct Metrics {
     registry: Registry,
     /// Requests of the Open Service Broker API.
     pub broker: Arc<BrokerMetrics>,
+    /// Changes of ports.
+    pub control: Arc<ControlMetrics>,
     /// Announcements and backends.
     pub discovery: Arc<DiscoveryMetrics>,
     /// Connections, sessions and bytes.
@@ -37,8 +41,9 @@ impl Metrics {
         let mut registry = Registry::with_prefix("harbor");
         Self {
             broker: Arc::new(BrokerMetrics::register(&mut registry)),
+            control: Arc::new(ControlMetrics::register(&mut registry)),
             discovery: Arc::new(DiscoveryMetrics::register(&mut registry)),
-            forwarder: Arc::new(ForwarderMetrics::register(&mut registry)),
+            forwarder: ForwarderMetrics::register(&mut registry),
             store: Arc::new(StoreMetrics::register(&mut registry)),
             registry,
         }

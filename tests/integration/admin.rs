@@ -74,7 +74,9 @@ impl Node {
             announce_url: None,
         };
         let clock = Arc::new(SystemClock);
-        let control = Control::open(settings, store, clock.clone(), observations_receiver.clone()).await.unwrap();
+        let metrics = Arc::new(Metrics::new());
+        let seen = observations_receiver.clone();
+        let control = Control::open(settings, store, clock.clone(), seen, Arc::clone(&metrics.control)).await.unwrap();
         let backends = Backends::new(256);
         let registration = Registration {
             service_instance_id: ServiceInstanceId::new("first").unwrap(),
@@ -100,7 +102,7 @@ impl Node {
             backends,
             store: store_receiver,
             nats: nats_receiver,
-            metrics: Arc::new(Metrics::new()),
+            metrics,
             token: admin::Token::load_or_make(&token_file).unwrap(),
             metrics_public,
         });

@@ -1,8 +1,12 @@
 //! The forwarder over real sockets on loopback, IPv4 and IPv6.
 
+mod datagrams;
 mod descriptors;
 mod listeners;
+mod lives;
 mod node;
 mod proxy_protocol;
+mod records;
+mod switch;
 mod tcp;
 mod udp;

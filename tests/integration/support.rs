@@ -4,6 +4,7 @@ pub mod echo;
 pub mod eventually;
 pub mod harbor;
 pub mod http;
+pub mod life;
 pub mod nats;
 
 #[path = "../fuzz/mutate.rs"]

@@ -9,7 +9,7 @@ use std::{
 
 use fastrand::Rng;
 use harbor::{
-    forwarder::tcp::relay::{Action, Input, Readiness, Relay, Side, Source},
+    forwarder::relay::{Action, Input, Readiness, Relay, Side, Source},
     telemetry::metrics::ConnectionEnd,
 };
 

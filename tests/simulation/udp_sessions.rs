@@ -7,7 +7,7 @@ use std::{
 
 use fastrand::Rng;
 use harbor::{
-    forwarder::{slab::Key, udp::sessions::Sessions},
+    forwarder::{sessions::Sessions, slab::Key},
     model::desired::UNANSWERED_SESSION_TIMEOUT,
     telemetry::metrics::SessionEnd,
 };

@@ -1,8 +1,19 @@
 //! Metrics of the forwarder, and the closed lists of reasons they are counted by.
+//!
+//! Each thread that forwards counts in a [`Tally`] of its own; sums are made when the metrics are read.
+
+use std::{
+    fmt, iter,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{counter::ConstCounter, gauge::ConstGauge},
     registry::Registry,
 };
 
@@ -123,116 +134,197 @@ words!(
     }
 );
 
-/// Counters of one family, one for each of its words: looked up once, at the start.
+/// A number that one thread counts up and any thread may read.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    /// One more. Only the thread that owns the tally may count.
+    pub fn one(&self) {
+        self.more(1);
+    }
+
+    /// So many more. Only the thread that owns the tally may count: nothing is locked for it.
+    pub fn more(&self, number: u64) {
+        self.0.store(self.get().wrapping_add(number), Ordering::Relaxed);
+    }
+
+    /// The number.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Words that a closed list may have.
+const MAX_WORDS: usize = 16;
+
+/// A number for each word of a closed list.
 #[derive(Debug)]
-pub struct CountersBy<W: Words> {
-    counters: Vec<Counter>,
+pub struct CountsBy<W: Words> {
+    /// In place, so that no two threads' counts share a cache line.
+    counts: [Count; MAX_WORDS],
     words: std::marker::PhantomData<W>,
 }
 
-impl<W: Words> CountersBy<W> {
-    fn new<L: Clone + std::hash::Hash + Eq>(family: &Family<L, Counter>, label: impl Fn(&'static str) -> L) -> Self {
-        let counters = W::WORDS.iter().map(|word| family.get_or_create(&label(word)).clone()).collect();
-        Self { counters, words: std::marker::PhantomData }
+impl<W: Words> Default for CountsBy<W> {
+    fn default() -> Self {
+        const { assert!(W::WORDS.len() <= MAX_WORDS) };
+        Self { counts: Default::default(), words: std::marker::PhantomData }
     }
+}
 
-    /// The counter of one word.
+impl<W: Words> CountsBy<W> {
+    /// The number of one word.
     #[must_use]
-    pub fn of(&self, word: W) -> &Counter {
-        &self.counters[word.into()]
+    pub fn of(&self, word: W) -> &Count {
+        &self.counts[word.into()]
+    }
+
+    fn sum(&self) -> u64 {
+        self.counts.iter().map(Count::get).sum()
     }
 }
 
-/// Handles of the forwarder.
-#[derive(Debug)]
-pub struct ForwarderMetrics {
+/// What one thread has counted, on cache lines that no other thread writes to.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Tally {
     /// TCP connections that passed `allow` and the limits.
-    pub connections_accepted: Counter,
-    /// Those that are open.
-    pub connections_open: Gauge,
+    pub connections_accepted: Count,
     /// Those that have ended.
-    pub connections_closed: CountersBy<ConnectionEnd>,
+    pub connections_closed: CountsBy<ConnectionEnd>,
     /// TCP connections reset at the door.
-    pub connections_refused: CountersBy<Refusal>,
+    pub connections_refused: CountsBy<Refusal>,
     /// Connects to backends that failed or took too long.
-    pub connects_failed: Counter,
+    pub connects_failed: Count,
     /// UDP sessions begun.
-    pub sessions_opened: Counter,
-    /// Those that are open.
-    pub sessions_open: Gauge,
+    pub sessions_opened: Count,
     /// Those that have ended.
-    pub sessions_closed: CountersBy<SessionEnd>,
+    pub sessions_closed: CountsBy<SessionEnd>,
     /// Datagrams passed on.
-    pub datagrams: CountersBy<Direction>,
-    /// Datagrams from clients that were not.
-    pub datagrams_dropped: CountersBy<Refusal>,
+    pub datagrams: CountsBy<Direction>,
+    /// Datagrams that were not.
+    pub datagrams_dropped: CountsBy<Refusal>,
     /// Bytes carried over TCP.
-    pub tcp_bytes: CountersBy<Direction>,
+    pub tcp_bytes: CountsBy<Direction>,
     /// Bytes carried over UDP.
-    pub udp_bytes: CountersBy<Direction>,
+    pub udp_bytes: CountsBy<Direction>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabel {
-    reason: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DirectionLabel {
-    direction: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CarriedLabels {
-    transport: &'static str,
-    direction: &'static str,
+/// All tallies of the forwarder.
+#[derive(Debug, Default)]
+pub struct ForwarderMetrics {
+    tallies: Mutex<Vec<Arc<Tally>>>,
 }
 
 impl ForwarderMetrics {
-    pub(super) fn register(registry: &mut Registry) -> Self {
-        let mut reasons = |name: &str, help: &str| {
-            let family = Family::<ReasonLabel, Counter>::default();
-            registry.register(name, help, family.clone());
-            family
-        };
-        let reason = |reason| ReasonLabel { reason };
-        let connections_closed = reasons("connections_closed", "TCP connections that ended");
-        let connections_refused = reasons("connections_refused", "TCP connections reset at the door");
-        let sessions_closed = reasons("sessions_closed", "UDP sessions that ended");
-        let datagrams_dropped = reasons("datagrams_dropped", "Datagrams from clients that were not passed on");
-
-        let datagrams = Family::<DirectionLabel, Counter>::default();
-        registry.register("datagrams", "Datagrams passed on", datagrams.clone());
-        let bytes = Family::<CarriedLabels, Counter>::default();
-        registry.register("carried_bytes", "Bytes carried", bytes.clone());
-
-        let metrics = Self {
-            connections_accepted: Counter::default(),
-            connections_open: Gauge::default(),
-            connections_closed: CountersBy::new(&connections_closed, reason),
-            connections_refused: CountersBy::new(&connections_refused, reason),
-            connects_failed: Counter::default(),
-            sessions_opened: Counter::default(),
-            sessions_open: Gauge::default(),
-            sessions_closed: CountersBy::new(&sessions_closed, reason),
-            datagrams: CountersBy::new(&datagrams, |direction| DirectionLabel { direction }),
-            datagrams_dropped: CountersBy::new(&datagrams_dropped, reason),
-            tcp_bytes: CountersBy::new(&bytes, |direction| CarriedLabels { transport: "tcp", direction }),
-            udp_bytes: CountersBy::new(&bytes, |direction| CarriedLabels { transport: "udp", direction }),
-        };
-        registry.register(
-            "connections_accepted",
-            "TCP connections that passed `allow` and the limits",
-            metrics.connections_accepted.clone(),
-        );
-        registry.register("connections_open", "Open TCP connections", metrics.connections_open.clone());
-        registry.register(
-            "connects_failed",
-            "Connects to backends that failed or took too long",
-            metrics.connects_failed.clone(),
-        );
-        registry.register("sessions_opened", "UDP sessions begun", metrics.sessions_opened.clone());
-        registry.register("sessions_open", "Open UDP sessions", metrics.sessions_open.clone());
+    pub(super) fn register(registry: &mut Registry) -> Arc<Self> {
+        let metrics = Arc::<Self>::default();
+        registry.register_collector(Box::new(Arc::clone(&metrics)));
         metrics
+    }
+
+    /// A tally for one more thread; it counts as long as the process runs.
+    #[must_use]
+    pub fn tally(&self) -> Arc<Tally> {
+        let tally = Arc::<Tally>::default();
+        self.tallies().push(Arc::clone(&tally));
+        tally
+    }
+
+    /// The sum of one number over all threads.
+    #[must_use]
+    pub fn total(&self, count: impl Fn(&Tally) -> u64) -> u64 {
+        self.tallies().iter().map(|tally| count(tally)).sum()
+    }
+
+    fn tallies(&self) -> MutexGuard<'_, Vec<Arc<Tally>>> {
+        self.tallies.lock().expect("nothing panics while it holds the tallies")
+    }
+
+    /// What is open: what was begun less what had ended just before.
+    fn open(&self, ended: impl Fn(&Tally) -> u64, begun: impl Fn(&Tally) -> u64) -> u64 {
+        let ended = self.total(ended);
+        self.total(begun).saturating_sub(ended)
+    }
+}
+
+/// Writes one family at a time.
+struct Families<'m, 'e> {
+    metrics: &'m ForwarderMetrics,
+    encoder: DescriptorEncoder<'e>,
+}
+
+impl Families<'_, '_> {
+    fn counter(&mut self, name: &str, help: &str, count: impl Fn(&Tally) -> u64) -> fmt::Result {
+        let counter = ConstCounter::new(self.metrics.total(count));
+        counter.encode(self.encoder.encode_descriptor(name, help, None, counter.metric_type())?)
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let gauge = ConstGauge::new(value);
+        gauge.encode(self.encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+    }
+
+    /// One counter for each set of labels.
+    fn counters<const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        counters: impl Iterator<Item = ([(&'static str, &'static str); N], u64)>,
+    ) -> fmt::Result {
+        let kind = ConstCounter::new(0_u64).metric_type();
+        let mut family = self.encoder.encode_descriptor(name, help, None, kind)?;
+        for (labels, value) in counters {
+            ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn by<W: Words>(
+        &mut self,
+        (name, help, label): (&str, &str, &'static str),
+        counts: impl Fn(&Tally) -> &CountsBy<W>,
+    ) -> fmt::Result {
+        let metrics = self.metrics;
+        let each = iter::zip(W::WORDS, 0..)
+            .map(|(word, place)| ([(label, *word)], metrics.total(|tally| counts(tally).counts[place].get())));
+        self.counters(name, help, each)
+    }
+}
+
+impl Collector for ForwarderMetrics {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut families = Families { metrics: self, encoder };
+        let accepted = |tally: &Tally| tally.connections_accepted.get();
+        families.counter("connections_accepted", "TCP connections that passed `allow` and the limits", accepted)?;
+        let open = self.open(|tally| tally.connections_closed.sum(), accepted);
+        families.gauge("connections_open", "Open TCP connections", open)?;
+        families
+            .by(("connections_closed", "TCP connections that ended", "reason"), |tally| &tally.connections_closed)?;
+        families.by(("connections_refused", "TCP connections reset at the door", "reason"), |tally| {
+            &tally.connections_refused
+        })?;
+        families.counter("connects_failed", "Connects to backends that failed or took too long", |tally| {
+            tally.connects_failed.get()
+        })?;
+        let opened = |tally: &Tally| tally.sessions_opened.get();
+        families.counter("sessions_opened", "UDP sessions begun", opened)?;
+        let open = self.open(|tally| tally.sessions_closed.sum(), opened);
+        families.gauge("sessions_open", "Open UDP sessions", open)?;
+        families.by(("sessions_closed", "UDP sessions that ended", "reason"), |tally| &tally.sessions_closed)?;
+        families.by(("datagrams", "Datagrams passed on", "direction"), |tally| &tally.datagrams)?;
+        families.by(("datagrams_dropped", "Datagrams that were not passed on", "reason"), |tally| {
+            &tally.datagrams_dropped
+        })?;
+        let carried = [Direction::ToBackend, Direction::ToClient].map(|direction| {
+            let labels = |transport| [("transport", transport), ("direction", direction.as_str())];
+            [
+                (labels("tcp"), self.total(|tally| tally.tcp_bytes.of(direction).get())),
+                (labels("udp"), self.total(|tally| tally.udp_bytes.of(direction).get())),
+            ]
+        });
+        families.counters("carried_bytes", "Bytes carried", carried.into_iter().flatten())
     }
 }

@@ -86,8 +86,9 @@ pub async fn site_with(default: &str, games: &str) -> Site {
         announce_url: Some("https://harbor-announce.example.com/".into()),
     };
     let any: AnyStore = store.clone();
-    let control = Control::open(settings, any, clock.clone(), observations).await.unwrap();
     let metrics = Metrics::new();
+    let control =
+        Control::open(settings, any, clock.clone(), observations, Arc::clone(&metrics.control)).await.unwrap();
     let access = Arc::new(broker::Passwords::new("harbor", &["secret".into(), "n:ew".into()]));
     let router = broker::router(Arc::clone(&control), access, Arc::clone(&metrics.broker));
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -289,7 +290,7 @@ impl Opener {
         let mut open = self.open.lock().unwrap();
         open.retain(|id, open| state.listeners.get(id).is_some_and(|spec| spec.port == open.port));
         let mut observations = Observations { applied: Some(state.revision), ..Observations::default() };
-        for (id, spec) in &state.listeners {
+        for (id, spec) in state.listeners.iter() {
             let broken = *self.broken.lock().unwrap();
             let slot = open.entry(id.clone()).or_insert(Open { port: spec.port, tcp: None, udp: None });
             let state = slot.reconcile(spec.protocol, broken);

@@ -13,7 +13,7 @@ use std::{
 
 use harbor::{
     backends::Backends,
-    forwarder::{Binder, Forwarder, Settings as ForwarderSettings, Surroundings, SystemBinder},
+    forwarder::{Binder, ClosingRecord, FlowEnd, Forwarder, Settings as ForwarderSettings, Surroundings, SystemBinder},
     model::{
         Clock, PoolName, PortSet, Protocol, Revision, ServiceInstanceId, Timestamp, Transport,
         announcement::{AnnouncedState, Authority, Endpoint, Origin, Registration, Withdrawal},
@@ -56,6 +56,26 @@ pub struct Node {
     clock: Arc<TestClock>,
     desired: Mutex<DesiredState>,
     seen: Arc<Seen>,
+    closed: Arc<Mutex<Vec<Closed>>>,
+}
+
+/// What a closing record said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closed {
+    pub id: ServiceInstanceId,
+    pub client: SocketAddr,
+    pub backend: Option<SocketAddr>,
+    pub lasted: Duration,
+    pub to_backend: u64,
+    pub to_client: u64,
+    pub end: FlowEnd,
+}
+
+impl From<&ClosingRecord<'_>> for Closed {
+    fn from(record: &ClosingRecord<'_>) -> Self {
+        let ClosingRecord { service_instance_id, client, backend, lasted, to_backend, to_client, end } = *record;
+        Self { id: service_instance_id.clone(), client, backend, lasted, to_backend, to_client, end }
+    }
 }
 
 #[derive(Default)]
@@ -84,7 +104,7 @@ impl Node {
 
     fn with_all(workers: usize, limits: ForwarderLimits, binder: Arc<dyn Binder>, pool_ports: PortSet) -> Self {
         let (backends, metrics, clock) = (Backends::new(256), Metrics::new(), Arc::new(TestClock::default()));
-        let seen = Arc::new(Seen::default());
+        let (seen, closed) = (Arc::new(Seen::default()), Arc::<Mutex<Vec<Closed>>>::default());
         let settings = ForwarderSettings { listen: vec![IpAddr::V6(Ipv6Addr::UNSPECIFIED)], workers, pool_ports };
         let surroundings = Surroundings {
             binder,
@@ -99,10 +119,14 @@ impl Node {
                     seen.changed.notify_all();
                 }
             }),
+            closed: Box::new({
+                let closed = Arc::clone(&closed);
+                move |record| closed.lock().unwrap().push(record.into())
+            }),
         };
         let forwarder = Forwarder::start(settings, surroundings).expect("threads can be had");
         let desired = DesiredState { limits: Arc::new(limits), ..DesiredState::default() };
-        Self { forwarder, backends, metrics, clock, desired: Mutex::new(desired), seen }
+        Self { forwarder, backends, metrics, clock, desired: Mutex::new(desired), seen, closed }
     }
 
     /// Changes what is desired and waits until it is applied.
@@ -217,6 +241,13 @@ impl Node {
     #[track_caller]
     pub fn wait_for_flows(&self, flows: u64) {
         eventually(&format!("{flows} open flows"), || (self.forwarder.open_flows() == flows).then_some(()));
+    }
+
+    /// The records of so many flows that have ended, once they have.
+    #[track_caller]
+    pub fn closed(&self, flows: usize) -> Vec<Closed> {
+        let records = || self.closed.lock().unwrap().clone();
+        eventually(&format!("{flows} closing records"), || (records().len() == flows).then(records))
     }
 
     /// A sample of the metrics, by its name with labels.

@@ -1,8 +1,7 @@
 //! TCP: the sockets of connections, doing what their relays say.
 
-pub mod relay;
-
 use std::{
+    collections::{HashMap, HashSet, VecDeque},
     net::SocketAddr,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::Arc,
@@ -15,24 +14,21 @@ use rustix::{
     net::{self, RecvFlags, SendFlags, Shutdown, sockopt},
 };
 
-pub use relay::Side;
-use relay::{Action, Input, Readiness, Relay, Source};
-
 use super::{
-    admission::Permit,
-    listener::{Listener, OnBackend},
-    proxy_protocol::{self, Ends, Header, Parsed},
-    slab::Key,
-    sockets,
-    worker::{Token, Tools, Worker},
+    super::{
+        admission::Permit,
+        engine::{ClosingRecord, FlowEnd, canonical},
+        listener::{Listener, OnBackend, speaks_for_others},
+        proxy_protocol::{self, Ends, Header, Parsed},
+        relay::{Action, Input, Readiness, Relay, Side, Source},
+        slab::{Key, Slab},
+        sockets,
+    },
+    tools::{Token, Tools},
 };
 use crate::{
     backends::Phase,
-    model::{
-        Transport,
-        desired::{ForwarderLimits, allows},
-        parameters::ProxyProtocol,
-    },
+    model::{ServiceInstanceId, Transport, desired::allows, parameters::ProxyProtocol},
     telemetry::metrics::{ConnectionEnd, Direction, Refusal},
 };
 
@@ -46,14 +42,30 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What one worker has of a TCP listener.
-pub(super) struct TcpPort {
-    sockets: Arc<[OwnedFd]>,
+struct TcpPort {
+    listener: Arc<Listener>,
+    /// None when accepting is over for good.
+    sockets: Option<Arc<[OwnedFd]>>,
     /// When accepting goes on, after it had to pause.
     paused_until: Option<Instant>,
+    connections: HashSet<Key>,
+}
+
+impl TcpPort {
+    fn unwatch(&self, tools: &Tools) {
+        self.sockets.iter().flat_map(|sockets| sockets.iter()).for_each(|socket| tools.unregister(socket));
+    }
+}
+
+/// Bytes carried so far.
+#[derive(Debug, Clone, Copy, Default)]
+struct Carried {
+    to_backend: u64,
+    to_client: u64,
 }
 
 /// One accepted connection.
-pub(super) struct Connection {
+struct Connection {
     relay: Relay,
     port: Key,
     listener: Arc<Listener>,
@@ -65,6 +77,8 @@ pub(super) struct Connection {
     to_backend: Held,
     to_client: Held,
     ticket: u64,
+    opened_at: Instant,
+    carried: Carried,
     alarm: Option<Instant>,
     queued: bool,
     _permit: Permit,
@@ -102,73 +116,133 @@ enum Turn {
     Ended(ConnectionEnd),
 }
 
-/// Whether the client is a balancer whose PROXY header is required and believed.
-pub(super) fn speaks_for_others(limits: &ForwarderLimits, client: SocketAddr) -> bool {
-    !limits.proxy_from.is_empty() && allows(&limits.proxy_from, client.ip())
+/// The TCP side of a worker.
+#[derive(Default)]
+pub(super) struct Tcp {
+    ports: Slab<TcpPort>,
+    by_id: HashMap<ServiceInstanceId, Key>,
+    connections: Slab<Box<Connection>>,
+    /// Connections that had more to do than fits into a turn.
+    unfinished: VecDeque<Key>,
 }
 
-impl Worker {
-    pub(super) fn open_tcp(&mut self, listener: Arc<Listener>, sockets: Arc<[OwnedFd]>) {
-        let port = self.port(&listener);
+impl Tcp {
+    pub(super) fn open(&mut self, listener: Arc<Listener>, sockets: Arc<[OwnedFd]>, tools: &mut Tools) {
+        let port = *self.by_id.entry(listener.id.clone()).or_insert_with(|| {
+            let port = TcpPort { listener, sockets: None, paused_until: None, connections: HashSet::new() };
+            self.ports.insert(port)
+        });
         let entry = self.ports.get_mut(port).expect("just made");
-        debug_assert!(entry.tcp.is_none(), "a listener is opened once");
-        entry.tcp = Some(TcpPort { sockets, paused_until: None });
-        self.start_accepting(port);
+        debug_assert!(entry.sockets.is_none(), "a listener is opened once");
+        entry.sockets = Some(sockets);
+        self.start_accepting(port, tools);
     }
 
-    fn start_accepting(&mut self, port: Key) {
-        let Some(tcp) = self.ports.get_mut(port).and_then(|port| port.tcp.as_mut()) else { return };
-        for (address, socket) in (0..).zip(tcp.sockets.iter()) {
-            // Exclusive: a new connection wakes one worker, not all of them.
-            let token = Token::Accept(port, address);
-            if let Err(error) = self.tools.register(socket, token, EventFlags::IN | EventFlags::EXCLUSIVE) {
-                tracing::error!(%error, "a listener cannot be watched: trying again");
-                return self.pause_accepting(port);
+    /// Lets go of a listener and ends its connections.
+    pub(super) fn close(&mut self, id: &ServiceInstanceId, tools: &mut Tools) {
+        let Some(port) = self.by_id.remove(id) else { return };
+        self.stop_accepting(port, tools);
+        self.stop_connections(port, ConnectionEnd::Removed, tools);
+        self.ports.remove(port);
+    }
+
+    /// Lets go of all listening sockets; connections go on.
+    pub(super) fn close_listeners(&mut self, tools: &mut Tools) {
+        self.ports.keys().into_iter().for_each(|port| self.stop_accepting(port, tools));
+    }
+
+    /// Ends everything.
+    pub(super) fn stop(&mut self, tools: &mut Tools) {
+        self.ports.keys().into_iter().for_each(|port| self.stop_connections(port, ConnectionEnd::Stopped, tools));
+    }
+
+    /// Settings have changed, of one listener or of all: deadlines of open connections follow them.
+    pub(super) fn refresh(&mut self, id: Option<&ServiceInstanceId>, tools: &mut Tools) {
+        let ports = match id {
+            Some(id) => self.by_id.get(id).copied().into_iter().collect(),
+            None => self.ports.keys(),
+        };
+        for port in ports {
+            let Some(entry) = self.ports.get(port) else { continue };
+            let idle_timeout = entry.listener.idle_timeout(Transport::Tcp, &tools.shared.limits.load());
+            for key in self.connections_of(port) {
+                self.drive(key, Some(Input::IdleTimeout(idle_timeout)), tools);
             }
         }
     }
 
-    fn pause_accepting(&mut self, port: Key) {
-        let Some(tcp) = self.ports.get_mut(port).and_then(|port| port.tcp.as_mut()) else { return };
-        for socket in &*tcp.sockets {
-            self.tools.unregister(socket);
-        }
-        self.timers.set(&mut tcp.paused_until, Some(self.tools.now + ACCEPT_PAUSE), Token::Accept(port, 0));
-    }
-
-    pub(super) fn accept_again(&mut self, port: Key) {
-        if let Some(tcp) = self.ports.get_mut(port).and_then(|port| port.tcp.as_mut()) {
-            tcp.paused_until = None;
-            self.start_accepting(port);
+    /// Takes what has become of a listener's backends over to their connections.
+    pub(super) fn follow_backends(&mut self, id: &ServiceInstanceId, tools: &mut Tools) {
+        let Some(port) = self.by_id.get(id).copied() else { return };
+        for key in self.connections_of(port) {
+            let input = self.connections.get(key).and_then(|connection| connection.follow());
+            if input.is_some() {
+                self.drive(key, input, tools);
+            }
         }
     }
 
-    /// Lets go of the listening sockets; connections go on.
-    pub(super) fn stop_accepting(&mut self, port: Key) {
-        let Some(mut tcp) = self.ports.get_mut(port).and_then(|port| port.tcp.take()) else { return };
-        self.timers.set(&mut tcp.paused_until, None, Token::Accept(port, 0));
-        for socket in &*tcp.sockets {
-            self.tools.unregister(socket);
+    fn stop_connections(&mut self, port: Key, end: ConnectionEnd, tools: &mut Tools) {
+        for key in self.connections_of(port) {
+            self.drive(key, Some(Input::Stop(end)), tools);
         }
     }
 
-    pub(super) fn accept(&mut self, port: Key, address: u8) {
+    fn connections_of(&self, port: Key) -> Vec<Key> {
+        self.ports.get(port).map(|port| port.connections.iter().copied().collect()).unwrap_or_default()
+    }
+
+    fn start_accepting(&mut self, port: Key, tools: &mut Tools) {
+        let Some(sockets) = self.ports.get(port).and_then(|port| port.sockets.as_ref()) else { return };
+        for (address, socket) in (0..).zip(sockets.iter()) {
+            // Exclusive: a new connection wakes one worker, not all of them.
+            let token = Token::Accept(port, address);
+            if let Err(error) = tools.register(socket, token, EventFlags::IN | EventFlags::EXCLUSIVE) {
+                tracing::error!(%error, "a listener cannot be watched: trying again");
+                return self.pause_accepting(port, tools);
+            }
+        }
+    }
+
+    fn pause_accepting(&mut self, port: Key, tools: &mut Tools) {
+        let Some(entry) = self.ports.get_mut(port) else { return };
+        entry.unwatch(tools);
+        tools.timers.set(&mut entry.paused_until, Some(tools.now + ACCEPT_PAUSE), Token::Accept(port, 0));
+    }
+
+    /// A pause is over.
+    pub(super) fn accept_again(&mut self, port: Key, tools: &mut Tools) {
+        if let Some(entry) = self.ports.get_mut(port) {
+            entry.paused_until = None;
+            self.start_accepting(port, tools);
+        }
+    }
+
+    fn stop_accepting(&mut self, port: Key, tools: &mut Tools) {
+        let Some(entry) = self.ports.get_mut(port) else { return };
+        entry.unwatch(tools);
+        entry.sockets = None;
+        tools.timers.set(&mut entry.paused_until, None, Token::Accept(port, 0));
+    }
+
+    /// Connections wait at a listener.
+    pub(super) fn accept(&mut self, port: Key, address: u8, tools: &mut Tools) {
         for _ in 0..ACCEPTS_PER_TURN {
             let Some(entry) = self.ports.get(port) else { return };
-            let Some(tcp) = &entry.tcp else { return };
-            match sockets::accept(tcp.sockets[usize::from(address)].as_fd()) {
+            let Some(sockets) = &entry.sockets else { return };
+            match sockets::accept(sockets[usize::from(address)].as_fd()) {
                 Ok((client, client_address)) => {
                     let listener = Arc::clone(&entry.listener);
-                    if let Err((client, refusal)) = self.admit(port, listener, client, client_address) {
-                        self.tools.shared.metrics.connections_refused.of(refusal).inc();
+                    if let Err((client, refusal)) = self.admit(port, listener, client, client_address, tools) {
+                        tools.tally.connections_refused.of(refusal).one();
                         sockets::reset(client);
                     }
                 }
                 Err(Errno::AGAIN) => return,
                 Err(error) if is_of_the_connection(error) => {}
                 Err(_) => {
-                    self.tools.shared.metrics.connections_refused.of(Refusal::Exhausted).inc();
-                    return self.pause_accepting(port);
+                    tools.tally.connections_refused.of(Refusal::Exhausted).one();
+                    return self.pause_accepting(port, tools);
                 }
             }
         }
@@ -180,23 +254,24 @@ impl Worker {
         listener: Arc<Listener>,
         client: OwnedFd,
         client_address: SocketAddr,
+        tools: &mut Tools,
     ) -> Result<(), (OwnedFd, Refusal)> {
-        let shared = Arc::clone(&self.tools.shared);
-        let limits = shared.limits.load();
+        let limits = tools.shared.limits.load();
         let spec = listener.spec();
-        let header_by = speaks_for_others(&limits, client_address).then(|| self.tools.now + HEADER_TIMEOUT);
+        let header_by = speaks_for_others(&limits, client_address).then(|| tools.now + HEADER_TIMEOUT);
         if header_by.is_none() && !allows(&spec.settings.allow, client_address.ip()) {
             return Err((client, Refusal::NotAllowed));
         }
-        let permit = match shared.admission.admit(&listener.usage, Transport::Tcp, &spec, &limits) {
+        let permit = match tools.shared.admission.admit(&listener.usage, Transport::Tcp, &spec, &limits) {
             Ok(permit) => permit,
             Err(refusal) => return Err((client, refusal)),
         };
         drop(spec);
         let idle_timeout = listener.idle_timeout(Transport::Tcp, &limits);
+        drop(limits);
         let ticket = listener.ticket(Transport::Tcp);
         let connection = Connection {
-            relay: Relay::new(header_by, idle_timeout, self.tools.now),
+            relay: Relay::new(header_by, idle_timeout, tools.now),
             port,
             listener,
             client,
@@ -206,84 +281,67 @@ impl Worker {
             to_backend: Held::default(),
             to_client: Held::default(),
             ticket,
+            opened_at: tools.now,
+            carried: Carried::default(),
             alarm: None,
             queued: false,
             _permit: permit,
         };
         let key = self.connections.insert(Box::new(connection));
         let connection = self.connections.get(key).expect("just put in");
-        if self.tools.register(&connection.client, Token::Client(key), WATCHED).is_err() {
+        if tools.register(&connection.client, Token::Client(key), WATCHED).is_err() {
             let connection = self.connections.remove(key).expect("just put in");
             return Err((connection.client, Refusal::Exhausted));
         }
         self.ports.get_mut(port).expect("its listener accepted").connections.insert(key);
-        shared.metrics.connections_accepted.inc();
-        shared.metrics.connections_open.inc();
-        self.drive(key, None);
+        tools.tally.connections_accepted.one();
+        self.drive(key, None, tools);
         Ok(())
     }
 
-    pub(super) fn connection_ready(&mut self, key: Key, side: Side, flags: EventFlags) {
+    /// There is news of a connection's socket.
+    pub(super) fn ready(&mut self, key: Key, side: Side, flags: EventFlags, tools: &mut Tools) {
         let readiness = Readiness {
             readable: flags.contains(EventFlags::IN),
             writable: flags.contains(EventFlags::OUT),
             hangup: flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::PRI),
             error: flags.contains(EventFlags::ERR),
         };
-        self.drive(key, Some(Input::Ready(side, readiness)));
+        self.drive(key, Some(Input::Ready(side, readiness)), tools);
     }
 
-    pub(super) fn connection_due(&mut self, key: Key) {
+    /// A connection's time may be up.
+    pub(super) fn due(&mut self, key: Key, tools: &mut Tools) {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.alarm = None;
-            self.drive(key, Some(Input::Tick));
+            self.drive(key, Some(Input::Tick), tools);
         }
     }
 
-    pub(super) fn resume_connection(&mut self, key: Key) {
-        if let Some(connection) = self.connections.get_mut(key) {
-            connection.queued = false;
-            self.drive(key, None);
-        }
+    /// Whether [`Tcp::resume`] has something to do.
+    pub(super) fn has_more(&self) -> bool {
+        !self.unfinished.is_empty()
     }
 
-    pub(super) fn end_connections(&mut self, port: Key, end: ConnectionEnd) {
-        for key in self.connections_of(port) {
-            self.drive(key, Some(Input::Stop(end)));
-        }
-    }
-
-    /// Takes new settings over to open connections.
-    pub(super) fn refresh_connections(&mut self, port: Key) {
-        let Some(entry) = self.ports.get(port) else { return };
-        let idle_timeout = entry.listener.idle_timeout(Transport::Tcp, &self.tools.shared.limits.load());
-        for key in self.connections_of(port) {
-            self.drive(key, Some(Input::IdleTimeout(idle_timeout)));
-        }
-    }
-
-    /// Takes what has become of backends over to their connections.
-    pub(super) fn connections_follow(&mut self, port: Key) {
-        for key in self.connections_of(port) {
-            let input = self.connections.get(key).and_then(|connection| connection.follow());
-            if input.is_some() {
-                self.drive(key, input);
+    /// Goes on with connections that were unfinished before this turn; whoever is again waits for the next one.
+    pub(super) fn resume(&mut self, tools: &mut Tools) {
+        for _ in 0..self.unfinished.len() {
+            let key = self.unfinished.pop_front().expect("counted");
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.queued = false;
+                self.drive(key, None, tools);
             }
         }
     }
 
-    fn connections_of(&self, port: Key) -> Vec<Key> {
-        self.ports.get(port).map(|port| port.connections.iter().copied().collect()).unwrap_or_default()
-    }
-
     /// Lets a connection do what there is to do, within a turn's bounds.
-    fn drive(&mut self, key: Key, input: Option<Input>) {
+    fn drive(&mut self, key: Key, input: Option<Input>, tools: &mut Tools) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         if let Some(input) = input {
-            connection.relay.handle(input, self.tools.now);
+            connection.relay.handle(input, tools.now);
         }
-        match connection.turn(key, &mut self.tools) {
-            Turn::Ended(end) => return self.end_connection(key, end),
+        match connection.turn(key, tools) {
+            Turn::Ended(end) => return self.end(key, end, tools),
             Turn::Unfinished if !connection.queued => {
                 connection.queued = true;
                 self.unfinished.push_back(key);
@@ -293,19 +351,18 @@ impl Worker {
         // A deadline that has moved away is found out when the timer fires; one that has come closer is not.
         let deadline = connection.relay.deadline();
         if connection.alarm.is_none_or(|alarm| deadline < alarm) {
-            self.timers.set(&mut connection.alarm, Some(deadline), Token::Client(key));
+            tools.timers.set(&mut connection.alarm, Some(deadline), Token::Client(key));
         }
     }
 
-    fn end_connection(&mut self, key: Key, end: ConnectionEnd) {
+    fn end(&mut self, key: Key, end: ConnectionEnd, tools: &mut Tools) {
         let mut connection = self.connections.remove(key).expect("it has just been driven");
-        self.timers.set(&mut connection.alarm, None, Token::Client(key));
+        tools.timers.set(&mut connection.alarm, None, Token::Client(key));
         if let Some(port) = self.ports.get_mut(connection.port) {
             port.connections.remove(&key);
         }
-        let metrics = &self.tools.shared.metrics;
-        metrics.connections_closed.of(end).inc();
-        metrics.connections_open.dec();
+        tools.tally.connections_closed.of(end).one();
+        (tools.shared.closed)(&connection.closing_record(end, tools.now));
         let Connection { client, backend, .. } = *connection;
         match end {
             ConnectionEnd::Finished | ConnectionEnd::Idle => {}
@@ -415,10 +472,9 @@ impl Connection {
     }
 
     fn connect(&mut self, key: Key, tools: &mut Tools) -> Input {
-        let metrics = &tools.shared.metrics;
         if let Some((_, failed)) = self.backend.take() {
             failed.put_aside(tools.now);
-            metrics.connects_failed.inc();
+            tools.tally.connects_failed.one();
         }
         let flow = (self.client_address.ip(), self.ticket);
         let chosen = tools.chooser.choose(&self.listener, Transport::Tcp, flow, self.relay.tried(), tools.now);
@@ -434,7 +490,7 @@ impl Connection {
                 Input::Connecting(address, tools.now + tools.shared.limits.load().connect_timeout)
             }
             Err(error) => {
-                metrics.connects_failed.inc();
+                tools.tally.connects_failed.one();
                 if !sockets::is_own_fault(&error) {
                     backend.put_aside(tools.now);
                 }
@@ -483,7 +539,7 @@ impl Connection {
         if sent < read {
             *self.held(to) = Held::of(&tools.scratch[sent..read]);
         }
-        count(to, sent, tools);
+        self.count(to, sent, tools);
         Input::Copied { from, read, held: read - sent, source }
     }
 
@@ -499,9 +555,30 @@ impl Connection {
                 return write_failed(to, error);
             }
         };
-        count(to, sent, tools);
+        self.count(to, sent, tools);
         self.held(to).advance(sent);
         Input::Flushed { to, held: self.held(to).left().len() }
+    }
+
+    fn count(&mut self, to: Side, bytes: usize, tools: &Tools) {
+        let (direction, carried) = match to {
+            Side::Client => (Direction::ToClient, &mut self.carried.to_client),
+            Side::Backend => (Direction::ToBackend, &mut self.carried.to_backend),
+        };
+        *carried += bytes as u64;
+        tools.tally.tcp_bytes.of(direction).more(bytes as u64);
+    }
+
+    fn closing_record(&self, end: ConnectionEnd, now: Instant) -> ClosingRecord<'_> {
+        ClosingRecord {
+            service_instance_id: &self.listener.id,
+            client: canonical(self.client_address),
+            backend: self.backend.as_ref().map(|(_, backend)| backend.endpoint.address),
+            lasted: now.saturating_duration_since(self.opened_at),
+            to_backend: self.carried.to_backend,
+            to_client: self.carried.to_client,
+            end: FlowEnd::Connection(end),
+        }
     }
 
     const fn held(&mut self, to: Side) -> &mut Held {
@@ -510,14 +587,6 @@ impl Connection {
             Side::Backend => &mut self.to_backend,
         }
     }
-}
-
-fn count(to: Side, bytes: usize, tools: &Tools) {
-    let direction = match to {
-        Side::Client => Direction::ToClient,
-        Side::Backend => Direction::ToBackend,
-    };
-    tools.shared.metrics.tcp_bytes.of(direction).inc_by(bytes as u64);
 }
 
 /// A broken pipe is what a write to a peer brings that has said its last and gone; any other error cuts it off.

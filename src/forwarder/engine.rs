@@ -1,0 +1,131 @@
+//! The seam between what should be served and what serves it.
+//!
+//! The reconciler binds ports and tells an [`Engine`] what to serve; the engine carries the traffic on its own threads,
+//! or none. It reads settings and backends from the [`Listener`], counts in [`Tally`]s, and hands out a
+//! [`ClosingRecord`] for each flow that ends. An engine on another interface of the kernel, or inside it, stands beside
+//! `epoll` by implementing this trait.
+//!
+//! [`Tally`]: crate::telemetry::metrics::Tally
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{listener::Listener, sockets::DatagramSocket};
+use crate::{
+    model::{ServiceInstanceId, Transport},
+    telemetry::metrics::{ConnectionEnd, SessionEnd, Words as _},
+};
+
+/// Carries traffic. All calls but those that say so return before they have taken effect; they take effect in order, and
+/// when [`Engine::settle`] is called at the latest.
+pub(super) trait Engine: Send + Sync {
+    /// Serves a listener's sockets of one transport, one for each address.
+    fn open(&self, listener: &Arc<Listener>, sockets: Sockets);
+
+    /// Lets go of a listener's sockets of one transport and ends its flows.
+    fn close(&self, id: &ServiceInstanceId, transport: Transport);
+
+    /// Takes changed settings over to open flows: of one listener, or of all.
+    fn refresh(&self, id: Option<&ServiceInstanceId>);
+
+    /// Lets go of listening TCP sockets and begins no UDP sessions; open flows go on. There is no way back.
+    fn close_listeners(&self);
+
+    /// Makes everything that was asked for before take effect, and returns when it has.
+    fn settle(&self);
+
+    /// Copies of all UDP sessions, with the descriptors of their sockets. Waits for them.
+    fn export_sessions(&self) -> Vec<ExportedSession>;
+
+    /// Whether it has ended by itself, which only a bug makes it do.
+    fn has_failed(&self) -> bool;
+
+    /// Ends all flows and waits for what it runs. Doing it again does nothing. Returns whether it ended well.
+    fn stop(&self) -> bool;
+}
+
+/// A listener's bound sockets of one transport. Whoever bound them keeps a handle too.
+#[derive(Clone)]
+pub(super) enum Sockets {
+    /// They listen.
+    Tcp(Arc<[OwnedFd]>),
+    /// They receive.
+    Udp(Arc<[DatagramSocket]>),
+}
+
+/// A session as a successor of this process could take it over.
+#[derive(Debug)]
+pub struct ExportedSession {
+    /// Whose listener it is of.
+    pub service_instance_id: ServiceInstanceId,
+    /// The client.
+    pub client: SocketAddr,
+    /// The address that the client sends to, where the kernel says.
+    pub local: Option<IpAddr>,
+    /// Where its datagrams go.
+    pub backend: SocketAddr,
+    /// A copy of the descriptor of the socket that is connected to the backend.
+    pub upstream: OwnedFd,
+    /// When it ends unless a datagram comes.
+    pub deadline: Instant,
+}
+
+/// What there is to say of a flow when it ends.
+#[derive(Debug, Clone, Copy)]
+pub struct ClosingRecord<'a> {
+    /// Whose listener it came in by.
+    pub service_instance_id: &'a ServiceInstanceId,
+    /// The client, or who a believed balancer says it is. IPv4 is IPv4, on a dual-stack socket too.
+    pub client: SocketAddr,
+    /// Where it went, if anywhere.
+    pub backend: Option<SocketAddr>,
+    /// From the accept, or the first datagram, to the end.
+    pub lasted: Duration,
+    /// Bytes carried from the client to the backend.
+    pub to_backend: u64,
+    /// Bytes carried from the backend to the client.
+    pub to_client: u64,
+    /// Why it ended.
+    pub end: FlowEnd,
+}
+
+/// IPv4 as IPv4, on a dual-stack socket too.
+pub(super) fn canonical(client: SocketAddr) -> SocketAddr {
+    SocketAddr::new(client.ip().to_canonical(), client.port())
+}
+
+/// Why a flow ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FlowEnd {
+    /// Of a TCP connection.
+    Connection(ConnectionEnd),
+    /// Of a UDP session.
+    Session(SessionEnd),
+}
+
+impl FlowEnd {
+    /// The transport of the flow.
+    #[must_use]
+    pub const fn transport(self) -> Transport {
+        match self {
+            Self::Connection(_) => Transport::Tcp,
+            Self::Session(_) => Transport::Udp,
+        }
+    }
+
+    /// The word used in metrics and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connection(end) => end.as_str(),
+            Self::Session(end) => end.as_str(),
+        }
+    }
+}
+
+/// Is told of each flow that ends, by the thread that carried it: it must not wait for anything.
+pub type OnClose = dyn Fn(&ClosingRecord<'_>) + Send + Sync;

@@ -1,0 +1,149 @@
+//! The engine on epoll: one thread a core, each with its own connections and sessions.
+//!
+//! What a connection or a session does next is decided by cores without sockets ([`super::relay`],
+//! [`super::sessions`]); the shells here make the system calls. Threads share listening sockets, limits and immutable
+//! snapshots, nothing else.
+
+mod tcp;
+mod tools;
+mod udp;
+mod worker;
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        mpsc::{SyncSender, TrySendError, sync_channel},
+    },
+    thread::{self, JoinHandle},
+};
+
+use self::worker::{Command, MAX_COMMANDS, Waker, Worker};
+use super::{
+    engine::{Engine, ExportedSession, Sockets},
+    listener::Listener,
+    shared::Shared,
+};
+use crate::{
+    backends::Backends,
+    model::{ServiceInstanceId, Transport},
+};
+
+pub(super) use self::tools::MAX_ADDRESSES;
+
+/// The running threads.
+pub(super) struct Epoll {
+    workers: Vec<Handle>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+struct Handle {
+    waker: Arc<Waker>,
+    commands: SyncSender<Command>,
+}
+
+impl Epoll {
+    /// Starts so many threads.
+    ///
+    /// # Errors
+    /// When threads and their descriptors cannot be had.
+    pub(super) fn start(workers: usize, shared: &Arc<Shared>, backends: &Backends) -> io::Result<Self> {
+        // Made first: whatever fails from here on, dropping it ends the threads that run by then.
+        let mut engine = Self { workers: Vec::with_capacity(workers), threads: Mutex::default() };
+        for number in 0..workers {
+            let waker = Arc::new(Waker::new()?);
+            let (commands, orders) = sync_channel(MAX_COMMANDS);
+            let worker = Worker::new(Arc::clone(shared), Arc::clone(&waker), orders)?;
+            engine.workers.push(Handle { waker, commands });
+            let thread = thread::Builder::new().name(format!("forward-{number}")).spawn(|| worker.run())?;
+            engine.threads().push(thread);
+        }
+        let wakers = engine.workers.iter().map(|worker| Arc::clone(&worker.waker)).collect::<Vec<_>>();
+        backends.on_change(Box::new(move |id| wakers.iter().for_each(|waker| waker.backends_changed(id))));
+        Ok(engine)
+    }
+
+    /// Queues a command for all, to be done when they wake: thousands of ports are one errand.
+    fn queue(&self, command: impl Fn() -> Command) {
+        self.workers.iter().for_each(|worker| worker.queue(command()));
+    }
+
+    /// Queues a command for all and wakes them.
+    fn tell(&self, command: impl Fn() -> Command) {
+        for worker in &self.workers {
+            worker.queue(command());
+            worker.waker.wake();
+        }
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().expect("nothing panics while it holds the threads")
+    }
+}
+
+impl Handle {
+    /// A worker that has stopped needs no telling: it has nothing any more.
+    fn queue(&self, command: Command) {
+        if let Err(TrySendError::Full(command)) = self.commands.try_send(command) {
+            self.waker.wake();
+            let _ = self.commands.send(command);
+        }
+    }
+}
+
+impl Engine for Epoll {
+    fn open(&self, listener: &Arc<Listener>, sockets: Sockets) {
+        match sockets {
+            Sockets::Tcp(sockets) => self.queue(|| Command::OpenTcp(Arc::clone(listener), Arc::clone(&sockets))),
+            Sockets::Udp(sockets) => {
+                // One worker has all its sessions: no flow is ever in two tables.
+                let owner = &self.workers[usize::from(listener.port) % self.workers.len()];
+                owner.queue(Command::OpenUdp(Arc::clone(listener), sockets));
+            }
+        }
+    }
+
+    fn close(&self, id: &ServiceInstanceId, transport: Transport) {
+        self.queue(|| Command::Close(id.clone(), transport));
+    }
+
+    fn refresh(&self, id: Option<&ServiceInstanceId>) {
+        self.queue(|| Command::Refresh(id.cloned()));
+    }
+
+    fn close_listeners(&self) {
+        self.queue(|| Command::CloseListeners);
+    }
+
+    fn settle(&self) {
+        let (done, all_done) = sync_channel(self.workers.len());
+        self.tell(|| Command::Barrier(done.clone()));
+        drop(done);
+        all_done.iter().for_each(drop);
+    }
+
+    fn export_sessions(&self) -> Vec<ExportedSession> {
+        let (reply, replies) = sync_channel(self.workers.len());
+        self.tell(|| Command::Export(reply.clone()));
+        drop(reply);
+        replies.iter().flatten().collect()
+    }
+
+    fn has_failed(&self) -> bool {
+        self.threads().iter().any(JoinHandle::is_finished)
+    }
+
+    fn stop(&self) -> bool {
+        let threads = std::mem::take(&mut *self.threads());
+        self.tell(|| Command::Stop);
+        // All of them, whatever became of the first.
+        let failed = threads.into_iter().filter_map(|thread| thread.join().err()).count();
+        failed == 0
+    }
+}
+
+impl Drop for Epoll {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,255 @@
+//! The reconciler on an engine that only keeps what it is told, and a machine on which ports are held at random.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    os::fd::OwnedFd,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use rustix::net::{AddressFamily, SocketType, socket};
+
+use super::*;
+use crate::{
+    forwarder::{admission::Admission, engine::ExportedSession, sockets::Connector},
+    model::{PoolName, PortSet, Revision, Timestamp, balance::Balance, desired::Listeners, parameters::Settings},
+    telemetry::metrics::Metrics,
+};
+
+/// Service instances that come and go.
+const SERVICE_INSTANCES: usize = 24;
+/// Ports that they are on: few, so that one is often wanted by another.
+const PORTS: u16 = 30;
+
+#[derive(Debug)]
+struct Fixed(Instant);
+
+impl crate::model::Clock for Fixed {
+    fn now(&self) -> Instant {
+        self.0
+    }
+
+    fn wall(&self) -> Timestamp {
+        Timestamp::default()
+    }
+}
+
+/// What is served: by service instance and transport, the port.
+type Served = BTreeMap<(ServiceInstanceId, &'static str), u16>;
+
+#[derive(Default)]
+struct Ledger {
+    served: Mutex<Served>,
+    calls: AtomicUsize,
+}
+
+impl Engine for Ledger {
+    fn open(&self, listener: &Arc<Listener>, sockets: Sockets) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let transport = match sockets {
+            Sockets::Tcp(_) => Transport::Tcp,
+            Sockets::Udp(_) => Transport::Udp,
+        };
+        let before = self.served.lock().unwrap().insert((listener.id.clone(), transport.as_str()), listener.port);
+        assert_eq!(before, None, "{} is opened twice", listener.id);
+    }
+
+    fn close(&self, id: &ServiceInstanceId, transport: Transport) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.served.lock().unwrap().remove(&(id.clone(), transport.as_str()));
+    }
+
+    fn refresh(&self, _: Option<&ServiceInstanceId>) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn close_listeners(&self) {}
+
+    fn settle(&self) {}
+
+    fn export_sessions(&self) -> Vec<ExportedSession> {
+        Vec::new()
+    }
+
+    fn has_failed(&self) -> bool {
+        false
+    }
+
+    fn stop(&self) -> bool {
+        true
+    }
+}
+
+/// A machine whose sockets have no port, on which some ports are held.
+#[derive(Default)]
+struct Machine {
+    held: Mutex<BTreeSet<u16>>,
+    binds: AtomicUsize,
+}
+
+impl Binder for Machine {
+    fn bind(&self, _: IpAddr, port: u16, transport: Transport) -> io::Result<OwnedFd> {
+        self.binds.fetch_add(1, Ordering::Relaxed);
+        if self.held.lock().unwrap().contains(&port) {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        let kind = match transport {
+            Transport::Tcp => SocketType::STREAM,
+            Transport::Udp => SocketType::DGRAM,
+        };
+        Ok(socket(AddressFamily::INET, kind, None)?)
+    }
+}
+
+struct Node {
+    reconciler: Reconciler,
+    ledger: Arc<Ledger>,
+    machine: Arc<Machine>,
+    published: Arc<Mutex<Arc<Observations>>>,
+}
+
+impl Node {
+    fn new() -> Self {
+        let (ledger, machine) = (Arc::<Ledger>::default(), Arc::<Machine>::default());
+        let published = Arc::<Mutex<Arc<Observations>>>::default();
+        let reconciler = Reconciler {
+            inbox: Arc::default(),
+            engine: Arc::<Ledger>::clone(&ledger),
+            shared: Arc::new(Shared {
+                admission: Arc::new(Admission::default()),
+                limits: Default::default(),
+                connector: arc_swap::ArcSwap::from_pointee(Connector::new(&PortSet::default())),
+                clock: Arc::new(Fixed(Instant::now())),
+                metrics: Arc::clone(&Metrics::new().forwarder),
+                closed: Box::new(|_| {}),
+            }),
+            backends: Backends::new(1),
+            binder: Arc::<Machine>::clone(&machine),
+            listen: vec![Ipv4Addr::UNSPECIFIED.into()],
+            holder: Box::new(|port, _| Some(format!("the holder of {port}"))),
+            observe: Box::new({
+                let published = Arc::clone(&published);
+                move |observations| *published.lock().unwrap() = observations
+            }),
+            state: State::default(),
+        };
+        Self { reconciler, ledger, machine, published }
+    }
+
+    fn served(&self) -> Served {
+        self.ledger.served.lock().unwrap().clone()
+    }
+
+    fn seen(&self) -> BTreeMap<ServiceInstanceId, ListenerObservation> {
+        let observations = Arc::clone(&self.published.lock().unwrap());
+        observations.listeners.iter().map(|(id, seen)| (id.clone(), seen.clone())).collect()
+    }
+}
+
+fn id(number: usize) -> ServiceInstanceId {
+    ServiceInstanceId::new(format!("{number:02}")).unwrap()
+}
+
+/// One change of one listener, at random. As in a store, no port is wanted twice.
+fn change(desired: &mut DesiredState, version: u64, random: &mut fastrand::Rng) {
+    let id = id(random.usize(..SERVICE_INSTANCES));
+    let port = 30_000 + random.u16(..PORTS);
+    let taken = desired.listeners.values().any(|other| other.port == port && other.service_instance_id != id);
+    if taken || random.u8(..4) == 0 {
+        desired.listeners.remove_mut(&id);
+        return;
+    }
+    let port = match desired.listeners.get(&id) {
+        Some(known) if random.bool() => known.port,
+        _ => port,
+    };
+    let spec = ListenerSpec {
+        service_instance_id: id.clone(),
+        pool: PoolName::new("default").unwrap(),
+        port,
+        protocol: *random.choice(&[Protocol::Tcp, Protocol::Udp, Protocol::Both]).unwrap(),
+        settings: Settings { balance: random.bool().then_some(Balance::Random), ..Settings::default() },
+        version,
+    };
+    desired.listeners.insert_mut(id, Arc::new(spec));
+}
+
+/// The same listeners without a past: whoever reads them has to look at all.
+fn without_past(desired: &DesiredState) -> DesiredState {
+    let mut listeners = Listeners::default();
+    for (id, spec) in desired.listeners.iter() {
+        listeners.insert_mut(id.clone(), Arc::clone(spec));
+    }
+    DesiredState { listeners, ..desired.clone() }
+}
+
+#[test]
+fn looking_where_changes_were_comes_to_the_same_as_looking_everywhere() {
+    for seed in 0..40 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let (mut sparing, mut thorough) = (Node::new(), Node::new());
+        let (mut desired, mut earlier) = (DesiredState::default(), DesiredState::default());
+        let mut version = 0;
+        for step in 0..60 {
+            // Of most histories a reader sees every state, of some few, and sometimes none for longer than is remembered.
+            let unseen = *random.choice(&[1, 1, 1, 2, 5, 100]).unwrap();
+            for _ in 0..unseen {
+                version += 1;
+                change(&mut desired, version, &mut random);
+            }
+            match random.u8(..12) {
+                0 => desired = without_past(&desired),
+                // The state forks off from an earlier one.
+                1 => std::mem::swap(&mut desired, &mut earlier),
+                2 => earlier = desired.clone(),
+                _ => {}
+            }
+            desired.revision = Revision(version);
+            if random.u8(..4) == 0 {
+                let port = 30_000 + random.u16(..PORTS);
+                for node in [&sparing, &thorough] {
+                    let mut held = node.machine.held.lock().unwrap();
+                    if !held.remove(&port) {
+                        held.insert(port);
+                    }
+                }
+            }
+            sparing.reconciler.reconcile(Arc::new(desired.clone()));
+            thorough.reconciler.reconcile(Arc::new(without_past(&desired)));
+            if random.u8(..3) == 0 {
+                sparing.reconciler.retry();
+                thorough.reconciler.retry();
+            }
+            let context = format!("seed {seed}, step {step}");
+            assert_eq!(sparing.served(), thorough.served(), "{context}");
+            assert_eq!(sparing.seen(), thorough.seen(), "{context}");
+            let versions = sparing.seen().into_iter().map(|(id, seen)| (id, seen.version)).collect::<BTreeMap<_, _>>();
+            let wanted = desired.listeners.iter().map(|(id, spec)| (id.clone(), spec.version));
+            assert_eq!(versions, wanted.collect(), "{context}");
+            assert_eq!(sparing.published.lock().unwrap().applied, Some(desired.revision), "{context}");
+        }
+    }
+}
+
+#[test]
+fn what_did_not_change_is_not_touched() {
+    let mut node = Node::new();
+    let mut random = fastrand::Rng::with_seed(1);
+    let mut desired = DesiredState::default();
+    for version in 1..200 {
+        change(&mut desired, version, &mut random);
+    }
+    node.reconciler.reconcile(Arc::new(desired.clone()));
+    let count = |node: &Node| (node.ledger.calls.load(Ordering::Relaxed), node.machine.binds.load(Ordering::Relaxed));
+    let before = count(&node);
+
+    node.reconciler.reconcile(Arc::new(desired.clone()));
+    node.reconciler.reconcile(Arc::new(without_past(&desired)));
+    assert_eq!(count(&node), before, "nothing has changed");
+
+    let spec = desired.listeners.values().find(|spec| spec.protocol == Protocol::Tcp).unwrap();
+    let spec = ListenerSpec { version: 1000, ..ListenerSpec::clone(spec) };
+    desired.listeners.insert_mut(spec.service_instance_id.clone(), Arc::new(spec));
+    node.reconciler.reconcile(Arc::new(desired));
+    assert_eq!(count(&node), (before.0 + 1, before.1), "one listener is refreshed");
+}
