@@ -34,6 +34,9 @@ const PIPES_MORE: u64 = 32;
 /// How long after the load its last sockets may take to close: sessions end when they are idle.
 const FAREWELL: Duration = Duration::from_secs(90);
 
+/// Clients of UDP at once. Each stays for a moment, and its session for the whole idle time-out.
+const UDP_FLOWS: &str = "4";
+
 const HARBOR_PORT: u16 = 20_000;
 const HARBOR_API_PORT: u16 = 8_000;
 
@@ -129,7 +132,7 @@ fn soak(args: &Args, folder: &Path) -> anyhow::Result<ExitCode> {
 
     let seconds = f64::from(args.minutes) * MINUTE.as_secs_f64();
     let rate = args.rate.to_string();
-    let mut command = load::command(&program, &["resets", "--rate", &rate], peer.target(&site), seconds);
+    let mut command = load::command(&program, &["resets", "--rate", &rate, "--udp-flows", UDP_FLOWS], peer.target(&site), seconds);
     let log = folder.join("load.log");
     let started = Instant::now();
     let mut load = Process::start(&mut command, &log)?;
