@@ -78,7 +78,7 @@ pub const WORKS: &[Work] = &[
     Work {
         unit: "connections",
         per: (1e5, "100k connections"),
-        ..timed("connect", "connect, one exchange, close", &["connect", "--connections", "16", "--size", "64"])
+        ..timed("connect", "connect, one exchange, close", &["connect", "--connections", "16"])
     },
     udp("udp-exchange-64", "UDP exchanges, 64 flows", &["udp-exchange", "--flows", "64", "--size", "64"]),
     Work {

@@ -40,7 +40,8 @@ impl Peer for Harbor {
     }
 
     fn version(&self) -> anyhow::Result<String> {
-        version_line(Command::new(&self.binary).arg("--version"))
+        let line = version_line(Command::new(&self.binary).arg("--version"))?;
+        Ok(line.rsplit(' ').next().unwrap_or(&line).to_owned())
     }
 
     /// Fills the store: what a node has been told stays known to it.
