@@ -132,7 +132,12 @@ fn soak(args: &Args, folder: &Path) -> anyhow::Result<ExitCode> {
 
     let seconds = f64::from(args.minutes) * MINUTE.as_secs_f64();
     let rate = args.rate.to_string();
-    let mut command = load::command(&program, &["resets", "--rate", &rate, "--udp-flows", UDP_FLOWS], peer.target(&site), seconds);
+    let mut command = load::command(
+        &program,
+        &["resets", "--rate", &rate, "--udp-flows", UDP_FLOWS],
+        peer.target(&site),
+        Some(seconds),
+    );
     let log = folder.join("load.log");
     let started = Instant::now();
     let mut load = Process::start(&mut command, &log)?;
