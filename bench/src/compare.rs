@@ -123,6 +123,7 @@ fn measure(args: &Args, works: &[&str], folder: &Path) -> anyhow::Result<ExitCod
     let file = args.out.join("results.json");
     arena.start_all(&works)?;
     results.left_out = arena.left_out().to_vec();
+    results.left_out.iter().for_each(|text| say(text));
     for round in 0..args.rounds {
         for work in &works {
             measure_round(&mut arena, work, round, args, &mut results)?;
