@@ -227,7 +227,14 @@ fn exchange(seeds: std::ops::Range<u64>, port: SocketAddr) {
             }
             exchange.greet();
             let (up, down) = (exchange.runs(&mut random), exchange.runs(&mut random));
-            for runs in &down { eprintln!("DBG {seed}: {:?}", runs.iter().map(|r| (r.joined, r.lengths.len(), r.lengths[0], r.lengths.iter().sum::<usize>())).collect::<Vec<_>>()); }
+            for runs in &down {
+                eprintln!(
+                    "DBG {seed}: {:?}",
+                    runs.iter()
+                        .map(|r| (r.joined, r.lengths.len(), r.lengths[0], r.lengths.iter().sum::<usize>()))
+                        .collect::<Vec<_>>()
+                );
+            }
             exchange.round(&up, &down);
         }));
         assert!(went_well.is_ok(), "replay it with HARBOR_SEED={seed}");
