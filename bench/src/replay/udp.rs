@@ -175,5 +175,10 @@ pub fn mixed(node: &Node) -> anyhow::Result<Box<dyn Work>> {
 }
 
 pub fn joined(node: &Node) -> anyhow::Result<Box<dyn Work>> {
-    Batches::start(node, |flow| Ok(Batch::Joined(UdpSocketState::new(flow.into())?)))
+    Batches::start(node, |flow| {
+        let state = UdpSocketState::new(flow.into())?;
+        // It does not leave it so.
+        flow.set_nonblocking(false)?;
+        Ok(Batch::Joined(state))
+    })
 }
