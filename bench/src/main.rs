@@ -1,6 +1,8 @@
 //! Harbor's data plane measured beside its peers: `harbor-bench compare` runs it all, the other commands are its parts.
 
 mod compare;
+mod counts;
+mod replay;
 mod soak;
 mod traffic;
 
@@ -23,6 +25,10 @@ enum Command {
     Report(compare::report::Args),
     /// Lets a node work for long with resets, and tells whether it has grown.
     Soak(soak::Args),
+    /// Counts instructions and system calls per unit of work and compares them with those on record.
+    Counts(counts::Args),
+    /// Does a fixed piece of work in a forwarder of its own, to be counted.
+    Replay(replay::Args),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -33,6 +39,8 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Compare(args) => return compare::run(&args),
         Command::Report(args) => return compare::report::run(&args),
         Command::Soak(args) => return soak::run(&args),
+        Command::Counts(args) => return counts::run(&args),
+        Command::Replay(args) => replay::run(&args)?,
     }
     Ok(ExitCode::SUCCESS)
 }
