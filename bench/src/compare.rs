@@ -1,23 +1,23 @@
 //! Harbor and its peers, interleaved: what each costs for the same work in the same run.
 
-mod accounting;
-mod arena;
+pub mod accounting;
+pub mod arena;
 mod bounds;
 mod chart;
 mod format;
 mod http;
 mod idle;
 mod listeners;
-mod load;
+pub mod load;
 mod metric;
-mod namespace;
-mod peers;
-mod process;
+pub mod namespace;
+pub mod peers;
+pub mod process;
 pub mod report;
 mod results;
 mod statistics;
 mod system_calls;
-mod wait;
+pub mod wait;
 mod works;
 
 use std::{
@@ -196,7 +196,7 @@ fn output(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
 }
 
 /// Progress, beside the result on standard output.
-fn say(text: &str) {
+pub fn say(text: &str) {
     // Nobody may be there to read it.
     let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -1,6 +1,7 @@
 //! Harbor's data plane measured beside its peers: `harbor-bench compare` runs it all, the other commands are its parts.
 
 mod compare;
+mod soak;
 mod traffic;
 
 use std::process::ExitCode;
@@ -20,6 +21,8 @@ enum Command {
     Compare(compare::Args),
     /// Makes the tables and the chart of a comparison again, without measuring.
     Report(compare::report::Args),
+    /// Lets a node work for long with resets, and tells whether it has grown.
+    Soak(soak::Args),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -29,6 +32,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Naive(args) => traffic::naive::run(&args)?,
         Command::Compare(args) => return compare::run(&args),
         Command::Report(args) => return compare::report::run(&args),
+        Command::Soak(args) => return soak::run(&args),
     }
     Ok(ExitCode::SUCCESS)
 }

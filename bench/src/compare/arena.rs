@@ -25,7 +25,7 @@ use super::{
     },
 };
 
-const BACKEND: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9000);
+pub const BACKEND: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9000);
 
 /// Ports of a proxy that stays for the whole run, of one that is started for idle connections, and of one that is
 /// started for its listeners. Harbor keeps its own connections off its pools; all of this is below the local ports.
@@ -45,6 +45,18 @@ pub enum Stay {
     Idle,
     OneListener,
     Listeners,
+}
+
+/// Starts what is behind the proxies.
+pub fn start_backend(program: &Path, folder: &Path) -> anyhow::Result<Process> {
+    let mut command = Command::new(program);
+    command.args(["backend", "--listen", &BACKEND.to_string()]);
+    let log = folder.join("backend.log");
+    let mut backend = Process::start(&mut command, &log)?;
+    backend.until("the backend is ready", Duration::from_secs(10), Duration::from_millis(5), || {
+        std::fs::read_to_string(&log).is_ok_and(|text| text.contains("ready")).then_some(())
+    })?;
+    Ok(backend)
 }
 
 impl Stay {
@@ -94,13 +106,7 @@ impl Arena {
                 false
             }
         });
-        let mut command = Command::new(&program);
-        command.args(["backend", "--listen", &BACKEND.to_string()]);
-        let log = folder.join("backend.log");
-        let mut backend = Process::start(&mut command, &log)?;
-        backend.until("the backend is ready", Duration::from_secs(10), Duration::from_millis(5), || {
-            std::fs::read_to_string(&log).is_ok_and(|text| text.contains("ready")).then_some(())
-        })?;
+        let backend = start_backend(&program, folder)?;
         let (unfit, running) = Default::default();
         Ok(Self {
             peers: all,
