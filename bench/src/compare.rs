@@ -89,6 +89,16 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
 }
 
+/// What was asked for, without the paths of a machine.
+fn arguments(args: &Args) -> Vec<String> {
+    let mut told = vec![format!("--rounds {}", args.rounds), format!("--seconds {}", args.seconds)];
+    let lists = [("--only", &args.only), ("--against", &args.against)];
+    told.extend(
+        lists.iter().filter(|(_, list)| !list.is_empty()).map(|(name, list)| format!("{name} {}", list.join(","))),
+    );
+    told
+}
+
 /// The names that were asked for, or all, in the order of all.
 fn choose(asked: &[String], all: impl Iterator<Item = &'static str>, what: &str) -> anyhow::Result<Vec<&'static str>> {
     let all = all.collect::<Vec<_>>();
@@ -112,7 +122,7 @@ fn measure(args: &Args, works: &[&str], folder: &Path) -> anyhow::Result<ExitCod
     let mut results = Results {
         started: output("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"])?,
         machine: machine()?,
-        arguments: env::args().skip(1).take_while(|argument| argument != namespace::INSIDE).collect(),
+        arguments: arguments(args),
         versions: arena.versions().clone(),
         works: works.iter().map(|work| work.name.to_owned()).collect(),
         left_out: Vec::new(),
