@@ -24,7 +24,7 @@ const BACKLOG: i32 = 4096;
 const DATAGRAM_RECEIVE_BUFFER: usize = 4 << 20;
 
 /// Silence after which the kernel asks whether the peer is still there, then how often, and how many times.
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+pub(super) const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
 
@@ -54,14 +54,14 @@ pub(super) fn bind(address: IpAddr, port: u16, transport: Transport) -> io::Resu
 /// Sets what accepted connections inherit.
 pub(super) fn prepare_listener(socket: BorrowedFd<'_>) -> io::Result<()> {
     rustix::io::ioctl_fionbio(socket, true)?;
-    set_connection_options(socket)?;
+    sockopt::set_tcp_nodelay(socket, true)?;
+    sockopt::set_socket_oobinline(socket, true)?;
+    keep_alive(socket)?;
     Ok(())
 }
 
-fn set_connection_options(socket: BorrowedFd<'_>) -> rustix::io::Result<()> {
-    sockopt::set_tcp_nodelay(socket, true)?;
-    // Urgent bytes are passed on as what they are in the stream, not lost.
-    sockopt::set_socket_oobinline(socket, true)?;
+/// Has the kernel ask whether the peer is still there, counted from when it was last heard.
+pub(super) fn keep_alive(socket: BorrowedFd<'_>) -> rustix::io::Result<()> {
     sockopt::set_socket_keepalive(socket, true)?;
     sockopt::set_tcp_keepidle(socket, KEEPALIVE_AFTER)?;
     sockopt::set_tcp_keepintvl(socket, KEEPALIVE_EVERY)?;
@@ -156,7 +156,8 @@ impl Connector {
             let _ = raw::set_local_port_range(socket.as_fd(), ports);
         }
         if transport == Transport::Tcp {
-            set_connection_options(socket.as_fd())?;
+            // Urgent bytes are passed on as what they are in the stream, not lost: from the first on.
+            sockopt::set_socket_oobinline(&socket, true)?;
         }
         match net::connect(&socket, &backend) {
             Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
