@@ -652,16 +652,15 @@ impl Connection {
     /// Copies when no pipe is to be had.
     fn splice(&mut self, from: Side, tools: &mut Tools) -> Input {
         let Some(pipe) = tools.pipes.take(tools.now) else { return self.copy(from, tools) };
-        let to = from.other();
-        let nothing = |source| Input::Copied { from, read: 0, held: 0, source };
         let input = match pipe.fill(self.socket(from)) {
-            Ok(0) => nothing(Source::Ended),
-            Ok(read) => return self.pass_on(pipe, read, to, tools),
-            Err(Errno::AGAIN) => nothing(Source::Drained),
-            Err(_) => Input::ReadFailed(from),
+            Ok(0) => None,
+            Ok(read) => return self.pass_on(pipe, read, from.other(), tools),
+            Err(Errno::AGAIN) => Some(Input::Copied { from, read: 0, held: 0, source: Source::Drained }),
+            Err(_) => Some(Input::ReadFailed(from)),
         };
         tools.pipes.let_go(pipe, 0);
-        input
+        // A splice does not get past an urgent byte, and says there that the end has come if it has: a read knows.
+        input.unwrap_or_else(|| self.copy(from, tools))
     }
 
     fn pass_on(&mut self, pipe: Pipe, read: usize, to: Side, tools: &mut Tools) -> Input {
