@@ -1,18 +1,30 @@
 //! The clock that holds the worker while a step sends.
 
 use std::{
+    fs,
     io::{self, IoSliceMut},
     os::fd::OwnedFd,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    path::PathBuf,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
+use anyhow::{Context as _, bail};
 use harbor::model::{Clock, Timestamp};
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::node::PATIENCE;
+
 /// How the worker waits at the gate: a call that the data plane does not make.
 pub const SYSTEM_CALL: &str = "readv";
+
+/// The numbers of `epoll_pwait` on ARM, of `epoll_wait` and `epoll_pwait` on x86, and of `epoll_pwait2`. A thread does not
+/// wait in what has these numbers on the other machine.
+const WAITS: [&str; 4] = ["22", "232", "281", "441"];
 
 /// What time goes on with each look at it. Slower than real time, so that no timer fires unasked.
 const TICK: Duration = Duration::from_nanos(100);
@@ -23,9 +35,11 @@ pub struct Gate {
     start: Instant,
     elapsed_ns: AtomicU64,
     closed: AtomicBool,
-    /// Counts openings. The worker takes them once per closing, whether it has to wait or not: each step costs it the
+    /// A semaphore of openings. The worker takes one per closing, whether it has to wait or not: each step costs it the
     /// same.
     openings: OwnedFd,
+    /// Where the kernel says what the worker waits in.
+    worker: OnceLock<PathBuf>,
 }
 
 impl Gate {
@@ -34,12 +48,15 @@ impl Gate {
             start: Instant::now(),
             elapsed_ns: AtomicU64::new(0),
             closed: AtomicBool::new(false),
-            openings: eventfd(0, EventfdFlags::CLOEXEC)?,
+            openings: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::SEMAPHORE)?,
+            worker: OnceLock::new(),
         })
     }
 
-    /// Holds the worker, in the turn that it begins next, until `send` is through.
+    /// Waits until the worker has nothing left to do, and holds it in the turn that it begins next until `send` is
+    /// through.
     pub fn together<T>(&self, send: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        self.wait_for_worker()?;
         self.closed.store(true, Ordering::SeqCst);
         let sent = send();
         // Also after an error: the forwarder is to end.
@@ -50,6 +67,21 @@ impl Gate {
     /// Puts the time forward.
     pub fn advance(&self, duration: Duration) {
         self.elapsed_ns.fetch_add(nanoseconds(duration), Ordering::SeqCst);
+    }
+
+    fn wait_for_worker(&self) -> anyhow::Result<()> {
+        let worker = self.worker.get_or_init(|| worker().unwrap_or_default());
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let call = fs::read_to_string(worker).context("the kernel does not say what the worker waits in")?;
+            if call.split(' ').next().is_some_and(|number| WAITS.contains(&number)) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("the worker has not come to rest within {PATIENCE:?}: {call}");
+            }
+            thread::yield_now();
+        }
     }
 
     fn wait(&self) {
@@ -72,6 +104,17 @@ impl Clock for Gate {
     fn wall(&self) -> Timestamp {
         Timestamp::from_seconds(1_700_000_000)
     }
+}
+
+/// Finds the worker among the threads of this process.
+fn worker() -> io::Result<PathBuf> {
+    for task in fs::read_dir("/proc/self/task")? {
+        let task = task?.path();
+        if fs::read_to_string(task.join("comm"))?.trim() == super::THREADS[0] {
+            return Ok(task.join("syscall"));
+        }
+    }
+    Err(io::ErrorKind::NotFound.into())
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
