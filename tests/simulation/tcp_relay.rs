@@ -303,7 +303,9 @@ impl<'a> World<'a> {
             }
             Step::BackendSendsUrgently
             | Step::BackendSends
-            | Step::BackendReads | Step::BackendFinishes | Step::BackendBreaksOff => {}
+            | Step::BackendReads
+            | Step::BackendFinishes
+            | Step::BackendBreaksOff => {}
         }
     }
 
@@ -368,7 +370,8 @@ impl<'a> World<'a> {
 
     /// From when a side has broken off, the other one has some time again.
     fn notice(&mut self, input: Input) {
-        if let Input::ReadFailed(_) | Input::WriteFailed { .. } | Input::Ready(_, Readiness { error: true, .. }) = input {
+        if let Input::ReadFailed(_) | Input::WriteFailed { .. } | Input::Ready(_, Readiness { error: true, .. }) = input
+        {
             self.active_at = self.now;
         }
     }

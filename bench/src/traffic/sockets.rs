@@ -60,7 +60,7 @@ pub fn begin_connect(target: SocketAddr) -> io::Result<TcpStream> {
     }
 }
 
-/// Connections through which messages have been echoed once, so that everything on the way is in place. They do not block.
+/// Connections through which a message has been echoed, so that everything on the way is in place. They do not block.
 pub fn connect_echo(target: SocketAddr, count: usize) -> io::Result<Vec<TcpStream>> {
     let open = || {
         let mut stream = connect(target)?;

@@ -137,6 +137,7 @@ impl Worker {
                     Token::Upstream(key) => udp.receive_answers(key, tools),
                 }
             }
+            udp.finish_turn(tools);
             tcp.resume(tools);
             while let Some(token) = tools.timers.take_due(tools.now) {
                 match token {

@@ -63,9 +63,8 @@ fn datagrams_that_the_kernel_has_joined_are_taken_apart() {
     node.udp(21515, backend.address);
     let client = udp_client(V4, 21515);
     assert_eq!(ask(&client, b"first"), b"first");
-    let state = UdpSocketState::new(UdpSockRef::from(&client)).unwrap();
-    // The state has made the socket one that does not wait.
-    client.set_nonblocking(false).unwrap();
+    // Of another socket, since it lets the kernel join what that one receives.
+    let state = UdpSocketState::new(UdpSockRef::from(&UdpSocket::bind((V4, 0)).unwrap())).unwrap();
     let contents = (0..=250_u8).cycle().take(4321).collect::<Vec<_>>();
     let destination = client.peer_addr().unwrap();
     let train = Transmit { destination, ecn: None, contents: &contents, segment_size: Some(1000), src_ip: None };

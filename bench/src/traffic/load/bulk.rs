@@ -5,7 +5,7 @@
 
 use std::{
     io::{self, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
@@ -13,7 +13,7 @@ use clap::Parser;
 
 use super::{GRACE, Target};
 use crate::traffic::{
-    events::{Events, Interest, Poll},
+    events::{Event, Events, Interest, Poll},
     outcome::{GIB, Outcome},
     protocol::{self, NUMBER, Pattern},
     sockets,
@@ -97,7 +97,7 @@ pub fn carry(streams: Vec<TcpStream>, ways: Ways, bytes: Option<u64>, time: Dura
             ended = true;
             for (token, flow) in flows.iter_mut().enumerate() {
                 let Some(flow) = flow else { continue };
-                flow.end()?;
+                flow.end();
                 poll.modify(&flow.stream, token as u64, flow.interest())?;
             }
         }
@@ -158,22 +158,16 @@ impl Flow {
     }
 
     /// The backend is told that this side has no more, which ends its side too.
-    fn end(&mut self) -> io::Result<()> {
+    fn end(&mut self) {
         if !self.ended {
             self.ended = true;
             // A connection that is gone says so when it is read.
-            let _ = self.stream.shutdown(std::net::Shutdown::Write);
+            let _ = self.stream.shutdown(Shutdown::Write);
         }
-        Ok(())
     }
 
     /// Returns whether it is over, and well.
-    fn ready(
-        &mut self,
-        event: crate::traffic::events::Event,
-        pattern: &Pattern,
-        scratch: &mut [u8],
-    ) -> io::Result<bool> {
+    fn ready(&mut self, event: Event, pattern: &Pattern, scratch: &mut [u8]) -> io::Result<bool> {
         if event.is_readable() {
             let read = if self.ended || !self.ways.down {
                 sockets::receive(&self.stream, scratch)?
@@ -196,7 +190,7 @@ impl Flow {
             self.sent += sockets::send(&self.stream, chunk)?.unwrap_or(0) as u64;
         }
         if self.ways.up && self.sent == self.each && (!self.ways.down || self.received == self.each) {
-            self.end()?;
+            self.end();
         }
         Ok(false)
     }
