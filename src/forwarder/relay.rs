@@ -284,7 +284,7 @@ impl Relay {
         }
     }
 
-    /// Backends that were tried; none is tried twice.
+    /// Backends that were tried in vain; none is tried twice.
     #[must_use]
     pub fn tried(&self) -> &[SocketAddr] {
         &self.tried
@@ -330,15 +330,12 @@ impl Relay {
             }
             Input::HeaderRefused(end) | Input::Stop(end) => self.end(end),
             Input::Connecting(backend, until) => {
-                self.tried.push(backend);
                 self.backend = Half::NEW;
                 self.drain_by = None;
                 self.stage = Stage::Connecting(backend, until);
             }
             Input::ConnectFailed(backend) => {
-                if !self.tried.contains(&backend) {
-                    self.tried.push(backend);
-                }
+                self.tried.push(backend);
                 self.stage = Stage::Choosing;
             }
             Input::Connected { held } => {
@@ -440,12 +437,10 @@ impl Relay {
     }
 
     fn ready(&mut self, side: Side, readiness: Readiness, now: Instant) {
-        // Once a side is broken, a hangup may stand for that, though the error is no longer shown.
-        let is_broken = readiness.error || self.broken.is_some_and(|broken| broken.side == side);
         let half = self.half(side);
         half.readable |= readiness.readable || readiness.hangup || readiness.urgent || readiness.error;
         half.writable |= readiness.writable || readiness.error;
-        half.whole |= readiness.hangup && !is_broken;
+        half.whole |= readiness.hangup && !readiness.error;
         half.hangup |= readiness.hangup || readiness.error;
         half.urgent |= readiness.urgent;
         if readiness.error {

@@ -156,8 +156,9 @@ impl Worker {
     /// How long to wait for events: not at all when there is work left, else until the next timer.
     fn patience(&self) -> Option<Timespec> {
         let until = if self.tcp.has_more() { self.tools.now } else { self.tools.timers.next()? };
-        let wait = until.saturating_duration_since(self.tools.shared.clock.now());
-        // Whole milliseconds, rounded up: a timer that is looked at too early would be looked at again and again.
+        // Counted from this turn's time: a timer is late by the turn at most, and the clock is read once a turn. Whole
+        // milliseconds, rounded up: a timer that is looked at too early would be looked at again and again.
+        let wait = until.saturating_duration_since(self.tools.now);
         let milliseconds =
             i64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX).min(i64::from(i32::MAX));
         Some(Timespec { tv_sec: milliseconds / 1000, tv_nsec: milliseconds % 1000 * 1_000_000 })
