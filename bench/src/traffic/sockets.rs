@@ -93,11 +93,6 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<usize>
     waited(net::recv(socket, buffer, RecvFlags::empty()).map(|(_, length)| length))
 }
 
-/// Takes what is there, at most what fits into `buffer`, without copying it: the kernel lets go of it.
-pub fn discard(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-    waited(net::recv(socket, buffer, RecvFlags::TRUNC).map(|(_, length)| length))
-}
-
 /// Writes what there is room for; `None` when there is none.
 pub fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<Option<usize>> {
     waited(net::send(socket, bytes, SendFlags::NOSIGNAL))

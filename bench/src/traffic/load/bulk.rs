@@ -1,7 +1,7 @@
 //! As many bytes as the time takes, over connections that are open throughout.
 //!
-//! Both ends count, and the counts must agree: what is told has been carried whole. Received bytes are discarded in the
-//! kernel instead of being copied; whether they are the right ones is the business of `verify`.
+//! Both ends count, and the counts must agree: what is told has been carried whole. Received bytes are read, as any app
+//! reads them, but not looked at; whether they are the right ones is the business of `verify`.
 
 use std::{
     io::{self, Write as _},
@@ -19,8 +19,8 @@ use crate::traffic::{
     sockets,
 };
 
-/// What is let go of at once.
-const DISCARD_BYTES: usize = 1 << 20;
+/// What is read at once.
+const READ_BYTES: usize = 256 * 1024;
 
 #[derive(Debug, Parser)]
 pub struct Args {
@@ -76,7 +76,7 @@ pub fn connect(target: SocketAddr, connections: u16) -> io::Result<Vec<TcpStream
 /// Carries until the time is over or all `bytes` are, then until all that is on the way has arrived.
 pub fn carry(streams: Vec<TcpStream>, ways: Ways, bytes: Option<u64>, time: Duration) -> io::Result<Carried> {
     let pattern = Pattern::new();
-    let mut scratch = vec![0; DISCARD_BYTES];
+    let mut scratch = vec![0; READ_BYTES];
     let poll = Poll::new()?;
     let mut flows = Vec::with_capacity(streams.len());
     let start = Instant::now();
@@ -172,7 +172,7 @@ impl Flow {
             let read = if self.ended || !self.ways.down {
                 sockets::receive(&self.stream, scratch)?
             } else {
-                sockets::discard(&self.stream, scratch)?
+                sockets::receive(&self.stream, scratch)?
             };
             match read {
                 Some(0) => return self.over(),
