@@ -112,9 +112,8 @@ impl Udp {
             let mut pieces = [Piece { bytes: &[], length: 0 }; BATCH];
             pieces[0] = inbox.piece(first);
             let mut count = 1;
-            for number in first + 1..received {
-                if peers[number].as_ref().is_some_and(|other| same(&flow, other)) {
-                    peers[number] = None;
+            for (number, other) in peers.iter_mut().enumerate().take(received).skip(first + 1) {
+                if other.take_if(|other| same(&flow, other)).is_some() {
                     pieces[count] = inbox.piece(number);
                     count += 1;
                 }
