@@ -1,6 +1,9 @@
 //! Harbor's data plane measured beside its peers: `harbor-bench compare` runs it all, the other commands are its parts.
 
 mod compare;
+mod counts;
+mod replay;
+mod soak;
 mod traffic;
 
 use std::process::ExitCode;
@@ -20,6 +23,12 @@ enum Command {
     Compare(compare::Args),
     /// Makes the tables and the chart of a comparison again, without measuring.
     Report(compare::report::Args),
+    /// Lets a node work for long with resets, and tells whether it has grown.
+    Soak(soak::Args),
+    /// Counts instructions and system calls per unit of work and compares them with those on record.
+    Counts(counts::Args),
+    /// Does a fixed piece of work in a forwarder of its own, to be counted.
+    Replay(replay::Args),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -29,6 +38,9 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Naive(args) => traffic::naive::run(&args)?,
         Command::Compare(args) => return compare::run(&args),
         Command::Report(args) => return compare::report::run(&args),
+        Command::Soak(args) => return soak::run(&args),
+        Command::Counts(args) => return counts::run(&args),
+        Command::Replay(args) => replay::run(&args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

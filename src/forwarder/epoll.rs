@@ -4,6 +4,7 @@
 //! [`super::sessions`]); the shells here make the system calls. Threads share listening sockets, limits and immutable
 //! snapshots, nothing else.
 
+mod pipes;
 mod tcp;
 mod tools;
 mod udp;
@@ -53,7 +54,7 @@ impl Epoll {
         for number in 0..workers {
             let waker = Arc::new(Waker::new()?);
             let (commands, orders) = sync_channel(MAX_COMMANDS);
-            let worker = Worker::new(Arc::clone(shared), Arc::clone(&waker), orders)?;
+            let worker = Worker::new(workers, Arc::clone(shared), Arc::clone(&waker), orders)?;
             engine.workers.push(Handle { waker, commands });
             let thread = thread::Builder::new().name(format!("forward-{number}")).spawn(|| worker.run())?;
             engine.threads().push(thread);

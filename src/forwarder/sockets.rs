@@ -13,8 +13,8 @@ use std::{
     time::Duration,
 };
 
-use quinn_udp::{UdpSockRef, UdpSocketState};
 pub(super) use quinn_udp::RecvMeta as Received;
+use quinn_udp::{UdpSockRef, UdpSocketState};
 pub(super) use raw::{MAX_MESSAGES, Message};
 pub(super) use spread::Spread;
 use rustix::{
@@ -36,7 +36,7 @@ const LISTENER_SEND_BUFFER: usize = 4 << 20;
 const SESSION_RECEIVE_BUFFER: usize = 512 << 10;
 
 /// Silence after which the kernel asks whether the peer is still there, then how often, and how many times.
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+pub(super) const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
 
@@ -104,14 +104,14 @@ fn set_datagram_buffers(socket: &OwnedFd) -> rustix::io::Result<()> {
 /// Sets what accepted connections inherit.
 pub(super) fn prepare_listener(socket: BorrowedFd<'_>) -> io::Result<()> {
     rustix::io::ioctl_fionbio(socket, true)?;
-    set_connection_options(socket)?;
+    sockopt::set_tcp_nodelay(socket, true)?;
+    sockopt::set_socket_oobinline(socket, true)?;
+    keep_alive(socket)?;
     Ok(())
 }
 
-fn set_connection_options(socket: BorrowedFd<'_>) -> rustix::io::Result<()> {
-    sockopt::set_tcp_nodelay(socket, true)?;
-    // Urgent bytes are passed on as what they are in the stream, not lost.
-    sockopt::set_socket_oobinline(socket, true)?;
+/// Has the kernel ask whether the peer is still there, counted from when it was last heard.
+pub(super) fn keep_alive(socket: BorrowedFd<'_>) -> rustix::io::Result<()> {
     sockopt::set_socket_keepalive(socket, true)?;
     sockopt::set_tcp_keepidle(socket, KEEPALIVE_AFTER)?;
     sockopt::set_tcp_keepintvl(socket, KEEPALIVE_EVERY)?;
@@ -247,7 +247,8 @@ impl Connector {
             let _ = raw::set_local_port_range(socket.as_fd(), ports);
         }
         match transport {
-            Transport::Tcp => set_connection_options(socket.as_fd())?,
+            // Urgent bytes are passed on as what they are in the stream, not lost: from the first on.
+            Transport::Tcp => sockopt::set_socket_oobinline(&socket, true)?,
             Transport::Udp => sockopt::set_socket_recv_buffer_size(&socket, SESSION_RECEIVE_BUFFER)?,
         }
         match net::connect(&socket, &backend) {

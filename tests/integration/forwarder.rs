@@ -1,5 +1,6 @@
 //! The forwarder over real sockets on loopback, IPv4 and IPv6.
 
+mod churn;
 mod datagrams;
 mod descriptors;
 mod listeners;

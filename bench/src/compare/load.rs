@@ -79,6 +79,7 @@ pub fn measure(arena: &Arena, work: &Work, peer: &str, given: &[&str], seconds: 
     let figure = |name: &str| load[name].as_f64().with_context(|| format!("the load said no {name}"));
     let (units, took) = (figure("units")?, figure("seconds")?);
     ensure!(units > 0.0 && took > 0.0, "nothing was carried");
+    ensure!(pids.is_empty() || !cpu.is_zero(), "the proxy used no processor: it has ended");
     let is_rate = load["unit"].as_str().is_some_and(|unit| unit.ends_with("/s"));
     let mut metrics = BTreeMap::new();
     for metric in work.metrics {

@@ -101,8 +101,14 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(shared: Arc<Shared>, waker: Arc<Waker>, commands: Receiver<Command>) -> io::Result<Self> {
-        let tools = Tools::new(shared)?;
+    /// One of so many.
+    pub(super) fn new(
+        workers: usize,
+        shared: Arc<Shared>,
+        waker: Arc<Waker>,
+        commands: Receiver<Command>,
+    ) -> io::Result<Self> {
+        let tools = Tools::new(shared, workers)?;
         tools.register(&waker.descriptor, Token::Wake, epoll::EventFlags::IN)?;
         Ok(Self { tools, tcp: Tcp::default(), udp: Udp::default(), waker, commands })
     }

@@ -73,7 +73,8 @@ fn bulk_goes_on_while_no_descriptor_is_left_for_a_pipe_and_after_there_are_some_
     }
     const MIB: usize = 1 << 20;
     let node = Node::with(2, ForwarderLimits { max_sockets: 10_000, ..ForwarderLimits::default() });
-    let stage = Stage::new(SocketAddr::new(V4, 22210));
+    // Small segments: the kernel would have room for all that stands still otherwise.
+    let stage = Stage::with_small_segments(SocketAddr::new(V4, 22210));
     node.tcp(22210, stage.backend.local_addr().unwrap());
     let write = |bytes| Say::Write { bytes, at_once: MIB };
     let rest = Say::Wait(Until::Quiet);
@@ -81,7 +82,7 @@ fn bulk_goes_on_while_no_descriptor_is_left_for_a_pipe_and_after_there_are_some_
     let in_stages =
         |first| Part { says: vec![write(first), rest, write(4 * MIB), rest, write(MIB)], ..Part::default() };
     let stalls = |part| {
-        let hears = vec![Hear::Read { bytes: 2 * MIB, at_once: MIB }, Hear::Wait(Until::Quiet)];
+        let hears = [Hear::Read { bytes: MIB + 1, at_once: MIB }, Hear::Wait(Until::Quiet)].repeat(4);
         Part { hears, ..part }
     };
     let lives = [1, MIB, 3 * MIB, 100_000].map(|first| {

@@ -101,9 +101,8 @@ impl Outbox {
         let start = self.used;
         let mut received = [Received::default(); MOST_AT_ONCE];
         let mut buffers = self.memory[start..].chunks_exact_mut(DATAGRAM_BUFFER_BYTES);
-        let mut buffers = std::array::from_fn::<_, MOST_AT_ONCE, _>(|_| {
-            IoSliceMut::new(buffers.next().unwrap_or_default())
-        });
+        let mut buffers =
+            std::array::from_fn::<_, MOST_AT_ONCE, _>(|_| IoSliceMut::new(buffers.next().unwrap_or_default()));
         let most = most.min(buffers.iter().take_while(|buffer| !buffer.is_empty()).count());
         let count = by.receive(from.socket.as_fd(), &mut buffers[..most], &mut received[..most])?;
         for (number, one) in received[..count].iter().enumerate() {

@@ -277,7 +277,6 @@ impl Udp {
         let ends = Ends { source: opening.source, destination: opening.destination.unwrap_or_else(arrived) };
         ends.v2(Transport::Udp)
     }
-
 }
 
 impl Upstream {

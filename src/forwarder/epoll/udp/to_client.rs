@@ -4,10 +4,7 @@ use std::io;
 
 use rustix::io::Errno;
 
-use super::{
-    Udp, UdpPort, Upstream,
-    outbox::MOST_AT_ONCE,
-};
+use super::{Udp, UdpPort, Upstream, outbox::MOST_AT_ONCE};
 use crate::forwarder::{epoll::tools::Tools, slab::Key, sockets};
 
 impl Upstream {
