@@ -9,5 +9,6 @@ mod node;
 mod proxy_protocol;
 mod records;
 mod switch;
+mod spread;
 mod tcp;
 mod udp;
