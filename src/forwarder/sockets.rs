@@ -16,11 +16,11 @@ use std::{
 pub(super) use quinn_udp::RecvMeta as Received;
 use quinn_udp::{UdpSockRef, UdpSocketState};
 pub(super) use raw::{MAX_MESSAGES, Message};
-pub(super) use spread::Spread;
 use rustix::{
     io::Errno,
     net::{self, AddressFamily, SocketFlags, SocketType, sockopt},
 };
+pub(super) use spread::Spread;
 
 use crate::model::{PortSet, Transport};
 

@@ -20,8 +20,8 @@ use std::{
 
 use rustix::event::epoll::EventFlags;
 
-use self::{outbox::Outbox, to_backend::Inbox};
 pub(super) use self::share::{Datagrams, Letter, Share};
+use self::{outbox::Outbox, to_backend::Inbox};
 use super::{
     super::{
         admission::Permit,

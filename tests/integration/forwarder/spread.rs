@@ -22,7 +22,7 @@ use rustix::net::{SendAncillaryBuffer, SendFlags, SocketAddrAny};
 
 use super::node::Node;
 use crate::support::{
-    eventually::PATIENCE,
+    eventually::{PATIENCE, eventually},
     peer::{UdpPeer, V4, ask, udp_client},
 };
 
@@ -55,14 +55,12 @@ fn outgrow(node: &Node, port: u16, over: impl Fn() -> bool) {
             assert!(started.elapsed() < PATIENCE, "the port is not spread");
             let parts = [io::IoSlice::new(b"let me in")];
             let mut extras = (0..BURST).map(|_| SendAncillaryBuffer::default()).collect::<Vec<_>>();
-            let messages = extras.iter_mut().map(|extra| rustix::net::MMsgHdr::new_with_addr(&destination, &parts, extra));
+            let messages =
+                extras.iter_mut().map(|extra| rustix::net::MMsgHdr::new_with_addr(&destination, &parts, extra));
             let mut messages = messages.collect::<Vec<_>>();
             let went = rustix::net::sendmmsg(&stranger, &mut messages, SendFlags::empty()).unwrap();
             sent += went as u64;
-            while turned_away() < sent {
-                assert!(started.elapsed() < PATIENCE, "{} of {sent} datagrams have arrived", turned_away());
-                thread::yield_now();
-            }
+            eventually("the burst has arrived", || (turned_away() >= sent).then_some(()));
         }
         done.store(true, Ordering::SeqCst);
     });

@@ -122,7 +122,13 @@ impl Udp {
     }
 
     /// Sends datagrams of one client to its backend: the rest to another one, when that turns out to be gone.
-    pub(super) fn pass_flow_on(&mut self, port: Key, flow: (Peer, Option<Key>), pieces: &[Piece<'_>], tools: &mut Tools) {
+    pub(super) fn pass_flow_on(
+        &mut self,
+        port: Key,
+        flow: (Peer, Option<Key>),
+        pieces: &[Piece<'_>],
+        tools: &mut Tools,
+    ) {
         let (peer, mut session) = flow;
         let mut runs = Runs::new(pieces);
         while let Some(datagram) = runs.first() {
