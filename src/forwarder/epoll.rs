@@ -19,11 +19,15 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use self::worker::{Command, MAX_COMMANDS, Waker, Worker};
+use self::{
+    udp::Share,
+    worker::{Command, MAX_COMMANDS, Waker, Worker},
+};
 use super::{
     engine::{Engine, ExportedSession, Sockets},
     listener::Listener,
     shared::Shared,
+    sockets::{DatagramSocket, Spread},
 };
 use crate::{
     backends::Backends,
@@ -64,6 +68,11 @@ impl Epoll {
         Ok(engine)
     }
 
+    /// The worker that a UDP port begins with.
+    fn owner(&self, listener: &Listener) -> usize {
+        usize::from(listener.port) % self.workers.len()
+    }
+
     /// Queues a command for all, to be done when they wake: thousands of ports are one errand.
     fn queue(&self, command: impl Fn() -> Command) {
         self.workers.iter().for_each(|worker| worker.queue(command()));
@@ -97,11 +106,23 @@ impl Engine for Epoll {
         match sockets {
             Sockets::Tcp(sockets) => self.queue(|| Command::OpenTcp(Arc::clone(listener), Arc::clone(&sockets))),
             Sockets::Udp(sockets) => {
-                // One worker has all its sessions: no flow is ever in two tables.
-                let owner = &self.workers[usize::from(listener.port) % self.workers.len()];
-                owner.queue(Command::OpenUdp(Arc::clone(listener), sockets));
+                // One worker has all its sessions, until it is spread: no flow is ever in two tables.
+                self.workers[self.owner(listener)].queue(Command::OpenUdp(Arc::clone(listener), sockets));
             }
         }
+    }
+
+    fn spreads_over(&self) -> usize {
+        self.workers.len()
+    }
+
+    fn spread(&self, listener: &Arc<Listener>, more: Vec<Arc<[DatagramSocket]>>, spread: Spread) {
+        // From its owner on, whose socket was bound first.
+        let owner = self.owner(listener);
+        let workers = self.workers[owner..].iter().chain(&self.workers[..owner]);
+        let workers = workers.map(|worker| Arc::clone(&worker.waker)).collect();
+        let share = Share { spread, workers, place: 0 };
+        self.workers[owner].queue(Command::ShareOut(listener.id.clone(), more, share));
     }
 
     fn close(&self, id: &ServiceInstanceId, transport: Transport) {

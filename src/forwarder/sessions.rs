@@ -60,8 +60,9 @@ pub struct Sessions<P, T> {
     idle_timeout: Duration,
 }
 
+/// A session, in a table or on its way from one to another.
 #[derive(Debug)]
-struct Session<P, T> {
+pub struct Session<P, T> {
     peer: P,
     source: Source,
     value: T,
@@ -73,6 +74,17 @@ struct Session<P, T> {
 }
 
 impl<P, T> Session<P, T> {
+    /// The shell's value.
+    #[must_use]
+    pub const fn value(&self) -> &T {
+        &self.value
+    }
+
+    /// The shell's value, to change.
+    pub const fn value_mut(&mut self) -> &mut T {
+        &mut self.value
+    }
+
     fn deadline(&self, idle_timeout: Duration) -> (Instant, SessionEnd) {
         let idle = (self.active_at + idle_timeout, SessionEnd::Idle);
         let unanswered =
@@ -153,15 +165,21 @@ impl<P: Copy + Eq + Hash, T> Sessions<P, T> {
 
     /// Begins a session for a peer that has none.
     pub fn open(&mut self, peer: P, source: Source, value: T, now: Instant) -> Key {
-        *self.by_source.entry(source).or_default() += 1;
         let (opened_at, active_at) = (now, now);
-        let session =
-            Session { peer, source, value, opened_at, active_at, answered: false, drain_by: None, alarm: now };
+        self.adopt(Session { peer, source, value, opened_at, active_at, answered: false, drain_by: None, alarm: now })
+    }
+
+    /// Takes over a session that another table had, for a peer that has none.
+    pub fn adopt(&mut self, session: Session<P, T>) -> Key {
+        let Session { peer, source, opened_at, answered, alarm, .. } = session;
+        *self.by_source.entry(source).or_default() += 1;
         let key = self.sessions.insert(session);
         let before = self.by_peer.insert(peer, key);
         debug_assert!(before.is_none(), "a peer has one session");
-        self.unanswered.insert((now, key));
-        self.alarms.insert((now, key));
+        if !answered {
+            self.unanswered.insert((opened_at, key));
+        }
+        self.alarms.insert((alarm, key));
         self.set_alarm(key);
         key
     }
@@ -230,8 +248,13 @@ impl<P: Copy + Eq + Hash, T> Sessions<P, T> {
         None
     }
 
-    /// Takes a session out.
+    /// Takes a session out, as it has ended.
     pub fn end(&mut self, key: Key) -> Option<(P, T)> {
+        self.take(key).map(|session| (session.peer, session.value))
+    }
+
+    /// Takes a session out, for another table to go on with.
+    pub fn take(&mut self, key: Key) -> Option<Session<P, T>> {
         let session = self.sessions.remove(key)?;
         self.by_peer.remove(&session.peer);
         if let Entry::Occupied(mut sessions) = self.by_source.entry(session.source) {
@@ -242,7 +265,7 @@ impl<P: Copy + Eq + Hash, T> Sessions<P, T> {
         }
         self.alarms.remove(&(session.alarm, key));
         self.unanswered.remove(&(session.opened_at, key));
-        Some((session.peer, session.value))
+        Some(session)
     }
 
     fn set_alarm(&mut self, key: Key) {

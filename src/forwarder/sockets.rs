@@ -1,6 +1,7 @@
 //! Sockets as the forwarder wants them: how they are made, and what is set on them.
 
 mod raw;
+mod spread;
 
 use std::{
     fs,
@@ -19,6 +20,7 @@ use rustix::{
     io::Errno,
     net::{self, AddressFamily, SocketFlags, SocketType, sockopt},
 };
+pub(super) use spread::Spread;
 
 use crate::model::{PortSet, Transport};
 
@@ -58,6 +60,21 @@ pub(super) fn bind(address: IpAddr, port: u16, transport: Transport) -> io::Resu
     if transport == Transport::Tcp {
         net::listen(&socket, BACKLOG)?;
     }
+    Ok(socket)
+}
+
+/// One more UDP socket on the address and port of `first`, which shares them from then on.
+pub(super) fn bind_beside(first: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let address = local_address(first).ok_or(io::ErrorKind::AddrNotAvailable)?;
+    let socket = make(address.ip(), Transport::Udp)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, sockopt::ipv6_v6only(first)?)?;
+    }
+    set_datagram_buffers(&socket)?;
+    // Only now: a port that is not shared is taken by nobody else, and nobody else's is.
+    sockopt::set_socket_reuseport(first, true)?;
+    sockopt::set_socket_reuseport(&socket, true)?;
+    net::bind(&socket, &address)?;
     Ok(socket)
 }
 

@@ -8,6 +8,7 @@ mod lives;
 mod node;
 mod proxy_protocol;
 mod records;
+mod spread;
 mod switch;
 mod tcp;
 mod udp;

@@ -6,6 +6,7 @@
 
 mod outbox;
 mod runs;
+mod share;
 mod to_backend;
 mod to_client;
 
@@ -19,6 +20,7 @@ use std::{
 
 use rustix::event::epoll::EventFlags;
 
+pub(super) use self::share::{Datagrams, Letter, Share};
 use self::{outbox::Outbox, to_backend::Inbox};
 use super::{
     super::{
@@ -71,6 +73,12 @@ struct UdpPort {
     sockets: Arc<[DatagramSocket]>,
     sessions: Sessions<Peer, Upstream>,
     alarm: Option<Instant>,
+    /// Which of its clients are this worker's, when others have the rest.
+    share: Option<Share>,
+    /// Since when more waits at one of its sockets than a turn receives.
+    behind_since: Option<(u8, Instant)>,
+    /// That it should be spread has been said.
+    outgrown: bool,
 }
 
 /// One end of a session: a client, and the address of ours that it talks to.
@@ -125,11 +133,19 @@ impl Upstream {
 }
 
 impl Udp {
-    pub(super) fn open(&mut self, listener: Arc<Listener>, sockets: Arc<[DatagramSocket]>, tools: &mut Tools) {
+    pub(super) fn open(&mut self, listener: Arc<Listener>, sockets: Arc<[DatagramSocket]>, tools: &mut Tools) -> Key {
         let idle_timeout = listener.idle_timeout(Transport::Udp, &tools.shared.limits.load());
         let id = listener.id.clone();
         let sessions = Sessions::new(idle_timeout);
-        let port = self.ports.insert(UdpPort { listener, sockets: Arc::clone(&sockets), sessions, alarm: None });
+        let port = self.ports.insert(UdpPort {
+            listener,
+            sockets: Arc::clone(&sockets),
+            sessions,
+            alarm: None,
+            share: None,
+            behind_since: None,
+            outgrown: false,
+        });
         for (address, socket) in (0..).zip(sockets.iter()) {
             let token = Token::Datagrams(port, address);
             if let Err(error) = tools.register(&socket.descriptor, token, EventFlags::IN) {
@@ -138,6 +154,7 @@ impl Udp {
         }
         let before = self.by_id.insert(id, port);
         debug_assert!(before.is_none(), "a listener is opened once");
+        port
     }
 
     /// Lets go of a listener and ends its sessions.

@@ -52,6 +52,25 @@ fn set(socket: BorrowedFd<'_>, level: c_int, name: c_int, value: u32) -> io::Res
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Lets a program of the kernel's packet filter say which of the sockets that share this one's port a datagram is for.
+pub(super) fn choose_socket_by(socket: BorrowedFd<'_>, program: &[libc::sock_filter]) -> io::Result<()> {
+    let length = libc::c_ushort::try_from(program.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
+    let size = libc::socklen_t::try_from(size_of_val(&program)).expect("a few bytes");
+    // SAFETY: the descriptor is open while it is borrowed; the kernel reads `size` bytes from `program` and `length`
+    // steps from where that points to, which both live until the call returns, and keeps a copy.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            size,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// A datagram to send, or several to one receiver.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::forwarder) struct Message<'a> {

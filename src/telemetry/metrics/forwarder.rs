@@ -249,6 +249,12 @@ impl ForwarderMetrics {
         self.tallies().iter().map(|tally| count(tally)).sum()
     }
 
+    /// One number of each thread.
+    #[must_use]
+    pub fn by_thread(&self, count: impl Fn(&Tally) -> u64) -> Vec<u64> {
+        self.tallies().iter().map(|tally| count(tally)).collect()
+    }
+
     fn tallies(&self) -> MutexGuard<'_, Vec<Arc<Tally>>> {
         self.tallies.lock().expect("nothing panics while it holds the tallies")
     }

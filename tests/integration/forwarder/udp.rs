@@ -178,6 +178,36 @@ fn a_full_port_gives_up_unanswered_sessions_first_and_drops_the_rest() {
 }
 
 #[test]
+fn one_source_gets_no_more_sessions_than_it_leaves_to_others() {
+    let backend = UdpPeer::echo(V4);
+    let node = Node::with(2, ForwarderLimits { max_udp_sessions_per_port: 200, ..ForwarderLimits::default() });
+    node.udp(21565, backend.address);
+    let open = |last: u8| {
+        let client = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, last), 0)).unwrap();
+        client.connect((V4, 21565)).unwrap();
+        client.send(b"x").unwrap();
+        client
+    };
+    let turned_away = || node.sample("harbor_datagrams_dropped_total{reason=\"source_limit\"}");
+    let check = |last: u8, tries: u64, sessions: u64| {
+        let before = (node.forwarder.open_flows(), turned_away());
+        let clients = (0..tries).map(|_| open(last)).collect::<Vec<_>>();
+        eventually("all datagrams are looked at", || {
+            (node.forwarder.open_flows() - before.0 + turned_away() - before.1 == tries).then_some(())
+        });
+        assert_eq!(node.forwarder.open_flows() - before.0, sessions, "sessions of 127.0.0.{last}");
+        clients
+    };
+    // The first leaves as much as it takes, the second half of that; then each may have a few.
+    let first = check(1, 120, 100);
+    let _second = check(2, 60, 50);
+    let _third = check(3, 40, 32);
+    assert_eq!(turned_away(), 20 + 10 + 8);
+    // Its first answer waits there.
+    assert_eq!((hear(&first[0]), ask(&first[0], b"on")), (b"x".to_vec(), b"on".to_vec()));
+}
+
+#[test]
 fn datagrams_without_a_backend_or_from_clients_outside_allow_cost_nothing() {
     let node = Node::start();
     node.open(21570, Protocol::Udp, Settings::default());

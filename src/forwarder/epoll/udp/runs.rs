@@ -44,6 +44,12 @@ impl<'p, 'a> Runs<'p, 'a> {
         Self { pieces, done: 0 }
     }
 
+    /// All of it.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = Piece<'a>> {
+        let mut done = self.done;
+        self.pieces.iter().map(move |piece| Piece { bytes: &piece.bytes[std::mem::take(&mut done)..], ..*piece })
+    }
+
     /// The next datagram.
     pub(super) fn first(&self) -> Option<&'a [u8]> {
         let piece = self.pieces.first()?;

@@ -82,15 +82,14 @@ impl Udp {
     /// Datagrams wait at a listener.
     pub(in crate::forwarder::epoll) fn receive(&mut self, port: Key, address: u8, tools: &mut Tools) {
         let mut inbox = std::mem::take(&mut self.inbox);
-        for _ in 0..BATCHES_PER_TURN {
-            let Some(entry) = self.ports.get(port) else { break };
+        let emptied = (0..BATCHES_PER_TURN).any(|_| {
+            let Some(entry) = self.ports.get(port) else { return true };
             let received = inbox.fill(&entry.sockets[usize::from(address)]);
             self.pass_on(port, address, &inbox, received, tools);
-            if received < BATCH {
-                break;
-            }
-        }
+            received < BATCH
+        });
         self.inbox = inbox;
+        self.keep_up(port, address, emptied, tools);
         self.arm(port, tools);
     }
 
@@ -112,9 +111,8 @@ impl Udp {
             let mut pieces = [Piece { bytes: &[], length: 0 }; BATCH];
             pieces[0] = inbox.piece(first);
             let mut count = 1;
-            for number in first + 1..received {
-                if peers[number].as_ref().is_some_and(|other| same(&flow, other)) {
-                    peers[number] = None;
+            for (number, other) in peers.iter_mut().enumerate().take(received).skip(first + 1) {
+                if other.take_if(|other| same(&flow, other)).is_some() {
                     pieces[count] = inbox.piece(number);
                     count += 1;
                 }
@@ -124,13 +122,22 @@ impl Udp {
     }
 
     /// Sends datagrams of one client to its backend: the rest to another one, when that turns out to be gone.
-    fn pass_flow_on(&mut self, port: Key, flow: (Peer, Option<Key>), pieces: &[Piece<'_>], tools: &mut Tools) {
+    pub(super) fn pass_flow_on(
+        &mut self,
+        port: Key,
+        flow: (Peer, Option<Key>),
+        pieces: &[Piece<'_>],
+        tools: &mut Tools,
+    ) {
         let (peer, mut session) = flow;
         let mut runs = Runs::new(pieces);
         while let Some(datagram) = runs.first() {
             let Some(entry) = self.ports.get_mut(port) else { return };
             let known = session.and_then(|key| Some((key, entry.sessions.sent(key, tools.now)?)));
             let Some((key, upstream)) = known else {
+                if self.hand_on(port, peer, runs.pieces(), tools) {
+                    return;
+                }
                 match self.begin(port, peer, datagram, tools) {
                     Ok(begun) => session = Some(begun),
                     Err(refusal) => tools.tally.datagrams_dropped.of(refusal).one(),
@@ -253,7 +260,10 @@ impl Udp {
         let entry = self.ports.get(port).ok_or(Refusal::Draining)?;
         let listener = Arc::clone(&entry.listener);
         let (spec, limits) = (listener.spec(), shared.limits.load());
-        if !has_room(entry.sessions.of_source(source), listener.usage.session_room(&spec, &limits)) {
+        // This worker has about its share of what a source has on a port that several have.
+        let shares = entry.share.as_ref().map_or(1, |share| share.workers.len() as u32);
+        let own = entry.sessions.of_source(source).saturating_mul(shares);
+        if !has_room(own, listener.usage.session_room(&spec, &limits)) {
             return Err(Refusal::SourceLimit);
         }
         let admit = || shared.admission.admit(&listener.usage, Transport::Udp, &spec, &limits);
