@@ -1,11 +1,14 @@
-//! One node with 5,000 TCP service instances: provision latency at 10 and at 5,000, memory, and start to ready.
+//! One node with 5,000 TCP service instances: memory, start, adding and removing ports, and what traffic notices of it.
 //!
-//!     cargo bench --bench scale
+//!     cargo bench --bench scale [-- --check]
 //!
-//! Prints one line a figure. It needs 5,300 free ports from 26500 and 20,000 descriptors.
+//! Prints one line a figure; with `--check` it ends with 1 when a bound is not met, and says which. It needs 5,400 free
+//! ports from 26500 and 20,000 descriptors, and a machine that does nothing else.
 
 use std::{
+    collections::HashMap,
     io::Write as _,
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
@@ -19,9 +22,13 @@ mod eventually;
 mod http;
 #[path = "../tests/integration/support/harbor.rs"]
 mod process;
+#[path = "scale/traffic.rs"]
+mod traffic;
 
+use eventually::eventually;
 use http::Client;
 use process::{Harbor, Site};
+use traffic::Traffic;
 
 /// The plan `tcp`.
 const PLAN_TCP: &str = "e1f6b1f0-57f3-5c0e-8a0b-6d3a6f0c1a02";
@@ -29,8 +36,40 @@ const PLAN_TCP: &str = "e1f6b1f0-57f3-5c0e-8a0b-6d3a6f0c1a02";
 const MANY: usize = 5_000;
 /// Requests in flight while the node is filled.
 const FILLING: usize = 16;
-/// Provisions, one after the other, per measured latency.
-const SAMPLES: usize = 300;
+/// Ports added and removed, one after the other, per measured latency.
+const SAMPLES: usize = 500;
+/// Starts of the full node.
+const STARTS: usize = 5;
+/// Rounds of traffic with and without changes, in turn, and how long each half is.
+const ROUNDS: usize = 5;
+const HALF_ROUND: Duration = Duration::from_secs(4);
+/// How often a port is added and removed while there is traffic.
+const CHANGE_EVERY: Duration = Duration::from_millis(10);
+
+/// Bounds, by figure.
+const RESIDENT_MORE_MIB: f64 = 24.0;
+const ALL_LISTENING_MS: f64 = 300.0;
+const CHANGE_P50_MS: f64 = 2.0;
+const CHANGE_P99_MS: f64 = 20.0;
+/// What is taken for no effect on an exchange: the median of the rounds' differences.
+const EFFECT_P50_MS: f64 = 0.1;
+const EFFECT_P99_MS: f64 = 1.0;
+
+/// What was measured against a bound.
+#[derive(Debug, Default)]
+struct Verdict {
+    missed: Vec<String>,
+}
+
+impl Verdict {
+    /// Prints a figure, and its bound where it has one.
+    fn say(&mut self, what: &str, figure: f64, unit: &str, at_most: f64) {
+        say(&format!("{what}: {figure:.2} {unit} (at most {at_most})"));
+        if figure > at_most {
+            self.missed.push(format!("{what} is {figure:.2} {unit} and may be at most {at_most}"));
+        }
+    }
+}
 
 fn body() -> Value {
     json!({
@@ -48,38 +87,87 @@ async fn provision(client: &Client, id: &str) -> Duration {
     start.elapsed()
 }
 
-async fn deprovision(client: &Client, id: &str) {
+async fn deprovision(client: &Client, id: &str) -> Duration {
     let query = format!("service_id={}&plan_id={PLAN_TCP}", harbor::model::plan::SERVICE_ID);
+    let start = Instant::now();
     let answer = client.send(Method::DELETE, &format!("/v2/service_instances/{id}?{query}"), None).await;
     assert_eq!(answer.status, 200, "{id}: {answer:?}");
+    start.elapsed()
 }
 
-/// Latencies of provisions at the present number of service instances, which stays.
-async fn latency(client: &Client, label: &str) {
-    let mut latencies = Vec::with_capacity(SAMPLES);
-    for sample in 0..SAMPLES {
-        let id = format!("sample-{sample}");
-        latencies.push(provision(client, &id).await);
-        deprovision(client, &id).await;
+/// Durations in milliseconds, in order.
+#[derive(Debug, Default)]
+struct Sample(Vec<f64>);
+
+impl Sample {
+    fn of(durations: impl IntoIterator<Item = f64>) -> Self {
+        let mut sorted = durations.into_iter().collect::<Vec<_>>();
+        sorted.sort_by(f64::total_cmp);
+        Self(sorted)
     }
-    latencies.sort();
-    say(&format!(
-        "provision at {label}: p50 {:.2} ms, p99 {:.2} ms, maximum {:.2} ms",
-        milliseconds(latencies[SAMPLES / 2]),
-        milliseconds(latencies[SAMPLES * 99 / 100]),
-        milliseconds(latencies[SAMPLES - 1]),
-    ));
+
+    /// The value below which so many per cent are.
+    fn percentile(&self, per_cent: usize) -> f64 {
+        self.0[(self.0.len() * per_cent / 100).min(self.0.len() - 1)]
+    }
+}
+
+impl std::fmt::Display for Sample {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (p50, p99, most) = (self.percentile(50), self.percentile(99), self.percentile(100));
+        write!(f, "p50 {p50:.2} ms, p99 {p99:.2} ms, maximum {most:.2} ms")
+    }
+}
+
+/// How long changes took, at the present number of service instances, which stays.
+#[derive(Debug)]
+struct Changes {
+    /// From the commit until the port listens, and until it no longer does: the node's own word.
+    opened: Sample,
+    closed: Sample,
+}
+
+/// Adds and removes ports, and says how long the platform waits for that.
+async fn change(harbor: &Harbor, label: &str) -> Changes {
+    let client = harbor.broker();
+    let (mut provisions, mut deprovisions) = (Vec::with_capacity(SAMPLES), Vec::with_capacity(SAMPLES));
+    for sample in 0..SAMPLES {
+        let id = format!("at {label}, {sample}").replace(' ', "%20");
+        provisions.push(milliseconds(provision(&client, &id).await));
+        deprovisions.push(milliseconds(deprovision(&client, &id).await));
+    }
+    say(&format!("provision at {label}, request to answer: {}", Sample::of(provisions)));
+    say(&format!("deprovision at {label}, request to answer: {}", Sample::of(deprovisions)));
+    let ours = format!("at {label}, ");
+    let told = |key: &str| {
+        let sample = logged(harbor).filter(|fields| text(fields, "service_instance").starts_with(&ours));
+        Sample::of(sample.filter_map(|fields| fields[key].as_f64()))
+    };
+    // The log comes by a pipe.
+    eventually("all changes are in the log", || (told("closed_after_ms").0.len() == SAMPLES).then_some(()));
+    Changes { opened: told("listening_after_ms"), closed: told("closed_after_ms") }
+}
+
+/// The fields of each line of the log so far.
+fn logged(harbor: &Harbor) -> impl Iterator<Item = Value> {
+    let events = harbor.log().lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).collect::<Vec<_>>();
+    events.into_iter().map(|event| event["fields"].clone())
+}
+
+fn text<'v>(fields: &'v Value, key: &str) -> &'v str {
+    fields[key].as_str().unwrap_or_default()
 }
 
 fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-fn memory(harbor: &Harbor) -> String {
+/// Resident memory, in MiB.
+fn resident(harbor: &Harbor) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", harbor.pid())).expect("the process lives");
     let line = status.lines().find(|line| line.starts_with("VmRSS")).expect("Linux says so");
     let kib: f64 = line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number of KiB");
-    format!("{:.1} MiB", kib / 1024.0)
+    kib / 1024.0
 }
 
 fn descriptors(harbor: &Harbor) -> usize {
@@ -91,19 +179,93 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-#[tokio::main]
-async fn main() {
-    let site = Site::new("26500-31999", "");
-    let harbor = site.serve().await;
-    let client = harbor.broker();
-    for number in 0..10 {
-        provision(&client, &format!("instance-{number}")).await;
-    }
-    say(&format!("at 10: resident {}, {} descriptors", memory(&harbor), descriptors(&harbor)));
-    latency(&client, "10").await;
+/// Starts a node as an operator would: what it logs at `debug` is not what is measured.
+async fn serve(site: &Site) -> Harbor {
+    let mut command = site.command(&["serve"]);
+    command.env("HARBOR_LOG__LEVEL", "info");
+    let harbor = site.start_with(command);
+    harbor.ready().await;
+    harbor
+}
 
-    let start = Instant::now();
-    stream::iter(10..MANY)
+/// Milliseconds from the first snapshot until all its ports listened.
+fn all_listening(harbor: &Harbor) -> f64 {
+    let mut lines = logged(harbor).filter(|fields| text(fields, "message") == "took over the first snapshot");
+    lines.find_map(|fields| fields["took_ms"].as_f64()).expect("it is ready")
+}
+
+/// Starts the full node again and again. Returns the milliseconds until all ports listened, and the memory then.
+async fn restart(site: &Site) -> (Sample, f64) {
+    let (mut listening, mut memory) = (Vec::with_capacity(STARTS), Vec::with_capacity(STARTS));
+    for start in 1..=STARTS {
+        let began = Instant::now();
+        let harbor = serve(site).await;
+        let ready = milliseconds(began.elapsed());
+        listening.push(all_listening(&harbor));
+        memory.push(resident(&harbor));
+        say(&format!(
+            "start {start} at {MANY}: {:.0} ms from snapshot to all listening, ready after {ready:.0} ms, resident {:.1} MiB",
+            listening[start - 1],
+            memory[start - 1],
+        ));
+        harbor.kill();
+    }
+    (Sample::of(listening), Sample::of(memory).percentile(50))
+}
+
+/// What an exchange through one port notices of others that come and go: medians of the differences at p50 and p99.
+async fn effect(harbor: &Harbor) -> (f64, f64) {
+    let client = harbor.broker();
+    let traffic = Traffic::through(harbor, &client).await;
+    let (mut middles, mut tails) = (Vec::with_capacity(ROUNDS), Vec::with_capacity(ROUNDS));
+    for round in 0..ROUNDS {
+        let mut halves: HashMap<bool, Sample> = HashMap::new();
+        // Which comes first takes turns.
+        for changing in [round % 2 == 0, round % 2 != 0] {
+            let exchanges = traffic.exchange(HALF_ROUND);
+            if changing {
+                keep_changing(&client, round).await;
+            }
+            let sample = tokio::task::spawn_blocking(|| exchanges.join()).await.expect("it does not panic");
+            let sample = Sample::of(sample.expect("the exchange does not panic").into_iter().map(milliseconds));
+            let label = if changing { "ports come and go" } else { "nothing changes" };
+            say(&format!("exchanges of 64 bytes while {label}: {sample}"));
+            halves.insert(changing, sample);
+        }
+        let difference = |per_cent| halves[&true].percentile(per_cent) - halves[&false].percentile(per_cent);
+        middles.push(difference(50));
+        tails.push(difference(99));
+    }
+    (Sample::of(middles).percentile(50), Sample::of(tails).percentile(50))
+}
+
+/// Adds and removes a port every [`CHANGE_EVERY`] for a half round.
+async fn keep_changing(client: &Client, round: usize) {
+    let mut ticks = tokio::time::interval(CHANGE_EVERY);
+    let changes = HALF_ROUND.as_millis() / CHANGE_EVERY.as_millis();
+    for number in 0..changes {
+        ticks.tick().await;
+        let id = format!("passing-{round}-{number}");
+        provision(client, &id).await;
+        deprovision(client, &id).await;
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let mut verdict = Verdict::default();
+    let site = Site::new("26500-31999", "");
+    let harbor = serve(&site).await;
+    let client = harbor.broker();
+    provision(&client, "instance-0").await;
+    change(&harbor, "1").await;
+    harbor.kill();
+    let harbor = serve(&site).await;
+    let with_one = resident(&harbor);
+    say(&format!("at 1, after a start: resident {with_one:.1} MiB, {} descriptors", descriptors(&harbor)));
+
+    let (client, start) = (harbor.broker(), Instant::now());
+    stream::iter(1..MANY)
         .for_each_concurrent(FILLING, |number| {
             let client = client.clone();
             async move {
@@ -111,17 +273,33 @@ async fn main() {
             }
         })
         .await;
-    let each = start.elapsed() / u32::try_from(MANY - 10).expect("few enough");
-    say(&format!("filled to {MANY} with {FILLING} requests at once: {:.2} ms each", milliseconds(each)));
-    say(&format!("at {MANY}: resident {}, {} descriptors", memory(&harbor), descriptors(&harbor)));
-    latency(&client, "5,000").await;
+    let each = milliseconds(start.elapsed()) / (MANY - 1) as f64;
+    say(&format!("filled to {MANY} with {FILLING} requests at once: {each:.2} ms each"));
+    let filled = resident(&harbor);
+    say(&format!("at {MANY}, filled: resident {filled:.1} MiB, {} descriptors", descriptors(&harbor)));
     harbor.kill();
 
-    for round in 1..=3 {
-        let start = Instant::now();
-        let harbor = site.serve().await;
-        let took = start.elapsed();
-        say(&format!("restart {round}: ready after {:.0} ms, resident {}", milliseconds(took), memory(&harbor)));
-        harbor.kill();
+    let (listening, started) = restart(&site).await;
+    let harbor = serve(&site).await;
+    let changes = change(&harbor, &MANY.to_string()).await;
+    say(&format!("commit to listening at {MANY}: {}", changes.opened));
+    say(&format!("commit to closed at {MANY}: {}", changes.closed));
+    let (middle, tail) = effect(&harbor).await;
+    say(&format!("at {MANY}, after all that: resident {:.1} MiB", resident(&harbor)));
+    harbor.kill();
+
+    verdict.say("memory more than with one port, filled", filled - with_one, "MiB", RESIDENT_MORE_MIB);
+    verdict.say("memory more than with one port, after a start", started - with_one, "MiB", RESIDENT_MORE_MIB);
+    verdict.say("snapshot to all listening, median", listening.percentile(50), "ms", ALL_LISTENING_MS);
+    for (what, sample) in [("commit to listening", &changes.opened), ("commit to closed", &changes.closed)] {
+        verdict.say(&format!("{what}, p50"), sample.percentile(50), "ms", CHANGE_P50_MS);
+        verdict.say(&format!("{what}, p99"), sample.percentile(99), "ms", CHANGE_P99_MS);
     }
+    verdict.say("p50 of an exchange more while ports come and go", middle, "ms", EFFECT_P50_MS);
+    verdict.say("p99 of an exchange more while ports come and go", tail, "ms", EFFECT_P99_MS);
+    if std::env::args().all(|argument| argument != "--check") || verdict.missed.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    verdict.missed.iter().for_each(|missed| say(&format!("not met: {missed}")));
+    ExitCode::FAILURE
 }

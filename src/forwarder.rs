@@ -102,6 +102,7 @@ impl Forwarder {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
         let Surroundings { binder, backends, clock, metrics, holder, observe, closed } = surroundings;
+        let inbox = Arc::new(Inbox::default());
         let shared = Arc::new(Shared {
             admission: Arc::new(Admission::default()),
             limits: ArcSwap::default(),
@@ -109,13 +110,16 @@ impl Forwarder {
             clock,
             metrics,
             closed,
+            outgrown: Box::new({
+                let inbox = Arc::clone(&inbox);
+                move |id| inbox.outgrown(id)
+            }),
         });
         let workers = match settings.workers {
             0 => thread::available_parallelism().map_or(1, NonZero::get),
             count => count,
         };
         let engine: Arc<dyn Engine> = Arc::new(Epoll::start(workers, &shared, &backends)?);
-        let inbox = Arc::new(Inbox::default());
         let reconciler = Reconciler {
             inbox: Arc::clone(&inbox),
             engine: Arc::clone(&engine),

@@ -536,6 +536,13 @@ fn every_dependency_has_its_reason() {
         assert!(reasons.insert(row[0].to_owned(), row[1].to_owned()).is_none(), "{} is there twice", row[0]);
     }
     assert_eq!(reasons.keys().cloned().collect::<BTreeSet<_>>(), wanted, "docs/dependencies.md and Cargo.toml differ");
+    let bench = read("bench/Cargo.toml").parse::<toml::Table>().expect("Cargo reads it too");
+    let named = bench["dependencies"].as_table().expect("a section is a table").keys();
+    let unexplained = named.filter(|name| *name != "harbor" && !reasons.contains_key(&format!("`{name}`")));
+    assert_none(
+        "dependencies of the benchmarks that docs/dependencies.md does not have",
+        &unexplained.cloned().collect::<Vec<_>>(),
+    );
     let bare = reasons.into_iter().filter(|(_, reason)| reason.is_empty()).map(|(name, _)| name).collect::<Vec<_>>();
     assert_none("dependencies without a reason", &bare);
 }

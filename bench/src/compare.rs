@@ -1,23 +1,23 @@
 //! Harbor and its peers, interleaved: what each costs for the same work in the same run.
 
-mod accounting;
-mod arena;
+pub mod accounting;
+pub mod arena;
 mod bounds;
 mod chart;
 mod format;
 mod http;
 mod idle;
 mod listeners;
-mod load;
+pub mod load;
 mod metric;
-mod namespace;
-mod peers;
-mod process;
+pub mod namespace;
+pub mod peers;
+pub mod process;
 pub mod report;
 mod results;
 mod statistics;
 mod system_calls;
-mod wait;
+pub mod wait;
 mod works;
 
 use std::{
@@ -89,6 +89,16 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
 }
 
+/// What was asked for, without the paths of a machine.
+fn arguments(args: &Args) -> Vec<String> {
+    let mut told = vec![format!("--rounds {}", args.rounds), format!("--seconds {}", args.seconds)];
+    let lists = [("--only", &args.only), ("--against", &args.against)];
+    told.extend(
+        lists.iter().filter(|(_, list)| !list.is_empty()).map(|(name, list)| format!("{name} {}", list.join(","))),
+    );
+    told
+}
+
 /// The names that were asked for, or all, in the order of all.
 fn choose(asked: &[String], all: impl Iterator<Item = &'static str>, what: &str) -> anyhow::Result<Vec<&'static str>> {
     let all = all.collect::<Vec<_>>();
@@ -112,7 +122,7 @@ fn measure(args: &Args, works: &[&str], folder: &Path) -> anyhow::Result<ExitCod
     let mut results = Results {
         started: output("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"])?,
         machine: machine()?,
-        arguments: env::args().skip(1).take_while(|argument| argument != namespace::INSIDE).collect(),
+        arguments: arguments(args),
         versions: arena.versions().clone(),
         works: works.iter().map(|work| work.name.to_owned()).collect(),
         left_out: Vec::new(),
@@ -123,6 +133,7 @@ fn measure(args: &Args, works: &[&str], folder: &Path) -> anyhow::Result<ExitCod
     let file = args.out.join("results.json");
     arena.start_all(&works)?;
     results.left_out = arena.left_out().to_vec();
+    results.left_out.iter().for_each(|text| say(text));
     for round in 0..args.rounds {
         for work in &works {
             measure_round(&mut arena, work, round, args, &mut results)?;
@@ -185,7 +196,7 @@ fn output(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
 }
 
 /// Progress, beside the result on standard output.
-fn say(text: &str) {
+pub fn say(text: &str) {
     // Nobody may be there to read it.
     let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -3,6 +3,7 @@
 mod compare;
 mod counts;
 mod replay;
+mod soak;
 mod traffic;
 
 use std::process::ExitCode;
@@ -22,6 +23,8 @@ enum Command {
     Compare(compare::Args),
     /// Makes the tables and the chart of a comparison again, without measuring.
     Report(compare::report::Args),
+    /// Lets a node work for long with resets, and tells whether it has grown.
+    Soak(soak::Args),
     /// Counts instructions and system calls per unit of work and compares them with those on record.
     Counts(counts::Args),
     /// Does a fixed piece of work in a forwarder of its own, to be counted.
@@ -35,6 +38,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Naive(args) => traffic::naive::run(&args)?,
         Command::Compare(args) => return compare::run(&args),
         Command::Report(args) => return compare::report::run(&args),
+        Command::Soak(args) => return soak::run(&args),
         Command::Counts(args) => return counts::run(&args),
         Command::Replay(args) => replay::run(&args)?,
     }

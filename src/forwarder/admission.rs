@@ -100,11 +100,26 @@ impl PortLimits {
         }
     }
 
+    /// Sessions that may still begin.
+    fn session_room(self, flows: Flows) -> u32 {
+        match self.together {
+            Some(most) => most.saturating_sub(flows.total()),
+            None => self.udp.saturating_sub(flows.udp),
+        }
+    }
+
     fn admit(self, flows: Flows) -> bool {
         match self.together {
             Some(most) => flows.total() <= most,
             None => flows.tcp <= self.tcp && flows.udp <= self.udp,
         }
+    }
+}
+
+impl Usage {
+    /// UDP sessions that the port has room for.
+    pub(super) fn session_room(&self, spec: &ListenerSpec, limits: &ForwarderLimits) -> u32 {
+        PortLimits::of(spec, limits).session_room(Flows::unpack(self.flows.load(Ordering::Relaxed)))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::OwnedFd,
+    os::fd::{BorrowedFd, OwnedFd},
 };
 
 use super::sockets;
@@ -16,6 +16,15 @@ pub trait Binder: Send + Sync {
     /// # Errors
     /// The kernel's: `AddrInUse` when somebody else has the port.
     fn bind(&self, address: IpAddr, port: u16, transport: Transport) -> io::Result<OwnedFd>;
+
+    /// One more UDP socket on the address and port of `first`, for a part of its clients: a port that outgrows one core
+    /// is spread over several. Whoever hands sockets in hands them in in the order in which they were bound.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn bind_beside(&self, first: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        sockets::bind_beside(first)
+    }
 }
 
 /// Asks the machine.

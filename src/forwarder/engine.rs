@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{listener::Listener, sockets::DatagramSocket};
+use super::{
+    listener::Listener,
+    sockets::{DatagramSocket, Spread},
+};
 use crate::{
     model::{ServiceInstanceId, Transport},
     telemetry::metrics::{ConnectionEnd, SessionEnd, Words as _},
@@ -25,6 +28,13 @@ use crate::{
 pub(super) trait Engine: Send + Sync {
     /// Serves a listener's sockets of one transport, one for each address.
     fn open(&self, listener: &Arc<Listener>, sockets: Sockets);
+
+    /// Over how many sockets for each address it can spread a UDP port.
+    fn spreads_over(&self) -> usize;
+
+    /// Serves more sockets of a UDP port: sets of one for each address, in the order in which they were bound beside
+    /// the first. No flow is disturbed. To be settled twice before anything else is asked for.
+    fn spread(&self, listener: &Arc<Listener>, more: Vec<Arc<[DatagramSocket]>>, spread: Spread);
 
     /// Lets go of a listener's sockets of one transport and ends its flows.
     fn close(&self, id: &ServiceInstanceId, transport: Transport);

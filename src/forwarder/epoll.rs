@@ -4,6 +4,7 @@
 //! [`super::sessions`]); the shells here make the system calls. Threads share listening sockets, limits and immutable
 //! snapshots, nothing else.
 
+mod pipes;
 mod tcp;
 mod tools;
 mod udp;
@@ -18,11 +19,15 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use self::worker::{Command, MAX_COMMANDS, Waker, Worker};
+use self::{
+    udp::Share,
+    worker::{Command, MAX_COMMANDS, Waker, Worker},
+};
 use super::{
     engine::{Engine, ExportedSession, Sockets},
     listener::Listener,
     shared::Shared,
+    sockets::{DatagramSocket, Spread},
 };
 use crate::{
     backends::Backends,
@@ -53,7 +58,7 @@ impl Epoll {
         for number in 0..workers {
             let waker = Arc::new(Waker::new()?);
             let (commands, orders) = sync_channel(MAX_COMMANDS);
-            let worker = Worker::new(Arc::clone(shared), Arc::clone(&waker), orders)?;
+            let worker = Worker::new(workers, Arc::clone(shared), Arc::clone(&waker), orders)?;
             engine.workers.push(Handle { waker, commands });
             let thread = thread::Builder::new().name(format!("forward-{number}")).spawn(|| worker.run())?;
             engine.threads().push(thread);
@@ -61,6 +66,11 @@ impl Epoll {
         let wakers = engine.workers.iter().map(|worker| Arc::clone(&worker.waker)).collect::<Vec<_>>();
         backends.on_change(Box::new(move |id| wakers.iter().for_each(|waker| waker.backends_changed(id))));
         Ok(engine)
+    }
+
+    /// The worker that a UDP port begins with.
+    fn owner(&self, listener: &Listener) -> usize {
+        usize::from(listener.port) % self.workers.len()
     }
 
     /// Queues a command for all, to be done when they wake: thousands of ports are one errand.
@@ -96,11 +106,23 @@ impl Engine for Epoll {
         match sockets {
             Sockets::Tcp(sockets) => self.queue(|| Command::OpenTcp(Arc::clone(listener), Arc::clone(&sockets))),
             Sockets::Udp(sockets) => {
-                // One worker has all its sessions: no flow is ever in two tables.
-                let owner = &self.workers[usize::from(listener.port) % self.workers.len()];
-                owner.queue(Command::OpenUdp(Arc::clone(listener), sockets));
+                // One worker has all its sessions, until it is spread: no flow is ever in two tables.
+                self.workers[self.owner(listener)].queue(Command::OpenUdp(Arc::clone(listener), sockets));
             }
         }
+    }
+
+    fn spreads_over(&self) -> usize {
+        self.workers.len()
+    }
+
+    fn spread(&self, listener: &Arc<Listener>, more: Vec<Arc<[DatagramSocket]>>, spread: Spread) {
+        // From its owner on, whose socket was bound first.
+        let owner = self.owner(listener);
+        let workers = self.workers[owner..].iter().chain(&self.workers[..owner]);
+        let workers = workers.map(|worker| Arc::clone(&worker.waker)).collect();
+        let share = Share { spread, workers, place: 0 };
+        self.workers[owner].queue(Command::ShareOut(listener.id.clone(), more, share));
     }
 
     fn close(&self, id: &ServiceInstanceId, transport: Transport) {

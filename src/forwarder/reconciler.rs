@@ -4,7 +4,7 @@
 //! can be or is no longer wanted. It alone binds and lets go; workers are told.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     net::IpAddr,
     os::fd::AsFd as _,
@@ -17,7 +17,7 @@ use super::{
     engine::{Engine, Sockets},
     listener::Listener,
     shared::Shared,
-    sockets::{self, DatagramSocket},
+    sockets::{self, DatagramSocket, Spread},
 };
 use crate::{
     backends::Backends,
@@ -41,6 +41,8 @@ pub(super) struct Inbox {
 #[derive(Default)]
 struct Wishes {
     desired: Option<Arc<DesiredState>>,
+    /// UDP ports that one thread cannot keep up with.
+    outgrown: HashSet<ServiceInstanceId>,
     close_listeners: bool,
     stop: bool,
 }
@@ -49,6 +51,13 @@ impl Inbox {
     /// The latest wins.
     pub(super) fn apply(&self, desired: Arc<DesiredState>) {
         self.tell(|wishes| wishes.desired = Some(desired));
+    }
+
+    /// This UDP port wants more than one thread.
+    pub(super) fn outgrown(&self, id: &ServiceInstanceId) {
+        self.tell(|wishes| {
+            wishes.outgrown.insert(id.clone());
+        });
     }
 
     pub(super) fn close_listeners(&self) {
@@ -70,7 +79,9 @@ impl Inbox {
 
     /// Waits for a wish, at most so long.
     fn take(&self, patience: Option<Duration>) -> Wishes {
-        let quiet = |wishes: &mut Wishes| wishes.desired.is_none() && !wishes.close_listeners && !wishes.stop;
+        let quiet = |wishes: &mut Wishes| {
+            wishes.desired.is_none() && wishes.outgrown.is_empty() && !wishes.close_listeners && !wishes.stop
+        };
         let wishes = self.wishes();
         let mut wishes = match patience {
             Some(patience) => {
@@ -149,6 +160,7 @@ impl Reconciler {
             if let Some(desired) = wishes.desired {
                 self.reconcile(desired);
             }
+            wishes.outgrown.iter().for_each(|id| self.spread(id));
             // Also while changes come without a pause.
             if self.state.retry_at.is_some_and(|at| at <= self.shared.clock.now()) {
                 self.retry();
@@ -302,6 +314,44 @@ impl Reconciler {
                 Ok(Sockets::Udp(sockets.collect::<Result<_, _>>()?))
             }
         }
+    }
+
+    /// Spreads a UDP port over the engine's threads, if it can be.
+    fn spread(&mut self, id: &ServiceInstanceId) {
+        let threads = self.engine.spreads_over();
+        let Some(Entry { udp: Some(Sockets::Udp(first)), listener, .. }) = self.state.entries.get(id) else { return };
+        if threads < 2 {
+            return;
+        }
+        let spread = Spread::new(threads, fastrand::u32(..));
+        let port = listener.port;
+        match self.bind_more(first, threads - 1, spread) {
+            Ok(more) => {
+                self.engine.spread(listener, more, spread);
+                // The thread that has its sessions gives the others theirs; then they have them.
+                self.engine.settle();
+                self.engine.settle();
+                tracing::info!(service_instance = %id, port, threads, "UDP port spread over several threads");
+            }
+            Err(error) => tracing::warn!(
+                service_instance = %id, port, %error,
+                "a UDP port that one thread cannot keep up with stays on it, as it gets no more sockets"
+            ),
+        }
+    }
+
+    /// So many sets of sockets, each with one beside each of `first`.
+    fn bind_more(
+        &self,
+        first: &[DatagramSocket],
+        sets: usize,
+        spread: Spread,
+    ) -> io::Result<Vec<Arc<[DatagramSocket]>>> {
+        let bind = |beside: &DatagramSocket| DatagramSocket::new(self.binder.bind_beside(beside.descriptor.as_fd())?);
+        let more = (0..sets).map(|_| first.iter().map(bind).collect::<io::Result<Arc<[_]>>>());
+        let more = more.collect::<io::Result<Vec<_>>>()?;
+        first.iter().try_for_each(|socket| spread.apply(&socket.descriptor))?;
+        Ok(more)
     }
 
     fn open(&mut self, id: &ServiceInstanceId, transport: Transport, sockets: Sockets) {

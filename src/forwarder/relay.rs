@@ -3,6 +3,8 @@
 //! The shell tells a [`Relay`] what it saw ([`Input`]) and does what it is told ([`Action`]). The relay knows how many
 //! bytes are held, who has said their last, which backends were tried and when time is up; it never sees the bytes.
 //! It relies on edge-triggered readiness: a socket counts as readable until a read has come back short.
+//!
+//! A direction that keeps filling its reads is bulk: its bytes are spliced, inside the kernel, until it turns small.
 
 use std::{
     net::SocketAddr,
@@ -13,6 +15,15 @@ use crate::telemetry::metrics::ConnectionEnd;
 
 /// How long nothing may happen once a side has broken off and what it sent is still being delivered.
 pub const BROKEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Reads in a row that fill their buffer of 64 KiB, from which on a direction is bulk.
+pub const BULK_AFTER: u8 = 4;
+
+/// Bytes between two moments in which nothing was left to be read; less is a small run, for which copying is cheaper.
+const SMALL_RUN: usize = 16 * 1024;
+
+/// Small runs in a row after which a direction is no longer bulk.
+const SMALL_RUNS: u8 = 4;
 
 /// One of the two sockets of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,8 +52,10 @@ pub struct Readiness {
     pub readable: bool,
     /// There is room to write.
     pub writable: bool,
-    /// The peer has said its last, or sent urgent data, before which reads stop: a short read says nothing.
+    /// Nothing more will come than what is there.
     pub hangup: bool,
+    /// There is urgent data, before which reads stop.
+    pub urgent: bool,
     /// The connection is broken.
     pub error: bool,
 }
@@ -75,7 +88,7 @@ pub enum Input {
         from: Side,
         /// How many were read.
         read: usize,
-        /// How many of them the other side's socket did not take.
+        /// How many of them the other side's socket did not take; they are held in memory, or in a pipe.
         held: usize,
         /// What the read says of the source.
         source: Source,
@@ -111,9 +124,9 @@ pub enum Input {
 /// What a read says of the socket it came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// The read filled its buffer: there may be more.
+    /// The read filled its buffer, or says nothing of what is left: there may be more.
     More,
-    /// It came back short: news will come when there is more.
+    /// It came back short, or with nothing: news will come when there is more.
     Drained,
     /// The peer has said its last.
     Ended,
@@ -126,10 +139,15 @@ pub enum Action {
     ReadHeader,
     /// Choose a backend that is not in [`Relay::tried`] and begin to connect.
     Connect,
-    /// Find out whether the connect has succeeded.
-    FinishConnect,
+    /// The connect is over. It has succeeded, unless the news were of an error too: then the socket has to be asked.
+    FinishConnect {
+        /// Whether there is anything to ask.
+        suspect: bool,
+    },
     /// Read from this side once and write what came to the other one.
     Copy(Side),
+    /// The same, through a pipe if there is one to be had.
+    Splice(Side),
     /// Write what is held for this side.
     Flush(Side),
     /// Tell this side that no more comes.
@@ -157,8 +175,17 @@ enum Stage {
 struct Half {
     readable: bool,
     writable: bool,
-    /// A short read says nothing: reads go on until one returns the end, an error or nothing at all.
+    /// The peer has said its last or has broken off.
     hangup: bool,
+    /// All that the peer ever sent is there, and its end after it: a short read has reached it.
+    whole: bool,
+    /// The peer has sent urgent data once. A read stops before it and so says nothing when it is short, and a splice
+    /// does not get past it.
+    urgent: bool,
+}
+
+impl Half {
+    const NEW: Self = Self { readable: false, writable: false, hangup: false, whole: false, urgent: false };
 }
 
 /// What flows from one side to the other.
@@ -170,6 +197,42 @@ struct Flow {
     ended: bool,
     /// The destination knows it, or cannot be told.
     told: bool,
+    /// Many bytes come at a time.
+    bulk: bool,
+    /// Reads in a row that filled their buffer; of a bulk flow: small runs in a row.
+    streak: u8,
+    /// Of a bulk flow: bytes since nothing was left to be read.
+    run: usize,
+}
+
+impl Flow {
+    const NEW: Self = Self { held: 0, ended: false, told: false, bulk: false, streak: 0, run: 0 };
+    /// There is no point in carrying anything that way.
+    const OVER: Self = Self { ended: true, told: true, ..Self::NEW };
+
+    /// All of it was delivered.
+    const fn is_over(&self) -> bool {
+        self.ended && self.held == 0
+    }
+
+    /// A read brought so much, and found the source so.
+    const fn notice(&mut self, read: usize, source: Source) {
+        let (counts, enough) = if self.bulk {
+            self.run = self.run.saturating_add(read);
+            if matches!(source, Source::More) {
+                return;
+            }
+            (self.run < SMALL_RUN, SMALL_RUNS)
+        } else {
+            (matches!(source, Source::More), BULK_AFTER)
+        };
+        self.run = 0;
+        self.streak = if counts { self.streak + 1 } else { 0 };
+        if self.streak == enough {
+            self.bulk = !self.bulk;
+            self.streak = 0;
+        }
+    }
 }
 
 /// Both directions of one connection.
@@ -203,16 +266,15 @@ impl Relay {
     /// A connection that was just accepted. `header_by`: until when its PROXY header must be there, if it must.
     #[must_use]
     pub const fn new(header_by: Option<Instant>, idle_timeout: Duration, now: Instant) -> Self {
-        let fresh = Half { readable: false, writable: true, hangup: false };
         Self {
             stage: match header_by {
                 Some(until) => Stage::Header(until),
                 None => Stage::Choosing,
             },
-            client: fresh,
-            backend: fresh,
-            up: Flow { held: 0, ended: false, told: false },
-            down: Flow { held: 0, ended: false, told: false },
+            client: Half { writable: true, ..Half::NEW },
+            backend: Half::NEW,
+            up: Flow::NEW,
+            down: Flow::NEW,
             turn: Side::Client,
             tried: Vec::new(),
             idle_timeout,
@@ -222,10 +284,16 @@ impl Relay {
         }
     }
 
-    /// Backends that were tried; none is tried twice.
+    /// Backends that were tried in vain; none is tried twice.
     #[must_use]
     pub fn tried(&self) -> &[SocketAddr] {
         &self.tried
+    }
+
+    /// Whether a direction is bulk, so that the connection can wait until others had their turn.
+    #[must_use]
+    pub const fn is_bulk(&self) -> bool {
+        self.up.bulk || self.down.bulk
     }
 
     /// When [`Input::Tick`] is due; it may come later, and too early does no harm.
@@ -262,15 +330,12 @@ impl Relay {
             }
             Input::HeaderRefused(end) | Input::Stop(end) => self.end(end),
             Input::Connecting(backend, until) => {
-                self.tried.push(backend);
-                self.backend = Half { readable: false, writable: false, hangup: false };
+                self.backend = Half::NEW;
                 self.drain_by = None;
                 self.stage = Stage::Connecting(backend, until);
             }
             Input::ConnectFailed(backend) => {
-                if !self.tried.contains(&backend) {
-                    self.tried.push(backend);
-                }
+                self.tried.push(backend);
                 self.stage = Stage::Choosing;
             }
             Input::Connected { held } => {
@@ -285,19 +350,26 @@ impl Relay {
                 if read > 0 {
                     self.active_at = now;
                 }
-                let hangup = self.half(from).hangup;
-                self.half(from).readable = match source {
+                let half = self.half(from);
+                let ended = match source {
+                    Source::More => false,
+                    Source::Drained => read > 0 && half.whole && !half.urgent,
+                    Source::Ended => true,
+                };
+                half.readable = match source {
                     Source::More => true,
                     // The end is there and will not be announced again.
-                    Source::Drained => hangup && read > 0,
+                    Source::Drained => !ended && (half.hangup || half.urgent) && read > 0,
                     Source::Ended => false,
                 };
-                self.flow(from).held = held;
-                self.flow(from).ended |= source == Source::Ended;
+                let flow = self.flow(from);
+                flow.notice(read, source);
+                flow.held = held;
+                flow.ended |= ended;
                 self.half(from.other()).writable &= held == 0;
                 self.turn = from.other();
                 let was_cut = self.broken.is_some_and(|broken| broken.side == from && broken.cut);
-                if source == Source::Ended && was_cut {
+                if ended && was_cut {
                     self.stage = Stage::Breaking(from);
                 }
             }
@@ -311,7 +383,7 @@ impl Relay {
             Input::ReadFailed(side) => {
                 self.broke(side, true, now);
                 self.stage = Stage::Breaking(side);
-                *self.flow(side.other()) = Flow { held: 0, ended: true, told: true };
+                *self.flow(side.other()) = Flow::OVER;
             }
             Input::WriteFailed { to, cut } => {
                 self.broke(to, cut, now);
@@ -330,9 +402,12 @@ impl Relay {
         match self.stage {
             Stage::Header(_) => self.client.readable.then_some(Action::ReadHeader),
             Stage::Choosing => Some(Action::Connect),
-            Stage::Connecting(..) => self.backend.writable.then_some(Action::FinishConnect),
+            Stage::Connecting(..) => {
+                self.backend.writable.then_some(Action::FinishConnect { suspect: self.backend.hangup })
+            }
             Stage::Open => {
-                if self.up.told && self.down.told {
+                // To be closed tells both sides that no more comes.
+                if self.up.is_over() && self.down.is_over() {
                     return Some(Action::End(ConnectionEnd::Finished));
                 }
                 self.next_of(self.turn).or_else(|| self.next_of(self.turn.other()))
@@ -356,14 +431,18 @@ impl Relay {
         if flow.ended {
             return (!flow.told).then_some(Action::Tell(from.other()));
         }
-        self.half_of(from).readable.then_some(Action::Copy(from))
+        let half = self.half_of(from);
+        let action = if flow.bulk && !half.urgent { Action::Splice(from) } else { Action::Copy(from) };
+        half.readable.then_some(action)
     }
 
     fn ready(&mut self, side: Side, readiness: Readiness, now: Instant) {
         let half = self.half(side);
-        half.readable |= readiness.readable || readiness.hangup || readiness.error;
+        half.readable |= readiness.readable || readiness.hangup || readiness.urgent || readiness.error;
         half.writable |= readiness.writable || readiness.error;
+        half.whole |= readiness.hangup && !readiness.error;
         half.hangup |= readiness.hangup || readiness.error;
+        half.urgent |= readiness.urgent;
         if readiness.error {
             match (self.stage, side) {
                 (Stage::Header(_) | Stage::Choosing | Stage::Connecting(..), Side::Client) => {
@@ -387,7 +466,7 @@ impl Relay {
 
     /// `side` takes no more; what it had sent before it broke off is still read.
     fn cannot_write(&mut self, side: Side) {
-        *self.flow(side.other()) = Flow { held: 0, ended: true, told: true };
+        *self.flow(side.other()) = Flow::OVER;
         if self.flow_of(side).told || !matches!(self.stage, Stage::Open) {
             self.stage = Stage::Breaking(side);
         }

@@ -4,8 +4,9 @@
 //! shell's, which the table never looks at. The table admits nobody: the shell asks for room first.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     hash::Hash,
+    net::{IpAddr, Ipv4Addr},
     time::{Duration, Instant},
 };
 
@@ -15,11 +16,43 @@ use crate::{
     telemetry::metrics::SessionEnd,
 };
 
+/// Sessions that any source may have, however short room is.
+pub const MIN_SOURCE_SESSIONS: u32 = 32;
+
+/// Where a client is, as far as it cannot choose it freely: an IPv4 address, or the network that an IPv6 host is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// An address.
+    V4(Ipv4Addr),
+    /// The first 64 bits of an address.
+    V6(u64),
+}
+
+impl Source {
+    /// That of a client.
+    #[must_use]
+    pub fn of(client: IpAddr) -> Self {
+        match client.to_canonical() {
+            IpAddr::V4(address) => Self::V4(address),
+            IpAddr::V6(address) => Self::V6((u128::from(address) >> 64) as u64),
+        }
+    }
+}
+
+/// Whether a source with `own` sessions may have one more where there is room for `room`: not more than are left for
+/// all others.
+#[must_use]
+pub const fn has_room(own: u32, room: u32) -> bool {
+    own < MIN_SOURCE_SESSIONS || own < room
+}
+
 /// The sessions of one listener.
 #[derive(Debug)]
 pub struct Sessions<P, T> {
     sessions: Slab<Session<P, T>>,
     by_peer: HashMap<P, Key>,
+    /// How many sessions each source has; none has none.
+    by_source: HashMap<Source, u32>,
     /// When to look at each session again: at its deadline or before.
     alarms: BTreeSet<(Instant, Key)>,
     /// Sessions without an answer, oldest first: the first to go when room is short.
@@ -27,9 +60,11 @@ pub struct Sessions<P, T> {
     idle_timeout: Duration,
 }
 
+/// A session, in a table or on its way from one to another.
 #[derive(Debug)]
-struct Session<P, T> {
+pub struct Session<P, T> {
     peer: P,
+    source: Source,
     value: T,
     opened_at: Instant,
     active_at: Instant,
@@ -39,6 +74,17 @@ struct Session<P, T> {
 }
 
 impl<P, T> Session<P, T> {
+    /// The shell's value.
+    #[must_use]
+    pub const fn value(&self) -> &T {
+        &self.value
+    }
+
+    /// The shell's value, to change.
+    pub const fn value_mut(&mut self) -> &mut T {
+        &mut self.value
+    }
+
     fn deadline(&self, idle_timeout: Duration) -> (Instant, SessionEnd) {
         let idle = (self.active_at + idle_timeout, SessionEnd::Idle);
         let unanswered =
@@ -56,6 +102,7 @@ impl<P: Copy + Eq + Hash, T> Sessions<P, T> {
         Self {
             sessions: Slab::default(),
             by_peer: HashMap::new(),
+            by_source: HashMap::new(),
             alarms: BTreeSet::new(),
             unanswered: BTreeSet::new(),
             idle_timeout,
@@ -86,6 +133,18 @@ impl<P: Copy + Eq + Hash, T> Sessions<P, T> {
         self.sessions.get(key).map(|session| (session.peer, &session.value))
     }
 
+    /// How many sessions a source has.
+    #[must_use]
+    pub fn of_source(&self, source: Source) -> u32 {
+        self.by_source.get(&source).copied().unwrap_or(0)
+    }
+
+    /// The peer of a session and the shell's value, to change.
+    #[must_use]
+    pub fn get_mut(&mut self, key: Key) -> Option<(P, &mut T)> {
+        self.sessions.get_mut(key).map(|session| (session.peer, &mut session.value))
+    }
+
     /// The shell's value of a session.
     #[must_use]
     pub fn value_mut(&mut self, key: Key) -> Option<&mut T> {
@@ -105,23 +164,31 @@ impl<P: Copy + Eq + Hash, T> Sessions<P, T> {
     }
 
     /// Begins a session for a peer that has none.
-    pub fn open(&mut self, peer: P, value: T, now: Instant) -> Key {
-        let session =
-            Session { peer, value, opened_at: now, active_at: now, answered: false, drain_by: None, alarm: now };
+    pub fn open(&mut self, peer: P, source: Source, value: T, now: Instant) -> Key {
+        let (opened_at, active_at) = (now, now);
+        self.adopt(Session { peer, source, value, opened_at, active_at, answered: false, drain_by: None, alarm: now })
+    }
+
+    /// Takes over a session that another table had, for a peer that has none.
+    pub fn adopt(&mut self, session: Session<P, T>) -> Key {
+        let Session { peer, source, opened_at, answered, alarm, .. } = session;
+        *self.by_source.entry(source).or_default() += 1;
         let key = self.sessions.insert(session);
         let before = self.by_peer.insert(peer, key);
         debug_assert!(before.is_none(), "a peer has one session");
-        self.unanswered.insert((now, key));
-        self.alarms.insert((now, key));
+        if !answered {
+            self.unanswered.insert((opened_at, key));
+        }
+        self.alarms.insert((alarm, key));
         self.set_alarm(key);
         key
     }
 
-    /// The peer has sent a datagram.
-    pub fn sent(&mut self, key: Key, now: Instant) {
-        if let Some(session) = self.sessions.get_mut(key) {
-            session.active_at = now;
-        }
+    /// The peer has sent a datagram. Gives the shell's value.
+    pub fn sent(&mut self, key: Key, now: Instant) -> Option<&mut T> {
+        let session = self.sessions.get_mut(key)?;
+        session.active_at = now;
+        Some(&mut session.value)
     }
 
     /// The backend has answered.
@@ -181,13 +248,24 @@ impl<P: Copy + Eq + Hash, T> Sessions<P, T> {
         None
     }
 
-    /// Takes a session out.
+    /// Takes a session out, as it has ended.
     pub fn end(&mut self, key: Key) -> Option<(P, T)> {
+        self.take(key).map(|session| (session.peer, session.value))
+    }
+
+    /// Takes a session out, for another table to go on with.
+    pub fn take(&mut self, key: Key) -> Option<Session<P, T>> {
         let session = self.sessions.remove(key)?;
         self.by_peer.remove(&session.peer);
+        if let Entry::Occupied(mut sessions) = self.by_source.entry(session.source) {
+            *sessions.get_mut() -= 1;
+            if *sessions.get() == 0 {
+                sessions.remove();
+            }
+        }
         self.alarms.remove(&(session.alarm, key));
         self.unanswered.remove(&(session.opened_at, key));
-        Some((session.peer, session.value))
+        Some(session)
     }
 
     fn set_alarm(&mut self, key: Key) {
@@ -207,6 +285,10 @@ mod tests {
     const IDLE: Duration = Duration::from_secs(60);
     const SECOND: Duration = Duration::from_secs(1);
 
+    fn source(last: u32) -> Source {
+        Source::V4(Ipv4Addr::from(last))
+    }
+
     fn expired(sessions: &mut Sessions<u32, ()>, now: Instant) -> Vec<(u32, SessionEnd)> {
         let mut ended = Vec::new();
         while let Some((key, end)) = sessions.expired(now) {
@@ -219,14 +301,14 @@ mod tests {
     fn an_answered_session_ends_when_it_is_idle_and_an_unanswered_one_after_five_seconds() {
         let start = Instant::now();
         let mut sessions = Sessions::new(IDLE);
-        let answered = sessions.open(1, (), start);
-        let unanswered = sessions.open(2, (), start);
+        let answered = sessions.open(1, source(1), (), start);
+        let unanswered = sessions.open(2, source(2), (), start);
         sessions.answered(answered, start + SECOND);
-        sessions.sent(unanswered, start + 4 * SECOND);
+        assert_eq!(sessions.sent(unanswered, start + 4 * SECOND), Some(&mut ()));
         assert_eq!(sessions.next_alarm(), Some(start + UNANSWERED_SESSION_TIMEOUT));
         assert_eq!(expired(&mut sessions, start + 5 * SECOND - Duration::from_nanos(1)), []);
         assert_eq!(expired(&mut sessions, start + 5 * SECOND), [(2, SessionEnd::Unanswered)]);
-        sessions.sent(answered, start + 30 * SECOND);
+        assert_eq!(sessions.sent(answered, start + 30 * SECOND), Some(&mut ()));
         assert_eq!(expired(&mut sessions, start + 89 * SECOND), []);
         assert_eq!(expired(&mut sessions, start + 90 * SECOND), [(1, SessionEnd::Idle)]);
         assert_eq!((sessions.is_empty(), sessions.next_alarm()), (true, None));
@@ -236,7 +318,7 @@ mod tests {
     fn the_oldest_unanswered_session_is_the_one_to_give_up() {
         let start = Instant::now();
         let mut sessions = Sessions::new(IDLE);
-        let keys = [1, 2, 3].map(|peer| sessions.open(peer, (), start + SECOND * peer));
+        let keys = [1, 2, 3].map(|peer| sessions.open(peer, source(peer), (), start + SECOND * peer));
         assert_eq!(sessions.expendable(), Some(keys[0]));
         sessions.answered(keys[0], start + 4 * SECOND);
         assert_eq!(sessions.expendable(), Some(keys[1]));
@@ -249,7 +331,7 @@ mod tests {
     fn deadlines_of_open_sessions_follow_settings_and_draining() {
         let start = Instant::now();
         let mut sessions = Sessions::new(IDLE);
-        let key = sessions.open(1, (), start);
+        let key = sessions.open(1, source(1), (), start);
         sessions.answered(key, start);
         sessions.set_idle_timeout(2 * SECOND);
         assert_eq!(sessions.next_alarm(), Some(start + 2 * SECOND));
@@ -258,7 +340,7 @@ mod tests {
         sessions.drain_by(key, Some(start + 10 * SECOND));
         assert_eq!(sessions.deadline(key), Some(start + 10 * SECOND));
         sessions.drain_by(key, None);
-        sessions.sent(key, start + 20 * SECOND);
+        assert_eq!(sessions.sent(key, start + 20 * SECOND), Some(&mut ()));
         assert_eq!(expired(&mut sessions, start + 70 * SECOND), []);
         assert_eq!(sessions.next_alarm(), Some(start + 80 * SECOND));
     }

@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 
 use super::{admission::Admission, engine::OnClose, sockets::Connector};
 use crate::{
-    model::{Clock, desired::ForwarderLimits},
+    model::{Clock, ServiceInstanceId, desired::ForwarderLimits},
     telemetry::metrics::ForwarderMetrics,
 };
 
@@ -18,4 +18,6 @@ pub(super) struct Shared {
     pub clock: Arc<dyn Clock>,
     pub metrics: Arc<ForwarderMetrics>,
     pub closed: Box<OnClose>,
+    /// Hears of UDP ports that a thread can no longer keep up with.
+    pub outgrown: Box<dyn Fn(&ServiceInstanceId) + Send + Sync>,
 }

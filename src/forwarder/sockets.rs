@@ -1,30 +1,42 @@
 //! Sockets as the forwarder wants them: how they are made, and what is set on them.
 
 mod raw;
+mod spread;
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, IoSlice, IoSliceMut},
     net::{IpAddr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Once,
     time::Duration,
 };
 
+pub(super) use quinn_udp::RecvMeta as Received;
 use quinn_udp::{UdpSockRef, UdpSocketState};
+pub(super) use raw::{MAX_MESSAGES, Message};
 use rustix::{
     io::Errno,
     net::{self, AddressFamily, SocketFlags, SocketType, sockopt},
 };
+pub(super) use spread::Spread;
 
 use crate::model::{PortSet, Transport};
 
 /// Connections that wait to be accepted, per listener; the kernel bounds it by `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-/// What a burst of datagrams may fill before a worker comes round, in bytes; bounded by `net.core.rmem_max`.
-const DATAGRAM_RECEIVE_BUFFER: usize = 4 << 20;
+/// What a burst of datagrams may fill before a worker comes round, in bytes as a socket option has them: the kernel
+/// reserves twice as much, for what each takes besides its bytes.
+const LISTENER_RECEIVE_BUFFER: usize = 4 << 20;
+/// What answers may fill before the network has taken them. All sessions of a port share it.
+const LISTENER_SEND_BUFFER: usize = 4 << 20;
+/// The same for the answers of one session's backend. With [`MAX_MESSAGES`] on the way to it this bounds what a session
+/// takes of the kernel's memory; `net.ipv4.udp_mem` bounds all of them together.
+const SESSION_RECEIVE_BUFFER: usize = 512 << 10;
 
 /// Silence after which the kernel asks whether the peer is still there, then how often, and how many times.
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+pub(super) const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
 
@@ -42,7 +54,7 @@ pub(super) fn bind(address: IpAddr, port: u16, transport: Transport) -> io::Resu
     match transport {
         // A port whose last connections still linger can be bound again; one that somebody listens on cannot.
         Transport::Tcp => sockopt::set_socket_reuseaddr(&socket, true)?,
-        Transport::Udp => sockopt::set_socket_recv_buffer_size(&socket, DATAGRAM_RECEIVE_BUFFER)?,
+        Transport::Udp => set_datagram_buffers(&socket)?,
     }
     net::bind(&socket, &SocketAddr::new(address, port))?;
     if transport == Transport::Tcp {
@@ -51,17 +63,55 @@ pub(super) fn bind(address: IpAddr, port: u16, transport: Transport) -> io::Resu
     Ok(socket)
 }
 
-/// Sets what accepted connections inherit.
-pub(super) fn prepare_listener(socket: BorrowedFd<'_>) -> io::Result<()> {
-    rustix::io::ioctl_fionbio(socket, true)?;
-    set_connection_options(socket)?;
+/// One more UDP socket on the address and port of `first`, which shares them from then on.
+pub(super) fn bind_beside(first: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let address = local_address(first).ok_or(io::ErrorKind::AddrNotAvailable)?;
+    let socket = make(address.ip(), Transport::Udp)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, sockopt::ipv6_v6only(first)?)?;
+    }
+    set_datagram_buffers(&socket)?;
+    // Only now: a port that is not shared is taken by nobody else, and nobody else's is.
+    sockopt::set_socket_reuseport(first, true)?;
+    sockopt::set_socket_reuseport(&socket, true)?;
+    net::bind(&socket, &address)?;
+    Ok(socket)
+}
+
+/// Makes room for bursts of datagrams: beyond the machine's limit where this process may.
+fn set_datagram_buffers(socket: &OwnedFd) -> rustix::io::Result<()> {
+    static SAID: Once = Once::new();
+    if sockopt::set_socket_recv_buffer_size_force(socket, LISTENER_RECEIVE_BUFFER).is_err() {
+        sockopt::set_socket_recv_buffer_size(socket, LISTENER_RECEIVE_BUFFER)?;
+        let granted = sockopt::socket_recv_buffer_size(socket)? / 2;
+        if granted < LISTENER_RECEIVE_BUFFER {
+            SAID.call_once(|| {
+                tracing::info!(
+                    granted,
+                    wanted = LISTENER_RECEIVE_BUFFER,
+                    "bursts of datagrams may be lost, as the kernel grants UDP ports small buffers: set the sysctl \
+                     net.core.rmem_max to {LISTENER_RECEIVE_BUFFER}"
+                );
+            });
+        }
+    }
+    if sockopt::set_socket_send_buffer_size_force(socket, LISTENER_SEND_BUFFER).is_err() {
+        sockopt::set_socket_send_buffer_size(socket, LISTENER_SEND_BUFFER)?;
+    }
     Ok(())
 }
 
-fn set_connection_options(socket: BorrowedFd<'_>) -> rustix::io::Result<()> {
+/// Sets what accepted connections inherit.
+pub(super) fn prepare_listener(socket: BorrowedFd<'_>) -> io::Result<()> {
+    rustix::io::ioctl_fionbio(socket, true)?;
     sockopt::set_tcp_nodelay(socket, true)?;
-    // Urgent bytes are passed on as what they are in the stream, not lost.
     sockopt::set_socket_oobinline(socket, true)?;
+    keep_alive(socket)?;
+    Ok(())
+}
+
+/// Has the kernel ask whether the peer is still there, counted from when it was last heard.
+pub(super) fn keep_alive(socket: BorrowedFd<'_>) -> rustix::io::Result<()> {
     sockopt::set_socket_keepalive(socket, true)?;
     sockopt::set_tcp_keepidle(socket, KEEPALIVE_AFTER)?;
     sockopt::set_tcp_keepintvl(socket, KEEPALIVE_EVERY)?;
@@ -103,7 +153,7 @@ pub(super) fn reset(socket: OwnedFd) {
 /// A UDP socket that says of each datagram where it was sent to, and sends from any address of the machine.
 pub(super) struct DatagramSocket {
     pub descriptor: OwnedFd,
-    pub state: UdpSocketState,
+    state: UdpSocketState,
 }
 
 impl DatagramSocket {
@@ -112,12 +162,53 @@ impl DatagramSocket {
         // The state is made for QUIC, which finds out how much a path takes; datagrams of apps must pass whatever
         // their size.
         sockopt::set_ip_mtu_discover(&descriptor, sockopt::Ipv4PathMtuDiscovery::WANT)?;
-        if sockopt::socket_domain(&descriptor)? == AddressFamily::INET6 {
+        let ipv6 = sockopt::socket_domain(&descriptor)? == AddressFamily::INET6;
+        if ipv6 {
             sockopt::set_ipv6_mtu_discover(&descriptor, sockopt::Ipv6PathMtuDiscovery::WANT)?;
             raw::allow_ipv6_fragments(descriptor.as_fd())?;
         }
+        raw::receive_plainly(descriptor.as_fd(), ipv6)?;
         Ok(Self { descriptor, state })
     }
+
+    /// Receives from this socket, or from another one, what waits there: a datagram in each buffer, or several of one
+    /// sender that the kernel has joined.
+    pub(super) fn receive(
+        &self,
+        from: impl AsFd,
+        buffers: &mut [IoSliceMut<'_>],
+        received: &mut [Received],
+    ) -> io::Result<usize> {
+        self.state.recv(UdpSockRef::from(&from), buffers, received)
+    }
+
+    /// Sends messages, at most [`MAX_MESSAGES`], and says how many have been sent. An error is of the first.
+    pub(super) fn send<'a>(&self, messages: impl Iterator<Item = Message<'a>>) -> rustix::io::Result<usize> {
+        raw::send(self.descriptor.as_fd(), messages)
+    }
+}
+
+/// Lets the kernel join what a session's backend answers.
+pub(super) fn join_received(socket: impl AsFd) {
+    // A kernel that cannot join hands over each datagram by itself.
+    let _ = raw::join_received(socket.as_fd());
+}
+
+/// Sends datagrams of one length, of which the last may be shorter, by one call over a connected socket.
+pub(super) fn send_joined(socket: impl AsFd, parts: &[IoSlice<'_>], segment: u16) -> rustix::io::Result<()> {
+    let message = Message { parts, segment: Some(segment), to: None, from: None };
+    raw::send(socket.as_fd(), std::iter::once(message)).map(drop)
+}
+
+/// Below which length datagrams may still be joined, after the kernel has refused to cut some of this one.
+pub(super) fn joinable_after(refusal: Errno, length: u16) -> u16 {
+    // A device or a route that cuts nothing, or one that takes only shorter datagrams.
+    if refusal == Errno::IO { 0 } else { length }
+}
+
+/// Whether the kernel does not cut datagrams of some length for this socket: they go one by one then.
+pub(super) fn refuses_to_cut(error: Errno) -> bool {
+    matches!(error, Errno::MSGSIZE | Errno::INVAL | Errno::IO)
 }
 
 /// Makes sockets to backends, on local ports that no pool has.
@@ -155,8 +246,10 @@ impl Connector {
             // Kernels before 6.3 do not know it; `new` has said so.
             let _ = raw::set_local_port_range(socket.as_fd(), ports);
         }
-        if transport == Transport::Tcp {
-            set_connection_options(socket.as_fd())?;
+        match transport {
+            // Urgent bytes are passed on as what they are in the stream, not lost: from the first on.
+            Transport::Tcp => sockopt::set_socket_oobinline(&socket, true)?,
+            Transport::Udp => sockopt::set_socket_recv_buffer_size(&socket, SESSION_RECEIVE_BUFFER)?,
         }
         match net::connect(&socket, &backend) {
             Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),

@@ -297,4 +297,32 @@ mod tests {
         bind(&mut directory, "1", "a", Some("app"));
         assert!(copy.binding("1").is_none() && copy.instance("a").unwrap().apps.is_empty());
     }
+
+    #[test]
+    fn each_change_tells_whom_it_concerns() {
+        let mut directory = directory();
+        put(&mut directory, "a", "default", 35_000);
+        put(&mut directory, "b", "default", 35_001);
+        let mut before = directory.clone();
+        let mut check = |directory: &Directory, expected: &[&str]| {
+            let changed = directory.changed_since(&before).unwrap();
+            assert_eq!(changed.iter().map(ServiceInstanceId::as_str).collect::<Vec<_>>(), expected);
+            before = directory.clone();
+        };
+        check(&directory, &[]);
+        bind(&mut directory, "1", "a", Some("app"));
+        check(&directory, &["a"]);
+        // The same binding, made anew elsewhere between two looks.
+        bind(&mut directory, "1", "b", Some("app"));
+        check(&directory, &["a", "b"]);
+        unbind(&mut directory, "1");
+        check(&directory, &["b"]);
+        unbind(&mut directory, "1");
+        check(&directory, &[]);
+        put(&mut directory, "a", "default", 35_002);
+        check(&directory, &["a"]);
+        directory.remove_instance(&id("b"));
+        directory.remove_instance(&id("c"));
+        check(&directory, &["b"]);
+    }
 }

@@ -25,16 +25,16 @@ use crate::support::{
 };
 
 const PLAN_TCP: &str = "e1f6b1f0-57f3-5c0e-8a0b-6d3a6f0c1a02";
-const PLAN_BOTH: &str = "e1f6b1f0-57f3-5c0e-8a0b-6d3a6f0c1a04";
+pub const PLAN_BOTH: &str = "e1f6b1f0-57f3-5c0e-8a0b-6d3a6f0c1a04";
 
-async fn provision(harbor: &Harbor, id: &str, plan: &str) {
+pub async fn provision(harbor: &Harbor, id: &str, plan: &str) {
     let body = json!({ "service_id": SERVICE_ID, "plan_id": plan, "organization_guid": "o", "space_guid": "s" });
     let answer = harbor.broker().put(&format!("/v2/service_instances/{id}"), &body).await;
     assert_eq!(answer.parts(), (201, json!({})));
 }
 
 /// Binds an app, and returns the credentials.
-async fn bind(harbor: &Harbor, id: &str, binding: &str, plan: &str) -> Value {
+pub async fn bind(harbor: &Harbor, id: &str, binding: &str, plan: &str) -> Value {
     let body = json!({ "service_id": SERVICE_ID, "plan_id": plan, "bind_resource": { "app_guid": "app" } });
     let answer = harbor.broker().put(&format!("/v2/service_instances/{id}/service_bindings/{binding}"), &body).await;
     assert_eq!(answer.status, 201, "{answer:?}");
@@ -47,7 +47,7 @@ async fn delete(harbor: &Harbor, path: &str, plan: &str) {
     assert_eq!(answer.parts(), (200, json!({})), "{path}");
 }
 
-fn at(credentials: &Value) -> SocketAddr {
+pub fn at(credentials: &Value) -> SocketAddr {
     let port = credentials["port"].as_u64().and_then(|port| u16::try_from(port).ok()).expect("a port");
     (Ipv4Addr::LOCALHOST, port).into()
 }

@@ -1,5 +1,6 @@
 //! The forwarder over real sockets on loopback, IPv4 and IPv6.
 
+mod churn;
 mod datagrams;
 mod descriptors;
 mod listeners;
@@ -7,6 +8,7 @@ mod lives;
 mod node;
 mod proxy_protocol;
 mod records;
+mod spread;
 mod switch;
 mod tcp;
 mod udp;

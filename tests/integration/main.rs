@@ -13,4 +13,5 @@ mod docs;
 mod end_to_end;
 mod forwarder;
 mod openapi;
+mod soak;
 mod store;

@@ -2,6 +2,7 @@
 
 pub mod echo;
 pub mod eventually;
+pub mod footprint;
 pub mod harbor;
 pub mod http;
 pub mod life;

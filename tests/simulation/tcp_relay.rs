@@ -1,5 +1,5 @@
-//! The TCP relay between two sockets of a kernel that is simulated: buffers that fill, edges that come once, peers that
-//! stop, break off or hang.
+//! The TCP relay between two sockets of a kernel that is simulated: buffers that fill, edges that come once, pipes that
+//! run out, urgent bytes, peers that stop, break off or hang.
 
 use std::{
     net::SocketAddr,
@@ -17,8 +17,10 @@ use crate::seeds::{STEPS, run, weighted};
 
 /// What one read brings at most.
 const SCRATCH: u64 = 16;
+/// What a pipe holds.
+const PIPE: u64 = 4 * SCRATCH;
 /// What a socket takes without its peer reading.
-const BUFFER: u64 = 40;
+const BUFFER: u64 = 200;
 /// More actions than any input has to lead to.
 const TOO_MANY_ACTIONS: u32 = 1_000;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,11 +29,15 @@ const HEADER: u64 = 7;
 /// One socket of the forwarder and the peer at its other end. Bytes are numbers in the order in which they were sent.
 #[derive(Debug, Default)]
 struct Socket {
+    /// There is news that no poll has told of yet. What it is, the poll finds out.
+    edge: bool,
+    connected: bool,
     /// Bytes that the peer has sent, and of them those that were read here.
     sent_by_peer: u64,
     read: u64,
+    /// Which of them is urgent and has not been read: the kernel knows of one, the last.
+    urgent: Option<u64>,
     peer_finished: bool,
-    end_was_read: bool,
     broken: bool,
     /// A read or write has been told that it broke: the kernel says so once.
     break_was_told: bool,
@@ -41,52 +47,79 @@ struct Socket {
     told_peer: bool,
     /// A write has found it full, so that room is news.
     was_full: bool,
-    /// What the next poll says.
-    news: Readiness,
 }
 
 impl Socket {
+    fn connected() -> Self {
+        Self { connected: true, edge: true, ..Self::default() }
+    }
+
     fn room(&self) -> u64 {
         BUFFER - (self.written - self.read_by_peer)
     }
 
-    fn peer_sends(&mut self, bytes: u64) {
-        if !self.peer_finished && !self.broken {
-            let queued = self.sent_by_peer - self.read;
-            self.sent_by_peer += bytes.min(BUFFER - queued);
-            self.news.readable = true;
+    /// As `epoll_wait`: what is so now, if anything has happened since the last time.
+    fn poll(&mut self) -> Option<Readiness> {
+        std::mem::take(&mut self.edge).then(|| Readiness {
+            readable: self.read < self.sent_by_peer || self.peer_finished || self.broken,
+            writable: self.connected && self.room() > 0 || self.broken,
+            hangup: self.peer_finished || self.broken,
+            urgent: self.urgent.is_some(),
+            error: self.broken && !self.break_was_told,
+        })
+    }
+
+    fn peer_sends(&mut self, bytes: u64, urgent: bool) {
+        let taken = bytes.min(BUFFER - (self.sent_by_peer - self.read));
+        if taken > 0 && !self.peer_finished && !self.broken {
+            self.sent_by_peer += taken;
+            if urgent {
+                self.urgent = Some(self.sent_by_peer - 1);
+            }
+            self.edge = true;
         }
     }
 
     fn peer_finishes(&mut self) {
         if !self.broken {
             self.peer_finished = true;
-            self.news.readable = true;
-            self.news.hangup = true;
+            self.edge = true;
         }
     }
 
-    fn peer_breaks_off(&mut self, hangup: bool) {
+    fn peer_breaks_off(&mut self) {
         self.broken = true;
-        self.news = Readiness { readable: true, writable: true, hangup: hangup | self.news.hangup, error: true };
+        self.edge = true;
     }
 
     fn peer_reads(&mut self, bytes: u64) {
         self.read_by_peer += bytes.min(self.written - self.read_by_peer);
         if self.was_full && self.room() > 0 {
             self.was_full = false;
-            self.news.writable = true;
+            self.edge = true;
         }
     }
 
-    /// As `recv`: what was there before the connection broke is read first.
+    /// As `recv`: what was there before the connection broke is read first; a read begins with an urgent byte or stops
+    /// before it.
     fn recv(&mut self) -> Result<Option<Range<u64>>, ()> {
+        let before = self.urgent.filter(|urgent| *urgent > self.read);
+        self.take(SCRATCH, before.unwrap_or(u64::MAX))
+    }
+
+    /// As `splice` into an empty pipe: it never gets past an urgent byte, where it says that the end has come if it is
+    /// known, and takes less than there is when that needs more places than the pipe has.
+    fn splice(&mut self, places_for: u64) -> Result<Option<Range<u64>>, ()> {
+        self.take(places_for.min(PIPE), self.urgent.unwrap_or(u64::MAX))
+    }
+
+    fn take(&mut self, most: u64, until: u64) -> Result<Option<Range<u64>>, ()> {
         let from = self.read;
-        self.read += SCRATCH.min(self.sent_by_peer - self.read);
+        self.read += most.min(self.sent_by_peer.min(until) - self.read);
+        self.urgent = self.urgent.filter(|urgent| *urgent >= self.read);
         if self.read > from {
             return Ok(Some(from..self.read));
         }
-        self.end_was_read |= self.peer_finished;
         if self.peer_finished {
             return Ok(Some(from..from));
         }
@@ -94,6 +127,11 @@ impl Socket {
             return Err(());
         }
         Ok(self.broken.then_some(from..from))
+    }
+
+    /// All was read, and the peer has said its last.
+    fn is_at_end(&self) -> bool {
+        self.peer_finished && self.read == self.sent_by_peer
     }
 
     /// The peer broke off before it had said its last.
@@ -119,6 +157,8 @@ impl Socket {
 enum Step {
     ClientSends,
     BackendSends,
+    ClientSendsUrgently,
+    BackendSendsUrgently,
     ClientReads,
     BackendReads,
     ClientFinishes,
@@ -133,11 +173,15 @@ enum Step {
     Serve,
     ChangeIdleTimeout,
     Revoke,
+    LackPipes,
 }
 
-const CHOICES: [(u32, Step); 16] = [
+const CHOICES: [(u32, Step); 19] = [
     (120, Step::ClientSends),
     (120, Step::BackendSends),
+    (2, Step::ClientSendsUrgently),
+    (2, Step::BackendSendsUrgently),
+    (20, Step::LackPipes),
     (60, Step::ClientReads),
     (60, Step::BackendReads),
     (8, Step::ClientFinishes),
@@ -168,6 +212,8 @@ struct World<'a> {
     connecting: Option<(SocketAddr, Option<bool>)>,
     connected: bool,
     header: u64,
+    /// No pipe is to be had.
+    lacks_pipes: bool,
     /// Bytes that were read and not yet written.
     to_backend: Range<u64>,
     to_client: Range<u64>,
@@ -188,12 +234,13 @@ impl<'a> World<'a> {
             idle_timeout,
             drain_by: None,
             relay,
-            client: Socket { news: Readiness { writable: true, ..Readiness::default() }, ..Socket::default() },
+            client: Socket::connected(),
             backend: Socket::default(),
             backends,
             connecting: None,
             connected: false,
             header,
+            lacks_pipes: false,
             to_backend: 0..0,
             to_client: 0..0,
             active_at: now,
@@ -216,17 +263,20 @@ impl<'a> World<'a> {
     }
 
     fn step(&mut self) {
-        let bytes = self.random.u64(1..=2 * SCRATCH);
-        let hangup = self.random.bool();
+        let most = weighted(self.random, &[(1, 2 * SCRATCH), (1, BUFFER)]);
+        let bytes = self.random.u64(1..=most);
         match weighted(self.random, &CHOICES) {
-            Step::ClientSends => self.client.peer_sends(bytes),
-            Step::BackendSends if self.connected => self.backend.peer_sends(bytes),
+            Step::ClientSends => self.client.peer_sends(bytes, false),
+            Step::BackendSends if self.connected => self.backend.peer_sends(bytes, false),
+            Step::ClientSendsUrgently => self.client.peer_sends(bytes, true),
+            Step::BackendSendsUrgently if self.connected => self.backend.peer_sends(bytes, true),
+            Step::LackPipes => self.lacks_pipes = !self.lacks_pipes,
             Step::ClientReads => self.client.peer_reads(bytes),
             Step::BackendReads if self.connected => self.backend.peer_reads(bytes),
             Step::ClientFinishes => self.client.peer_finishes(),
             Step::BackendFinishes if self.connected => self.backend.peer_finishes(),
-            Step::ClientBreaksOff => self.client.peer_breaks_off(hangup),
-            Step::BackendBreaksOff if self.connected => self.backend.peer_breaks_off(hangup),
+            Step::ClientBreaksOff => self.client.peer_breaks_off(),
+            Step::BackendBreaksOff if self.connected => self.backend.peer_breaks_off(),
             Step::Connects => self.decide_connect(true),
             Step::Refuses => self.decide_connect(false),
             Step::Poll => self.poll(),
@@ -251,14 +301,18 @@ impl<'a> World<'a> {
                 self.input(Input::Stop(ConnectionEnd::Revoked));
                 assert_eq!(self.end, Some(ConnectionEnd::Revoked), "it ends at once");
             }
-            Step::BackendSends | Step::BackendReads | Step::BackendFinishes | Step::BackendBreaksOff => {}
+            Step::BackendSendsUrgently
+            | Step::BackendSends
+            | Step::BackendReads
+            | Step::BackendFinishes
+            | Step::BackendBreaksOff => {}
         }
     }
 
     fn decide_connect(&mut self, connects: bool) {
         if let Some((_, outcome @ None)) = &mut self.connecting {
             *outcome = Some(connects);
-            self.backend.news = Readiness { writable: true, error: !connects, hangup: !connects, readable: !connects };
+            self.backend = Socket { broken: !connects, ..Socket::connected() };
         }
     }
 
@@ -266,8 +320,10 @@ impl<'a> World<'a> {
     fn poll(&mut self) {
         let first = if self.random.bool() { Side::Client } else { Side::Backend };
         for side in [first, first.other()] {
-            let news = std::mem::take(&mut self.socket(side).news);
-            if news != Readiness::default() && self.end.is_none() {
+            if self.end.is_some() {
+                break;
+            }
+            if let Some(news) = self.socket(side).poll() {
                 self.input(Input::Ready(side, news));
             }
         }
@@ -296,18 +352,28 @@ impl<'a> World<'a> {
 
     /// Tells the relay something and does what it says until it waits.
     fn input(&mut self, input: Input) {
+        self.notice(input);
         self.relay.handle(input, self.now);
         let mut actions = 0;
         while self.end.is_none() {
             let Some(action) = self.relay.next() else { break };
             let done = self.act(action);
             if let Some(done) = done {
+                self.notice(done);
                 self.relay.handle(done, self.now);
             }
             actions += 1;
             assert!(actions < TOO_MANY_ACTIONS, "it does not come to rest");
         }
         self.check();
+    }
+
+    /// From when a side has broken off, the other one has some time again.
+    fn notice(&mut self, input: Input) {
+        if let Input::ReadFailed(_) | Input::WriteFailed { .. } | Input::Ready(_, Readiness { error: true, .. }) = input
+        {
+            self.active_at = self.now;
+        }
     }
 
     fn act(&mut self, action: Action) -> Option<Input> {
@@ -340,7 +406,7 @@ impl<'a> World<'a> {
                 self.drain_by = None;
                 Input::Connecting(address, self.now + CONNECT_TIMEOUT)
             }
-            Action::FinishConnect => match self.connecting {
+            Action::FinishConnect { suspect } => match self.connecting {
                 Some((_, Some(true))) => {
                     self.connecting = None;
                     self.connected = true;
@@ -348,34 +414,59 @@ impl<'a> World<'a> {
                     // A header comes first; it counts as bytes below those of the client.
                     Input::Connected { held: usize::try_from(self.header).expect("small") }
                 }
-                Some((address, Some(false))) => Input::ConnectFailed(address),
+                Some((address, Some(false))) => {
+                    assert!(suspect, "a failure is found out");
+                    Input::ConnectFailed(address)
+                }
                 other => panic!("nothing is known of the connect yet: {other:?}"),
             },
-            Action::Copy(from) => self.copy(from),
+            Action::Copy(from) => self.copy(from, false),
+            Action::Splice(from) => self.copy(from, !self.lacks_pipes),
             Action::Flush(to) => self.flush(to),
             Action::Tell(side) => {
                 assert!(self.held(side).is_empty(), "first what is held, then the end");
                 let source = self.socket(side.other());
-                assert!(source.end_was_read, "only an end that was read is passed on");
+                assert!(source.is_at_end(), "an end is passed on after all bytes");
                 let socket = self.socket(side);
                 assert!(!socket.told_peer, "the end is told once");
                 socket.told_peer = true;
                 Input::Told(side)
             }
             Action::End(end) => {
+                if end == ConnectionEnd::Finished {
+                    // The close tells both.
+                    for socket in [&mut self.client, &mut self.backend] {
+                        socket.told_peer = true;
+                    }
+                }
                 self.end = Some(end);
                 return None;
             }
         })
     }
 
-    fn copy(&mut self, from: Side) -> Input {
+    /// Copies or splices. Until the one is done, peers may do more.
+    fn copy(&mut self, from: Side, splice: bool) -> Input {
         let to = from.other();
         assert!(
             self.held(to).is_empty() && (to == Side::Client || self.header == 0),
             "nothing is read over a remainder"
         );
-        match self.socket(from).recv() {
+        if self.random.u8(..8) == 0 {
+            self.peer_goes_on(from);
+        }
+        let spliced = splice.then(|| {
+            let places_for = self.random.u64(1..=2 * PIPE);
+            self.socket(from).splice(places_for)
+        });
+        let through_pipe = matches!(&spliced, Some(Ok(Some(bytes))) if !bytes.is_empty());
+        let taken = match spliced {
+            // It may have stopped before an urgent byte: a read says whether this is the end.
+            Some(Ok(Some(bytes))) if bytes.is_empty() => self.socket(from).recv(),
+            Some(taken) => taken,
+            None => self.socket(from).recv(),
+        };
+        match taken {
             Err(()) => Input::ReadFailed(from),
             Ok(None) => Input::Copied { from, read: 0, held: 0, source: Source::Drained },
             Ok(Some(bytes)) if bytes.is_empty() => Input::Copied { from, read: 0, held: 0, source: Source::Ended },
@@ -388,10 +479,28 @@ impl<'a> World<'a> {
                 };
                 self.active_at = self.now;
                 *self.held(to) = bytes.start + sent..bytes.end;
-                let source = if read == SCRATCH { Source::More } else { Source::Drained };
+                let source = if read == SCRATCH || through_pipe { Source::More } else { Source::Drained };
                 let size = |bytes| usize::try_from(bytes).expect("small");
                 Input::Copied { from, read: size(read), held: size(read - sent), source }
             }
+        }
+    }
+
+    /// Between a poll and the call that it leads to.
+    fn peer_goes_on(&mut self, side: Side) {
+        let bytes = self.random.u64(1..=BUFFER);
+        let step = self.random.u8(..8);
+        let socket = self.socket(side);
+        match step {
+            0 => socket.peer_finishes(),
+            1 => {
+                socket.peer_sends(bytes, true);
+                socket.peer_finishes();
+            }
+            2 => socket.peer_sends(bytes, true),
+            3 => socket.peer_breaks_off(),
+            4 => socket.peer_reads(bytes),
+            _ => socket.peer_sends(bytes, false),
         }
     }
 
@@ -419,8 +528,7 @@ impl<'a> World<'a> {
         if self.end.is_some() || !self.connected {
             return;
         }
-        let no_news = |socket: &Socket| socket.news == Readiness::default();
-        if !no_news(&self.client) || !no_news(&self.backend) {
+        if self.client.edge || self.backend.edge {
             return;
         }
         let whole = !self.client.broken && !self.backend.broken;
@@ -428,7 +536,7 @@ impl<'a> World<'a> {
             (&self.client, &self.backend, self.header + self.to_backend.end - self.to_backend.start),
             (&self.backend, &self.client, self.to_client.end - self.to_client.start),
         ] {
-            assert!(held <= SCRATCH + HEADER, "what is held is bounded");
+            assert!(held <= PIPE + HEADER, "what is held is bounded");
             if from.cut() {
                 assert!(held > 0 && to.room() == 0 && !to.broken, "nothing keeps it from ending");
             }
@@ -437,7 +545,6 @@ impl<'a> World<'a> {
             }
             if whole && held == 0 {
                 assert_eq!(from.sent_by_peer, from.read, "what has come could be read");
-                assert_eq!(from.end_was_read, from.peer_finished, "the end could be read");
                 assert_eq!(to.told_peer, from.peer_finished, "the end could be told");
             }
         }

@@ -2,12 +2,16 @@
 
 use std::{
     collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::{Duration, Instant},
 };
 
 use fastrand::Rng;
 use harbor::{
-    forwarder::{sessions::Sessions, slab::Key},
+    forwarder::{
+        sessions::{Sessions, Source},
+        slab::Key,
+    },
     model::desired::UNANSWERED_SESSION_TIMEOUT,
     telemetry::metrics::SessionEnd,
 };
@@ -16,6 +20,8 @@ use crate::seeds::{STEPS, run, weighted};
 
 /// Clients, of which each has a session or none.
 const PEERS: u32 = 20;
+/// Where they are, of which two are in one network of IPv6.
+const SOURCES: u32 = 5;
 /// Most sessions at a time: the shell's admission.
 const MOST: usize = 12;
 /// Steps from one comparison of the whole tables to the next.
@@ -51,6 +57,14 @@ struct Shadow {
     active_at: Instant,
     answered: bool,
     drain_by: Option<Instant>,
+}
+
+/// Where a client is.
+fn source(peer: u32) -> Source {
+    Source::of(match peer % SOURCES {
+        number @ 0..3 => Ipv4Addr::from(number).into(),
+        number => IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, number as u16, 0, 0, 1)),
+    })
 }
 
 struct World {
@@ -100,9 +114,9 @@ impl World {
 
     fn datagram(&mut self, peer: u32) {
         if let Some(key) = self.table.find(&peer) {
-            self.table.sent(key, self.now);
+            let value = self.table.sent(key, self.now).copied();
             let shadow = self.shadow.get_mut(&peer).expect("both tables have it");
-            assert_eq!(shadow.key, key);
+            assert_eq!((shadow.key, Some(shadow.value)), (key, value));
             shadow.active_at = self.now;
             return;
         }
@@ -121,7 +135,7 @@ impl World {
         }
         self.opened += 1;
         let value = self.opened;
-        let key = self.table.open(peer, value, self.now);
+        let key = self.table.open(peer, source(peer), value, self.now);
         let (opened_at, active_at) = (self.now, self.now);
         self.shadow.insert(peer, Shadow { key, value, opened_at, active_at, answered: false, drain_by: None });
     }
@@ -179,6 +193,10 @@ impl World {
     fn check(&self) {
         assert_eq!(self.table.len(), self.shadow.len());
         assert!(self.table.len() <= MOST);
+        for one in 0..SOURCES {
+            let sessions = self.shadow.keys().filter(|peer| source(**peer) == source(one)).count();
+            assert_eq!(self.table.of_source(source(one)) as usize, sessions, "sessions of {:?}", source(one));
+        }
         let mut first = None;
         for (peer, shadow) in &self.shadow {
             assert_eq!(self.table.find(peer), Some(shadow.key));
@@ -199,6 +217,7 @@ impl World {
         }
         assert!(self.table.is_empty());
         assert_eq!((self.table.next_alarm(), self.table.expendable()), (None, None));
+        assert!((0..SOURCES).all(|one| self.table.of_source(source(one)) == 0));
         assert_eq!(self.ended.len() as u64, self.opened, "every session that began has ended, once");
         assert!(self.ended.iter().all(|key| self.table.get(*key).is_none()));
     }

@@ -18,10 +18,14 @@ use super::{
     },
     process::Process,
     say,
-    works::{Kind, Transport, Work},
+    works::{
+        Kind,
+        Transport::{self, Tcp, Udp},
+        Work,
+    },
 };
 
-const BACKEND: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9000);
+pub const BACKEND: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9000);
 
 /// Ports of a proxy that stays for the whole run, of one that is started for idle connections, and of one that is
 /// started for its listeners. Harbor keeps its own connections off its pools; all of this is below the local ports.
@@ -33,12 +37,36 @@ const LISTENER_PORTS: u16 = 21_000;
 /// As many as a node may well have.
 pub const LISTENERS: u16 = 5_000;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// For what a proxy is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stay {
+    /// Loads, for the whole run.
     Lasting,
     Idle,
     OneListener,
     Listeners,
+}
+
+/// Starts what is behind the proxies.
+pub fn start_backend(program: &Path, folder: &Path) -> anyhow::Result<Process> {
+    let mut command = Command::new(program);
+    command.args(["backend", "--listen", &BACKEND.to_string()]);
+    let log = folder.join("backend.log");
+    let mut backend = Process::start(&mut command, &log)?;
+    backend.until("the backend is ready", Duration::from_secs(10), Duration::from_millis(5), || {
+        std::fs::read_to_string(&log).is_ok_and(|text| text.contains("ready")).then_some(())
+    })?;
+    Ok(backend)
+}
+
+impl Stay {
+    const fn of(work: &Kind) -> &'static [Self] {
+        match work {
+            Kind::Load(_) => &[Self::Lasting],
+            Kind::Idle => &[Self::Idle],
+            Kind::Listeners => &[Self::OneListener, Self::Listeners],
+        }
+    }
 }
 
 pub struct Arena {
@@ -46,7 +74,7 @@ pub struct Arena {
     versions: BTreeMap<String, String>,
     left_out: Vec<String>,
     /// Who failed verification of what.
-    unfit: BTreeSet<(&'static str, bool)>,
+    unfit: BTreeSet<(&'static str, Transport)>,
     running: BTreeMap<&'static str, Process>,
     _backend: Process,
     /// Where the program is that loads.
@@ -78,13 +106,7 @@ impl Arena {
                 false
             }
         });
-        let mut command = Command::new(&program);
-        command.args(["backend", "--listen", &BACKEND.to_string()]);
-        let log = folder.join("backend.log");
-        let mut backend = Process::start(&mut command, &log)?;
-        backend.until("the backend is ready", Duration::from_secs(10), Duration::from_millis(5), || {
-            std::fs::read_to_string(&log).is_ok_and(|text| text.contains("ready")).then_some(())
-        })?;
+        let backend = start_backend(&program, folder)?;
         let (unfit, running) = Default::default();
         Ok(Self {
             peers: all,
@@ -98,54 +120,49 @@ impl Arena {
         })
     }
 
-    /// Starts every proxy that one of the works needs, and verifies that it carries what it is given unharmed.
+    /// Prepares every site that one of the works needs, starts the proxies that stay, and verifies that they carry what
+    /// they are given unharmed.
     pub fn start_all(&mut self, works: &[&Work]) -> anyhow::Result<()> {
-        let stays = |kind: &Kind| match kind {
-            Kind::Load(_) => [Stay::Lasting].as_slice(),
-            Kind::Idle => &[Stay::Idle],
-            Kind::Listeners => &[Stay::OneListener, Stay::Listeners],
-        };
-        let mut failed = Vec::new();
-        for peer in &self.peers {
-            let name = peer.name();
-            let works = works.iter().filter(|work| work.peers.contains(&name)).collect::<Vec<_>>();
-            let needed = works.iter().flat_map(|work| stays(&work.kind)).collect::<Vec<_>>();
-            for stay in [Stay::Lasting, Stay::Idle, Stay::OneListener, Stay::Listeners] {
-                if needed.contains(&&stay) {
-                    let site = self.site(name, stay);
-                    std::fs::create_dir_all(&site.directory)?;
-                    say(&format!("{name}: {stay:?}"));
-                    peer.prepare(&site).with_context(|| format!("{name}: see {}", site.directory.display()))?;
-                }
+        for number in 0..self.peers.len() {
+            let name = self.peers[number].name();
+            let works = works.iter().filter(|work| work.peers.contains(&name));
+            let stays = works.flat_map(|work| Stay::of(&work.kind)).collect::<BTreeSet<_>>();
+            for stay in &stays {
+                say(&format!("{name}: {stay:?}"));
+                let site = self.site(name, **stay);
+                std::fs::create_dir_all(&site.directory)?;
+                let peer = &self.peers[number];
+                peer.prepare(&site).with_context(|| format!("{name}: see {}", site.directory.display()))?;
             }
-            if !needed.contains(&&Stay::Lasting) {
-                continue;
-            }
-            let site = self.site(name, Stay::Lasting);
-            match peers::start(peer.as_ref(), &site) {
-                Ok(process) => self.running.extend(process.map(|process| (name, process))),
-                Err(error) => {
-                    failed.extend([(name, true, format!("{error:#}")), (name, false, String::new())]);
-                    continue;
-                }
-            }
-            let mut transports = vec![Transport::Tcp];
-            transports.extend(site.udp.then_some(Transport::Udp));
-            for transport in transports {
-                if let Err(error) = load::verify(&self.program, peer.target(&site), transport) {
-                    failed.push((name, transport == Transport::Udp, format!("{error:#}")));
-                }
+            if stays.contains(&Stay::Lasting) {
+                self.start(number);
             }
         }
-        for (name, udp, why) in failed {
-            self.unfit.insert((name, udp));
-            if !why.is_empty() {
-                let what = if udp { "UDP" } else { "TCP" };
-                self.left_out.push(format!("{name} is left out of {what}: {why}"));
-            }
-        }
-        self.left_out.iter().for_each(|text| say(text));
         Ok(())
+    }
+
+    /// A peer that does not start, or fails verification, is left out.
+    fn start(&mut self, number: usize) {
+        let peer = self.peers[number].as_ref();
+        let (name, site) = (peer.name(), self.site(peer.name(), Stay::Lasting));
+        let mut failures = Vec::new();
+        match peers::start(peer, &site) {
+            Ok(process) => {
+                self.running.extend(process.map(|process| (name, process)));
+                for transport in if site.udp { [Tcp, Udp].as_slice() } else { &[Tcp] } {
+                    let verified = load::verify(&self.program, peer.target(&site), *transport);
+                    failures.extend(verified.err().map(|error| (*transport, error)));
+                }
+            }
+            Err(error) => {
+                self.unfit.insert((name, Udp));
+                failures.push((Tcp, error));
+            }
+        }
+        for (transport, error) in failures {
+            self.unfit.insert((name, transport));
+            self.left_out.push(format!("{name} is left out of {transport:?}: {error:#}"));
+        }
     }
 
     pub fn versions(&self) -> &BTreeMap<String, String> {
@@ -158,8 +175,7 @@ impl Arena {
 
     /// Who does this work.
     pub fn peers_for(&self, work: &Work) -> Vec<&'static str> {
-        let fit =
-            |name: &&str| work.peers.contains(name) && !self.unfit.contains(&(*name, work.transport == Transport::Udp));
+        let fit = |name: &&str| work.peers.contains(name) && !self.unfit.contains(&(*name, work.transport));
         self.peers.iter().map(|peer| peer.name()).filter(fit).collect()
     }
 

@@ -28,10 +28,10 @@ const MARKS: [f64; 6] = [0.1, 0.25, 0.5, 1.0, 2.0, 4.0];
 
 const STYLE: &str =
     "text{font:12px system-ui,sans-serif;fill:#222}.group{font-weight:600}.small{font-size:11px;fill:#666}
-.grid{stroke:#ddd}.one{stroke:#666}.better{fill:#2a7f62}.worse{fill:#c0562f}.range{stroke:#222;stroke-width:1.5}
+.grid{stroke:#ddd}.one{stroke:#666}.better{fill:#2a7f62}.worse{fill:#c0562f}.open{fill:#aaa}.range{stroke:#222;stroke-width:1.5}
 .bound{stroke:#7a3fb5;stroke-width:2}
 @media (prefers-color-scheme:dark){text{fill:#ddd}.small{fill:#999}.grid{stroke:#444}.one{stroke:#aaa}
-.better{fill:#3fae8a}.worse{fill:#e07a4f}.range{stroke:#eee}.bound{stroke:#b98cf0}}";
+.better{fill:#3fae8a}.worse{fill:#e07a4f}.open{fill:#777}.range{stroke:#eee}.bound{stroke:#b98cf0}}";
 
 /// One bar.
 struct Row {
@@ -54,7 +54,7 @@ fn rows(results: &Results, work: &Work, metric: Metric) -> Vec<Row> {
         let bound = bounds.find(|bound| bound.against == Against::Peer(peer)).map(|bound| bound.limit);
         Some(Row { peer, ratios, bound })
     };
-    peers::NAMES.iter().filter(|peer| **peer != OURS).filter_map(row).collect()
+    peers::NAMES.iter().filter(|peer| **peer != OURS && **peer != "direct").filter_map(row).collect()
 }
 
 fn x(ratio: f64) -> f64 {
@@ -93,8 +93,8 @@ pub fn svg(results: &Results) -> String {
             y += ROW;
         }
     }
-    let legend =
-        "Harbor over its peer, median of ratios paired within a round; line: 95 % interval, or range; purple: bound";
+    let legend = "Harbor over its peer: median of ratios paired within a round; line: 95 % interval, or range of few rounds; \
+                  grey: it contains 1; purple: bound";
     format!(
         r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{legend}">
 <style>{STYLE}</style>
@@ -106,10 +106,13 @@ pub fn svg(results: &Results) -> String {
 
 fn bar(body: &mut String, row: &Row, metric: Metric, y: f64) {
     let ratios = &row.ratios;
-    let better = if metric == Metric::Rate { ratios.median >= 1.0 } else { ratios.median <= 1.0 };
-    let class = if better { "better" } else { "worse" };
-    let (one, median) = (x(1.0), x(ratios.median));
     let (low, high) = ratios.interval.unwrap_or((ratios.min, ratios.max));
+    let class = match (low > 1.0, high < 1.0) {
+        (false, false) => "open",
+        (more, _) if more == (metric == Metric::Rate) => "better",
+        _ => "worse",
+    };
+    let (one, median) = (x(1.0), x(ratios.median));
     let (left, width, middle) = (one.min(median), (one - median).abs().max(1.0), y + BAR / 2.0);
     let _ = write!(body, r#"<text x="{:.1}" y="{:.1}" text-anchor="end">{}</text>"#, LEFT - 10.0, y + 10.0, row.peer);
     let _ = write!(body, r#"<rect class="{class}" x="{left:.1}" y="{y:.1}" width="{width:.1}" height="{BAR}"/>"#);

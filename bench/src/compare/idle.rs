@@ -58,7 +58,7 @@ pub fn measure(arena: &Arena, name: &str) -> anyhow::Result<Measured> {
 fn hold(arena: &Arena, target: std::net::SocketAddr, connections: u32) -> anyhow::Result<Held> {
     let (count, rate) = (connections.to_string(), PER_SECOND.to_string());
     let arguments = ["idle", "--connections", &count, "--per-second", &rate];
-    let mut command = load::command(arena.program(), &arguments, target, 1.0);
+    let mut command = load::command(arena.program(), &arguments, target, None);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut held = Held(command.spawn().context("cannot start the load")?);
     let mut line = String::new();

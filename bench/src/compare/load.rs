@@ -22,22 +22,26 @@ pub type Measured = (BTreeMap<Metric, f64>, Value);
 /// A load that takes longer than this beyond what it was given is killed.
 const PATIENCE_SECONDS: f64 = 30.0;
 
-/// The command of a load that ends, one way or the other.
-pub fn command(program: &Path, arguments: &[&str], target: SocketAddr, seconds: f64) -> Command {
+/// The command of a load that ends, one way or the other; `seconds` where it is to take so long.
+pub fn command(program: &Path, arguments: &[&str], target: SocketAddr, seconds: Option<f64>) -> Command {
+    let limit = seconds.unwrap_or(0.0) * 10.0 + PATIENCE_SECONDS;
     let mut command = Command::new("timeout");
-    command.arg("--foreground").arg("--kill-after=1").arg((seconds * 10.0 + PATIENCE_SECONDS).to_string());
+    command.arg("--foreground").arg("--kill-after=1").arg(limit.to_string());
     command.arg(program).arg("load").args(arguments).arg("--target").arg(target.to_string());
-    command.arg("--seconds").arg(seconds.to_string());
+    if let Some(seconds) = seconds {
+        command.arg("--seconds").arg(seconds.to_string());
+    }
     command
 }
 
 /// What it says, as JSON, or why it failed.
 pub fn run(mut command: Command) -> anyhow::Result<Value> {
-    let output = command.stdin(Stdio::null()).output().context("cannot start the load")?;
+    let command = command.stdin(Stdio::null()).env("RUST_BACKTRACE", "0");
+    let output = command.output().context("cannot start the load")?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
-        let last = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-        bail!("the load failed ({}): {last}", output.status);
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        bail!("the load failed ({}): {words}", output.status);
     }
     serde_json::from_slice(&output.stdout).context("the load said no JSON")
 }
@@ -48,7 +52,7 @@ pub fn verify(program: &Path, target: SocketAddr, transport: Transport) -> anyho
         Transport::Tcp => ["verify"].as_slice(),
         Transport::Udp => &["verify", "--udp"],
     };
-    run(command(program, arguments, target, 1.0)).map(drop)
+    run(command(program, arguments, target, None)).map(drop)
 }
 
 pub fn arguments<'a>(work: &Work, arguments: &[&'a str], backend: &'a str) -> Vec<&'a str> {
@@ -64,7 +68,8 @@ pub fn arguments<'a>(work: &Work, arguments: &[&'a str], backend: &'a str) -> Ve
 pub fn measure(arena: &Arena, work: &Work, peer: &str, given: &[&str], seconds: f64) -> anyhow::Result<Measured> {
     let site = arena.site(peer, Stay::Lasting);
     let backend = site.backend.to_string();
-    let command = command(arena.program(), &arguments(work, given, &backend), arena.peer(peer).target(&site), seconds);
+    let command =
+        command(arena.program(), &arguments(work, given, &backend), arena.peer(peer).target(&site), Some(seconds));
     let pids = arena.pids(peer);
     let drops = Drops::of(&pids)?;
     let cpu = Cpu::at_rest(&pids);
@@ -74,6 +79,7 @@ pub fn measure(arena: &Arena, work: &Work, peer: &str, given: &[&str], seconds: 
     let figure = |name: &str| load[name].as_f64().with_context(|| format!("the load said no {name}"));
     let (units, took) = (figure("units")?, figure("seconds")?);
     ensure!(units > 0.0 && took > 0.0, "nothing was carried");
+    ensure!(pids.is_empty() || !cpu.is_zero(), "the proxy used no processor: it has ended");
     let is_rate = load["unit"].as_str().is_some_and(|unit| unit.ends_with("/s"));
     let mut metrics = BTreeMap::new();
     for metric in work.metrics {

@@ -16,8 +16,8 @@ const RECEIVE_BUFFER_MAX: &str = "/proc/sys/net/core/rmem_max";
 /// Local ports for connections: above every port that a proxy listens on.
 const LOCAL_PORTS: &str = "28000 65000";
 
-/// The option that tells this program that it is where it shall be. What comes after it is not the user's.
-pub const INSIDE: &str = "--inside";
+/// The option that tells this program that it is where it shall be.
+const INSIDE: &str = "--inside";
 
 /// Runs this program again in namespaces of its own, with a folder after [`INSIDE`], and `more`.
 pub fn run_inside(more: &[&str]) -> anyhow::Result<ExitStatus> {

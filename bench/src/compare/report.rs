@@ -153,7 +153,8 @@ fn table(text: &mut String, title: &str, rows: &[(String, Vec<Option<String>>)])
 }
 
 fn ratio_tables(text: &mut String, results: &Results) {
-    for metric in Metric::ALL {
+    // Of drops there are to be none: how many times none is no figure.
+    for metric in Metric::ALL.into_iter().filter(|metric| *metric != Metric::Drops) {
         let rows = works(results, metric).map(|work| {
             let ours = results.by_round(work.name, OURS, metric);
             let cell = |peer: &&str| {
@@ -206,18 +207,23 @@ fn left_out(text: &mut String, results: &Results) {
     for work in &results.works {
         for peer in peers::NAMES {
             let cells = results.cells.iter().filter(|cell| cell.work == *work && cell.peer == *peer);
-            let (mut failed, mut why, mut errors) = (0, "", 0);
+            let (mut failed, mut why, mut errors, mut lost) = (0, "", 0, 0);
             for cell in cells {
                 if let Some(error) = &cell.error {
                     (failed, why) = (failed + 1, error);
                 }
                 errors += cell.load["errors"].as_u64().unwrap_or(0);
+                lost += cell.load["lost"].as_u64().unwrap_or(0);
             }
             if failed > 0 {
                 notes.push(format!("{work} through {peer} failed {failed} times: {why}"));
             }
             if errors > 0 {
                 notes.push(format!("{work} through {peer} had {errors} errors"));
+            }
+            // It looks for the rate at which it begins to lose.
+            if lost > 0 && work != "udp-max" {
+                notes.push(format!("{work} through {peer} lost {lost} datagrams"));
             }
         }
     }

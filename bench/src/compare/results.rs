@@ -71,7 +71,7 @@ impl Results {
     pub fn write(&self, path: &Path) -> anyhow::Result<()> {
         let beside = path.with_extension("partial");
         let mut file = fs::File::create(&beside).with_context(|| format!("cannot write {}", beside.display()))?;
-        serde_json::to_writer_pretty(&mut file, self)?;
+        serde_json::to_writer(&mut file, self)?;
         file.write_all(b"\n")?;
         fs::rename(&beside, path).with_context(|| format!("cannot write {}", path.display()))
     }

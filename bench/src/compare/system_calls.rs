@@ -55,7 +55,7 @@ fn one(
     let site = arena.site(peer, Stay::Lasting);
     let backend = site.backend.to_string();
     let arguments = load::arguments(work, given, &backend);
-    let load = load::command(arena.program(), &arguments, arena.peer(peer).target(&site), seconds);
+    let load = load::command(arena.program(), &arguments, arena.peer(peer).target(&site), Some(seconds));
     let counts = site.directory.join("system-calls");
     let pids = pids.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
     // Attached before it starts the load, and done when that ends.

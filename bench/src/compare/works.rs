@@ -28,7 +28,7 @@ pub enum Kind {
     Listeners,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Transport {
     Tcp,
     Udp,
@@ -69,6 +69,7 @@ pub const WORKS: &[Work] = &[
     timed("exchange-1", "64 B exchanges, 1 connection", &["exchange", "--connections", "1", "--size", "64"]),
     Work {
         peers: BULK_PEERS,
+        metrics: &[Metric::Cpu, Metric::P50, Metric::P99],
         ..timed(
             "open-loop",
             "10,000 requests a second, 64 connections",
@@ -78,7 +79,7 @@ pub const WORKS: &[Work] = &[
     Work {
         unit: "connections",
         per: (1e5, "100k connections"),
-        ..timed("connect", "connect, one exchange, close", &["connect", "--connections", "16", "--size", "64"])
+        ..timed("connect", "connect, one exchange, close", &["connect", "--connections", "16"])
     },
     udp("udp-exchange-64", "UDP exchanges, 64 flows", &["udp-exchange", "--flows", "64", "--size", "64"]),
     Work {

@@ -22,7 +22,7 @@ use self::bulk::Ways;
 use super::{outcome::Outcome, protocol::MESSAGE};
 
 /// How long answers may be late that were asked for in time.
-const GRACE: Duration = Duration::from_secs(2);
+const GRACE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Parser)]
 pub struct Args {

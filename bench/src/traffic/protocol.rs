@@ -58,8 +58,8 @@ pub fn command(letter: u8, number: u64) -> [u8; 1 + NUMBER] {
     bytes
 }
 
-/// What given bytes are, and echoed ones in the main: fixed random bytes with a prime period, so that no block that is lost,
-/// doubled or swapped goes unnoticed.
+/// What given bytes are, and echoed ones in the main: fixed random bytes with a prime period, so that no block that is
+/// lost, doubled or swapped goes unnoticed.
 #[derive(Debug)]
 pub struct Pattern {
     bytes: Box<[u8]>,

@@ -60,7 +60,7 @@ pub fn begin_connect(target: SocketAddr) -> io::Result<TcpStream> {
     }
 }
 
-/// Connections through which messages have been echoed once, so that everything on the way is in place. They do not block.
+/// Connections through which a message has been echoed, so that everything on the way is in place. They do not block.
 pub fn connect_echo(target: SocketAddr, count: usize) -> io::Result<Vec<TcpStream>> {
     let open = || {
         let mut stream = connect(target)?;
@@ -91,11 +91,6 @@ pub fn flow(target: SocketAddr) -> io::Result<UdpSocket> {
 /// Reads what is there; `None` when nothing is.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<usize>> {
     waited(net::recv(socket, buffer, RecvFlags::empty()).map(|(_, length)| length))
-}
-
-/// Takes what is there, at most what fits into `buffer`, without copying it: the kernel lets go of it.
-pub fn discard(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-    waited(net::recv(socket, buffer, RecvFlags::TRUNC).map(|(_, length)| length))
 }
 
 /// Writes what there is room for; `None` when there is none.

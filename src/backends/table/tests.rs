@@ -249,6 +249,30 @@ fn when_the_authority_ends_so_do_the_backend_and_every_flow_on_it() {
 }
 
 #[test]
+fn only_the_service_instances_that_are_named_lose_backends_and_only_theirs_are_told_of() {
+    let (backends, notes) = table();
+    let now = Instant::now();
+    for name in ["one", "two"] {
+        let registration = Registration { service_instance_id: id(name), ..register(&[tcp("10.0.0.1:1")]) };
+        backends.apply(&registration, now).unwrap();
+    }
+    told(&notes);
+    let nothing = Directory::new(AnnounceSecret::new([1; SECRET_BYTES]));
+    let check = |named: &[&str], left: [usize; 2], notified: usize| {
+        let named = named.iter().map(|name| id(name)).collect::<Vec<_>>();
+        let version = backends.version();
+        backends.retain_authorised_of(&named, &nothing);
+        let known = ["one", "two"].map(|name| backends.list(&id(name)).len());
+        assert_eq!((known, told(&notes)), (left, notified), "{named:?}");
+        assert_eq!(backends.version() != version, notified > 0, "{named:?}");
+    };
+    check(&["three"], [1, 1], 0);
+    check(&["two", "three"], [1, 0], 1);
+    check(&["two"], [1, 0], 0);
+    check(&["one"], [0, 0], 1);
+}
+
+#[test]
 fn every_authority_has_its_own_end() {
     let one = id("one");
     let all = directory(Protocol::Udp, &["app"]);

@@ -1,7 +1,7 @@
 //! TCP: the sockets of connections, doing what their relays say.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     net::SocketAddr,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::Arc,
@@ -24,6 +24,7 @@ use super::{
         slab::{Key, Slab},
         sockets,
     },
+    pipes::{Pipe, Pipes},
     tools::{Token, Tools},
 };
 use crate::{
@@ -34,8 +35,14 @@ use crate::{
 
 /// Connections that one listener gets into a worker per turn, so that others get theirs too.
 const ACCEPTS_PER_TURN: usize = 64;
-/// Actions of one connection per turn: about a mebibyte, then others have theirs.
+/// Actions of one connection per turn, then others have theirs.
 const ACTIONS_PER_TURN: usize = 16;
+/// Bytes that one connection reads per turn.
+const BYTES_PER_TURN: usize = 256 * 1024;
+/// Bytes that bulk connections read together before the kernel is asked whether others have news.
+const BYTES_PER_SLICE: usize = 512 * 1024;
+/// What a turn counts for at least, whatever it read: its system calls take time too.
+const BYTES_OF_A_TURN: usize = 16 * 1024;
 /// How long a listener is left alone when no descriptor is to be had. Its connections wait in the kernel.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a balancer may take to send its PROXY header.
@@ -48,7 +55,11 @@ struct TcpPort {
     sockets: Option<Arc<[OwnedFd]>>,
     /// When accepting goes on, after it had to pause.
     paused_until: Option<Instant>,
-    connections: HashSet<Key>,
+    /// In no order; each knows its [`Connection::place`].
+    connections: Vec<Key>,
+    /// How many are accepted before the next event. More are asked for than waited the last time only one at a time,
+    /// since the kernel says again that some wait, and asking in vain costs a call.
+    accepts: usize,
 }
 
 impl TcpPort {
@@ -68,6 +79,8 @@ struct Carried {
 struct Connection {
     relay: Relay,
     port: Key,
+    /// Where its listener's list has it.
+    place: u32,
     listener: Arc<Listener>,
     client: OwnedFd,
     /// The client, or who a believed balancer says it is, and what it connected to if the balancer says that.
@@ -81,29 +94,55 @@ struct Connection {
     carried: Carried,
     alarm: Option<Instant>,
     queued: bool,
+    /// Whether the backend's socket sends small writes at once, and whether it is kept alive: both are set late, since
+    /// most connections end before it matters.
+    prompt: bool,
+    kept_alive: bool,
     _permit: Permit,
 }
 
-/// Bytes that a socket had no room for. No memory while there are none.
-#[derive(Debug, Default)]
-struct Held {
-    bytes: Vec<u8>,
-    sent: usize,
+/// Bytes that a socket had no room for. No memory and no pipe while there are none.
+type Held = Option<Box<Remainder>>;
+
+#[derive(Debug)]
+enum Remainder {
+    /// What follows the first `sent`.
+    Bytes { bytes: Vec<u8>, sent: usize },
+    /// So many in a pipe.
+    Piped { pipe: Pipe, left: usize },
 }
 
-impl Held {
-    fn of(bytes: &[u8]) -> Self {
-        Self { bytes: bytes.to_vec(), sent: 0 }
+impl Remainder {
+    fn bytes(bytes: Vec<u8>) -> Held {
+        (!bytes.is_empty()).then(|| Box::new(Self::Bytes { bytes, sent: 0 }))
     }
 
-    fn left(&self) -> &[u8] {
-        &self.bytes[self.sent..]
+    fn left(&self) -> usize {
+        match self {
+            Self::Bytes { bytes, sent } => bytes.len() - sent,
+            Self::Piped { left, .. } => *left,
+        }
     }
 
-    fn advance(&mut self, sent: usize) {
-        self.sent += sent;
-        if self.sent == self.bytes.len() {
-            *self = Self::default();
+    /// Sends what the socket has room for. Returns how much that was.
+    fn send(&mut self, socket: BorrowedFd<'_>) -> rustix::io::Result<usize> {
+        match self {
+            Self::Bytes { bytes, sent } => {
+                let now_sent = send(socket, &bytes[*sent..])?;
+                *sent += now_sent;
+                Ok(now_sent)
+            }
+            Self::Piped { pipe, left } => {
+                let sent = pipe.drain(socket, *left)?;
+                *left -= sent;
+                Ok(sent)
+            }
+        }
+    }
+
+    fn let_go(self, pipes: &mut Pipes) {
+        if let Self::Piped { pipe, left } = self {
+            pipes.let_go(pipe, left);
         }
     }
 }
@@ -122,14 +161,14 @@ pub(super) struct Tcp {
     ports: Slab<TcpPort>,
     by_id: HashMap<ServiceInstanceId, Key>,
     connections: Slab<Box<Connection>>,
-    /// Connections that had more to do than fits into a turn.
+    /// Bulk connections with news, and those that had more to do than fits into a turn. Each is in it at most once.
     unfinished: VecDeque<Key>,
 }
 
 impl Tcp {
     pub(super) fn open(&mut self, listener: Arc<Listener>, sockets: Arc<[OwnedFd]>, tools: &mut Tools) {
         let port = *self.by_id.entry(listener.id.clone()).or_insert_with(|| {
-            let port = TcpPort { listener, sockets: None, paused_until: None, connections: HashSet::new() };
+            let port = TcpPort { listener, sockets: None, paused_until: None, connections: Vec::new(), accepts: 1 };
             self.ports.insert(port)
         });
         let entry = self.ports.get_mut(port).expect("just made");
@@ -189,7 +228,7 @@ impl Tcp {
     }
 
     fn connections_of(&self, port: Key) -> Vec<Key> {
-        self.ports.get(port).map(|port| port.connections.iter().copied().collect()).unwrap_or_default()
+        self.ports.get(port).map(|port| port.connections.clone()).unwrap_or_default()
     }
 
     fn start_accepting(&mut self, port: Key, tools: &mut Tools) {
@@ -227,8 +266,11 @@ impl Tcp {
 
     /// Connections wait at a listener.
     pub(super) fn accept(&mut self, port: Key, address: u8, tools: &mut Tools) {
-        for _ in 0..ACCEPTS_PER_TURN {
-            let Some(entry) = self.ports.get(port) else { return };
+        let Some(entry) = self.ports.get_mut(port) else { return };
+        let accepts = entry.accepts;
+        entry.accepts = (accepts + 1).min(ACCEPTS_PER_TURN);
+        for accepted in 0..accepts {
+            let Some(entry) = self.ports.get_mut(port) else { return };
             let Some(sockets) = &entry.sockets else { return };
             match sockets::accept(sockets[usize::from(address)].as_fd()) {
                 Ok((client, client_address)) => {
@@ -238,7 +280,10 @@ impl Tcp {
                         sockets::reset(client);
                     }
                 }
-                Err(Errno::AGAIN) => return,
+                Err(Errno::AGAIN) => {
+                    entry.accepts = accepted.max(1);
+                    return;
+                }
                 Err(error) if is_of_the_connection(error) => {}
                 Err(_) => {
                     tools.tally.connections_refused.of(Refusal::Exhausted).one();
@@ -273,27 +318,32 @@ impl Tcp {
         let connection = Connection {
             relay: Relay::new(header_by, idle_timeout, tools.now),
             port,
+            place: 0,
             listener,
             client,
             client_address,
             destination: None,
             backend: None,
-            to_backend: Held::default(),
-            to_client: Held::default(),
+            to_backend: None,
+            to_client: None,
             ticket,
             opened_at: tools.now,
             carried: Carried::default(),
             alarm: None,
             queued: false,
+            prompt: false,
+            kept_alive: false,
             _permit: permit,
         };
         let key = self.connections.insert(Box::new(connection));
-        let connection = self.connections.get(key).expect("just put in");
+        let connection = self.connections.get_mut(key).expect("just put in");
         if tools.register(&connection.client, Token::Client(key), WATCHED).is_err() {
             let connection = self.connections.remove(key).expect("just put in");
             return Err((connection.client, Refusal::Exhausted));
         }
-        self.ports.get_mut(port).expect("its listener accepted").connections.insert(key);
+        let others = &mut self.ports.get_mut(port).expect("its listener accepted").connections;
+        connection.place = u32::try_from(others.len()).expect("descriptors run out first");
+        others.push(key);
         tools.tally.connections_accepted.one();
         self.drive(key, None, tools);
         Ok(())
@@ -304,16 +354,32 @@ impl Tcp {
         let readiness = Readiness {
             readable: flags.contains(EventFlags::IN),
             writable: flags.contains(EventFlags::OUT),
-            hangup: flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::PRI),
+            hangup: flags.intersects(EventFlags::RDHUP | EventFlags::HUP),
+            urgent: flags.contains(EventFlags::PRI),
             error: flags.contains(EventFlags::ERR),
         };
-        self.drive(key, Some(Input::Ready(side, readiness)), tools);
+        let input = Input::Ready(side, readiness);
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if connection.relay.is_bulk() {
+            connection.relay.handle(input, tools.now);
+            self.queue(key);
+        } else {
+            self.drive(key, Some(input), tools);
+        }
+    }
+
+    fn queue(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if !std::mem::replace(&mut connection.queued, true) {
+            self.unfinished.push_back(key);
+        }
     }
 
     /// A connection's time may be up.
     pub(super) fn due(&mut self, key: Key, tools: &mut Tools) {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.alarm = None;
+            connection.keep_alive(tools.now);
             self.drive(key, Some(Input::Tick), tools);
         }
     }
@@ -323,43 +389,53 @@ impl Tcp {
         !self.unfinished.is_empty()
     }
 
-    /// Goes on with connections that were unfinished before this turn; whoever is again waits for the next one.
+    /// Goes on with connections that are unfinished: a slice, since others may have had news in the meantime. Whoever
+    /// is not done then, or not reached, waits for the next one.
     pub(super) fn resume(&mut self, tools: &mut Tools) {
+        let mut left = BYTES_PER_SLICE;
         for _ in 0..self.unfinished.len() {
             let key = self.unfinished.pop_front().expect("counted");
-            if let Some(connection) = self.connections.get_mut(key) {
-                connection.queued = false;
-                self.drive(key, None, tools);
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            connection.queued = false;
+            let read = self.drive(key, None, tools);
+            left = left.saturating_sub(read.max(BYTES_OF_A_TURN));
+            if left == 0 {
+                break;
             }
         }
     }
 
-    /// Lets a connection do what there is to do, within a turn's bounds.
-    fn drive(&mut self, key: Key, input: Option<Input>, tools: &mut Tools) {
-        let Some(connection) = self.connections.get_mut(key) else { return };
+    /// Lets a connection do what there is to do, within a turn's bounds. Returns how many bytes it has read.
+    fn drive(&mut self, key: Key, input: Option<Input>, tools: &mut Tools) -> usize {
+        let Some(connection) = self.connections.get_mut(key) else { return 0 };
         if let Some(input) = input {
             connection.relay.handle(input, tools.now);
         }
-        match connection.turn(key, tools) {
-            Turn::Ended(end) => return self.end(key, end, tools),
-            Turn::Unfinished if !connection.queued => {
-                connection.queued = true;
-                self.unfinished.push_back(key);
-            }
-            Turn::Unfinished | Turn::Waiting => {}
-        }
+        let (turn, read) = connection.turn(key, tools);
         // A deadline that has moved away is found out when the timer fires; one that has come closer is not.
-        let deadline = connection.relay.deadline();
-        if connection.alarm.is_none_or(|alarm| deadline < alarm) {
+        let deadline = connection.deadline();
+        if connection.alarm.is_none_or(|alarm| deadline < alarm) && !matches!(turn, Turn::Ended(_)) {
             tools.timers.set(&mut connection.alarm, Some(deadline), Token::Client(key));
         }
+        match turn {
+            Turn::Waiting => {}
+            Turn::Unfinished => self.queue(key),
+            Turn::Ended(end) => self.end(key, end, tools),
+        }
+        read
     }
 
     fn end(&mut self, key: Key, end: ConnectionEnd, tools: &mut Tools) {
         let mut connection = self.connections.remove(key).expect("it has just been driven");
         tools.timers.set(&mut connection.alarm, None, Token::Client(key));
         if let Some(port) = self.ports.get_mut(connection.port) {
-            port.connections.remove(&key);
+            port.connections.swap_remove(connection.place as usize);
+            if let Some(moved) = port.connections.get(connection.place as usize) {
+                self.connections.get_mut(*moved).expect("listed while it lives").place = connection.place;
+            }
+        }
+        for remainder in [connection.to_backend.take(), connection.to_client.take()].into_iter().flatten() {
+            remainder.let_go(&mut tools.pipes);
         }
         tools.tally.connections_closed.of(end).one();
         (tools.shared.closed)(&connection.closing_record(end, tools.now));
@@ -400,15 +476,18 @@ const WATCHED: EventFlags =
     EventFlags::IN.union(EventFlags::OUT).union(EventFlags::PRI).union(EventFlags::RDHUP).union(EventFlags::ET);
 
 impl Connection {
-    fn turn(&mut self, key: Key, tools: &mut Tools) -> Turn {
+    /// Returns how many bytes were read, too.
+    fn turn(&mut self, key: Key, tools: &mut Tools) -> (Turn, usize) {
+        let mut all_read = 0;
         for _ in 0..ACTIONS_PER_TURN {
             let input = match self.relay.next() {
-                None => return Turn::Waiting,
-                Some(Action::End(end)) => return Turn::Ended(end),
+                None => return (Turn::Waiting, all_read),
+                Some(Action::End(end)) => return (Turn::Ended(end), all_read),
                 Some(Action::ReadHeader) => self.read_header(tools),
                 Some(Action::Connect) => self.connect(key, tools),
-                Some(Action::FinishConnect) => self.finish_connect(),
+                Some(Action::FinishConnect { suspect }) => self.finish_connect(suspect),
                 Some(Action::Copy(from)) => self.copy(from, tools),
+                Some(Action::Splice(from)) => self.splice(from, tools),
                 Some(Action::Flush(to)) => self.flush(to, tools),
                 Some(Action::Tell(side)) => {
                     // A peer that is gone has nothing to be told.
@@ -417,13 +496,39 @@ impl Connection {
                 }
             };
             self.relay.handle(input, tools.now);
-            if matches!(input, Input::Connected { .. })
-                && let Some(input) = self.follow()
-            {
-                self.relay.handle(input, tools.now);
+            match input {
+                Input::Copied { read, .. } => {
+                    all_read += read;
+                    if all_read >= BYTES_PER_TURN {
+                        break;
+                    }
+                }
+                Input::Connected { .. } => {
+                    if let Some(input) = self.follow() {
+                        self.relay.handle(input, tools.now);
+                    }
+                }
+                _ => {}
             }
         }
-        Turn::Unfinished
+        (Turn::Unfinished, all_read)
+    }
+
+    /// When something has to be looked at, news or not.
+    fn deadline(&self) -> Instant {
+        let deadline = self.relay.deadline();
+        if self.kept_alive { deadline } else { deadline.min(self.opened_at + sockets::KEEPALIVE_AFTER) }
+    }
+
+    /// Has the kernel ask whether the backend is still there, once the connection is so old that it could.
+    fn keep_alive(&mut self, now: Instant) {
+        if !self.kept_alive && now >= self.opened_at + sockets::KEEPALIVE_AFTER {
+            self.kept_alive = true;
+            if let Some((socket, _)) = &self.backend {
+                // One that is gone will say so by itself.
+                let _ = sockets::keep_alive(socket.as_fd());
+            }
+        }
     }
 
     fn socket(&self, side: Side) -> BorrowedFd<'_> {
@@ -499,15 +604,15 @@ impl Connection {
         }
     }
 
-    fn finish_connect(&mut self) -> Input {
+    fn finish_connect(&mut self, suspect: bool) -> Input {
         let (socket, backend) = self.backend.as_ref().expect("the relay awaits its connect");
-        if sockopt::socket_error(socket) != Ok(Ok(())) {
+        if suspect && sockopt::socket_error(socket) != Ok(Ok(())) {
             return Input::ConnectFailed(backend.endpoint.address);
         }
         backend.works();
         let Some(header) = self.header() else { return Input::Stop(ConnectionEnd::ClientGone) };
         let held = header.len();
-        self.to_backend = Held { bytes: header, sent: 0 };
+        self.to_backend = Remainder::bytes(header);
         Input::Connected { held }
     }
 
@@ -532,32 +637,80 @@ impl Connection {
             Err(_) => return Input::ReadFailed(from),
         };
         let source = if read == tools.scratch.len() { Source::More } else { Source::Drained };
+        self.send_promptly(to);
         let sent = match send(self.socket(to), &tools.scratch[..read]) {
             Ok(sent) => sent,
             Err(error) => return write_failed(to, error),
         };
         if sent < read {
-            *self.held(to) = Held::of(&tools.scratch[sent..read]);
+            *self.held(to) = Remainder::bytes(tools.scratch[sent..read].to_vec());
         }
         self.count(to, sent, tools);
         Input::Copied { from, read, held: read - sent, source }
     }
 
-    fn flush(&mut self, to: Side, tools: &Tools) -> Input {
-        let held = match to {
-            Side::Client => &self.to_client,
-            Side::Backend => &self.to_backend,
+    /// Copies when no pipe is to be had.
+    fn splice(&mut self, from: Side, tools: &mut Tools) -> Input {
+        let Some(pipe) = tools.pipes.take(tools.now) else { return self.copy(from, tools) };
+        let input = match pipe.fill(self.socket(from)) {
+            Ok(0) => None,
+            Ok(read) => return self.pass_on(pipe, read, from.other(), tools),
+            Err(Errno::AGAIN) => Some(Input::Copied { from, read: 0, held: 0, source: Source::Drained }),
+            Err(_) => Some(Input::ReadFailed(from)),
         };
-        let sent = match send(self.socket(to), held.left()) {
+        tools.pipes.let_go(pipe, 0);
+        // A splice does not get past an urgent byte, and says there that the end has come if it has: a read knows.
+        input.unwrap_or_else(|| self.copy(from, tools))
+    }
+
+    fn pass_on(&mut self, pipe: Pipe, read: usize, to: Side, tools: &mut Tools) -> Input {
+        self.send_promptly(to);
+        let sent = match pipe.drain(self.socket(to), read) {
             Ok(sent) => sent,
             Err(error) => {
-                *self.held(to) = Held::default();
+                tools.pipes.let_go(pipe, read);
                 return write_failed(to, error);
             }
         };
         self.count(to, sent, tools);
-        self.held(to).advance(sent);
-        Input::Flushed { to, held: self.held(to).left().len() }
+        if sent == read {
+            tools.pipes.let_go(pipe, 0);
+        } else {
+            *self.held(to) = Some(Box::new(Remainder::Piped { pipe, left: read - sent }));
+        }
+        // A pipe has so many places, and bytes may take one each: that it is not full does not say that this was all.
+        Input::Copied { from: to.other(), read, held: read - sent, source: Source::More }
+    }
+
+    fn flush(&mut self, to: Side, tools: &mut Tools) -> Input {
+        self.send_promptly(to);
+        let mut remainder = self.held(to).take().expect("the relay knows what is held");
+        let result = remainder.send(self.socket(to));
+        let held = remainder.left();
+        match result {
+            Ok(sent) => {
+                self.count(to, sent, tools);
+                if held > 0 {
+                    *self.held(to) = Some(remainder);
+                } else {
+                    remainder.let_go(&mut tools.pipes);
+                }
+                Input::Flushed { to, held }
+            }
+            Err(error) => {
+                remainder.let_go(&mut tools.pipes);
+                write_failed(to, error)
+            }
+        }
+    }
+
+    /// A first write is never held back, later ones are until the one before is acknowledged: not from then on.
+    fn send_promptly(&mut self, to: Side) {
+        if to == Side::Backend && !self.prompt && self.carried.to_backend > 0 {
+            self.prompt = true;
+            // A socket that is gone has nothing to send.
+            let _ = sockopt::set_tcp_nodelay(self.socket(to), true);
+        }
     }
 
     fn count(&mut self, to: Side, bytes: usize, tools: &Tools) {

@@ -10,10 +10,13 @@ use std::{
 
 use rustix::event::epoll;
 
-use super::super::{
-    listener::Chooser,
-    shared::Shared,
-    slab::{GENERATION_BITS, Key},
+use super::{
+    super::{
+        listener::Chooser,
+        shared::Shared,
+        slab::{GENERATION_BITS, Key},
+    },
+    pipes::Pipes,
 };
 use crate::telemetry::metrics::Tally;
 
@@ -84,18 +87,21 @@ pub(super) struct Tools {
     pub tally: Arc<Tally>,
     pub timers: Timers,
     pub scratch: Box<[u8]>,
+    pub pipes: Pipes,
     pub chooser: Chooser,
     /// The time of this turn.
     pub now: Instant,
 }
 
 impl Tools {
-    pub(super) fn new(shared: Arc<Shared>) -> io::Result<Self> {
+    /// For one of so many workers.
+    pub(super) fn new(shared: Arc<Shared>, workers: usize) -> io::Result<Self> {
         Ok(Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             tally: shared.metrics.tally(),
             timers: Timers::default(),
             scratch: vec![0; SCRATCH_BYTES].into(),
+            pipes: Pipes::new(workers),
             chooser: Chooser::default(),
             now: shared.clock.now(),
             shared,

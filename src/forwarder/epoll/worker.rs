@@ -10,7 +10,7 @@ use std::{
     mem::MaybeUninit,
     os::fd::OwnedFd,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         mpsc::{Receiver, SyncSender, TryRecvError},
     },
 };
@@ -24,7 +24,7 @@ use super::{
     super::{engine::ExportedSession, listener::Listener, relay::Side, shared::Shared, sockets::DatagramSocket},
     tcp::Tcp,
     tools::{Token, Tools},
-    udp::Udp,
+    udp::{Datagrams, Letter, Share, Udp},
 };
 use crate::model::{ServiceInstanceId, Transport};
 
@@ -32,12 +32,17 @@ use crate::model::{ServiceInstanceId, Transport};
 pub(super) const MAX_COMMANDS: usize = 1024;
 /// Events that are taken from the kernel at once.
 const EVENTS_PER_TURN: usize = 256;
+/// Datagrams that wait for a worker because they arrived at another one, and their bytes.
+const MAX_LETTERS: usize = 4096;
+const MAX_LETTER_BYTES: usize = 4 << 20;
 /// What the reconciler asks of a worker.
 pub(super) enum Command {
     /// Accept from these sockets.
     OpenTcp(Arc<Listener>, Arc<[OwnedFd]>),
     /// Serve these sockets; only the worker that owns the listener gets this.
     OpenUdp(Arc<Listener>, Arc<[DatagramSocket]>),
+    /// Share a UDP port with others, who get these sockets.
+    ShareOut(ServiceInstanceId, Vec<Arc<[DatagramSocket]>>, Share),
     /// Let go of the sockets of one transport and end its flows.
     Close(ServiceInstanceId, Transport),
     /// Settings of this listener, or of all, have changed.
@@ -57,12 +62,21 @@ pub(super) struct Waker {
     descriptor: OwnedFd,
     /// Whose backends have changed. Bounded by the service instances that there are.
     changed: Mutex<HashSet<ServiceInstanceId>>,
+    /// What other workers have for this one.
+    letters: Mutex<Letters>,
+}
+
+#[derive(Default)]
+struct Letters {
+    waiting: Vec<Letter>,
+    /// Bytes of datagrams that wait.
+    bytes: usize,
 }
 
 impl Waker {
     pub(super) fn new() -> io::Result<Self> {
         let descriptor = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Self { descriptor, changed: Mutex::default() })
+        Ok(Self { descriptor, changed: Mutex::default(), letters: Mutex::default() })
     }
 
     /// There is something new.
@@ -85,6 +99,34 @@ impl Waker {
         std::mem::take(&mut self.changed.lock().expect("nothing panics while it holds the set"))
     }
 
+    /// Gives the worker something that it must have. Bounded by the ports that there are.
+    pub(super) fn hand_over(&self, letter: Letter) {
+        self.letters().waiting.push(letter);
+        self.wake();
+    }
+
+    /// Gives the worker datagrams of its clients, if there is room.
+    pub(super) fn pass_on(&self, datagrams: Datagrams) -> bool {
+        let mut letters = self.letters();
+        let bytes = letters.bytes + datagrams.bytes.len();
+        let room = letters.waiting.len() < MAX_LETTERS && bytes <= MAX_LETTER_BYTES;
+        if room {
+            letters.bytes = bytes;
+            letters.waiting.push(Letter::Datagrams(datagrams));
+            drop(letters);
+            self.wake();
+        }
+        room
+    }
+
+    fn take_letters(&self) -> Vec<Letter> {
+        std::mem::take(&mut *self.letters()).waiting
+    }
+
+    fn letters(&self) -> MutexGuard<'_, Letters> {
+        self.letters.lock().expect("nothing panics while it holds the letters")
+    }
+
     fn acknowledge(&self) {
         let mut count = [0; 8];
         let _ = rustix::io::read(&self.descriptor, &mut count);
@@ -101,8 +143,14 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(shared: Arc<Shared>, waker: Arc<Waker>, commands: Receiver<Command>) -> io::Result<Self> {
-        let tools = Tools::new(shared)?;
+    /// One of so many.
+    pub(super) fn new(
+        workers: usize,
+        shared: Arc<Shared>,
+        waker: Arc<Waker>,
+        commands: Receiver<Command>,
+    ) -> io::Result<Self> {
+        let tools = Tools::new(shared, workers)?;
         tools.register(&waker.descriptor, Token::Wake, epoll::EventFlags::IN)?;
         Ok(Self { tools, tcp: Tcp::default(), udp: Udp::default(), waker, commands })
     }
@@ -131,6 +179,7 @@ impl Worker {
                     Token::Upstream(key) => udp.receive_answers(key, tools),
                 }
             }
+            udp.finish_turn(tools);
             tcp.resume(tools);
             while let Some(token) = tools.timers.take_due(tools.now) {
                 match token {
@@ -149,8 +198,9 @@ impl Worker {
     /// How long to wait for events: not at all when there is work left, else until the next timer.
     fn patience(&self) -> Option<Timespec> {
         let until = if self.tcp.has_more() { self.tools.now } else { self.tools.timers.next()? };
-        let wait = until.saturating_duration_since(self.tools.shared.clock.now());
-        // Whole milliseconds, rounded up: a timer that is looked at too early would be looked at again and again.
+        // Counted from this turn's time: a timer is late by the turn at most, and the clock is read once a turn. Whole
+        // milliseconds, rounded up: a timer that is looked at too early would be looked at again and again.
+        let wait = until.saturating_duration_since(self.tools.now);
         let milliseconds =
             i64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX).min(i64::from(i32::MAX));
         Some(Timespec { tv_sec: milliseconds / 1000, tv_nsec: milliseconds % 1000 * 1_000_000 })
@@ -164,10 +214,18 @@ impl Worker {
             tcp.follow_backends(&id, tools);
             udp.follow_backends(&id, tools);
         }
+        let waker = &self.waker;
+        let read_letters = |udp: &mut Udp, tools: &mut Tools| {
+            waker.take_letters().into_iter().for_each(|letter| udp.take_letter(letter, tools));
+        };
+        read_letters(udp, tools);
         loop {
             match self.commands.try_recv() {
                 Ok(Command::OpenTcp(listener, sockets)) => tcp.open(listener, sockets, tools),
-                Ok(Command::OpenUdp(listener, sockets)) => udp.open(listener, sockets, tools),
+                Ok(Command::OpenUdp(listener, sockets)) => {
+                    udp.open(listener, sockets, tools);
+                }
+                Ok(Command::ShareOut(id, sockets, share)) => udp.share_out(&id, sockets, share, tools),
                 Ok(Command::Close(id, Transport::Tcp)) => tcp.close(&id, tools),
                 Ok(Command::Close(id, Transport::Udp)) => udp.close(&id, tools),
                 Ok(Command::Refresh(id)) => {
@@ -178,7 +236,11 @@ impl Worker {
                     tcp.close_listeners(tools);
                     udp.begin_no_more();
                 }
-                Ok(Command::Barrier(done)) => done.send(()).expect("whoever asked waits for it"),
+                Ok(Command::Barrier(done)) => {
+                    // What was handed over before the barrier was asked for is before it.
+                    read_letters(udp, tools);
+                    done.send(()).expect("whoever asked waits for it");
+                }
                 Ok(Command::Export(sessions)) => {
                     let exported = udp.export();
                     // Who asked may have given up.

@@ -54,6 +54,12 @@ impl Engine for Ledger {
         assert_eq!(before, None, "{} is opened twice", listener.id);
     }
 
+    fn spreads_over(&self) -> usize {
+        1
+    }
+
+    fn spread(&self, _: &Arc<Listener>, _: Vec<Arc<[DatagramSocket]>>, _: Spread) {}
+
     fn close(&self, id: &ServiceInstanceId, transport: Transport) {
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.served.lock().unwrap().remove(&(id.clone(), transport.as_str()));
@@ -122,6 +128,7 @@ impl Node {
                 clock: Arc::new(Fixed(Instant::now())),
                 metrics: Arc::clone(&Metrics::new().forwarder),
                 closed: Box::new(|_| {}),
+                outgrown: Box::new(|_| {}),
             }),
             backends: Backends::new(1),
             binder: Arc::<Machine>::clone(&machine),

@@ -109,6 +109,8 @@ words!(
         NotAllowed = "not_allowed",
         /// The port has the most flows it may have.
         PortLimit = "port_limit",
+        /// UDP: the client's address has the most sessions of the port that it may have.
+        SourceLimit = "source_limit",
         /// The node has the most sockets it may have, or the port its share of them.
         NodeLimit = "node_limit",
         /// No descriptor or memory was to be had.
@@ -212,6 +214,14 @@ pub struct Tally {
     pub udp_bytes: CountsBy<Direction>,
 }
 
+impl Tally {
+    /// So many datagrams have been passed on.
+    pub fn carried(&self, direction: Direction, datagrams: usize, bytes: usize) {
+        self.datagrams.of(direction).more(datagrams as u64);
+        self.udp_bytes.of(direction).more(bytes as u64);
+    }
+}
+
 /// All tallies of the forwarder.
 #[derive(Debug, Default)]
 pub struct ForwarderMetrics {
@@ -237,6 +247,12 @@ impl ForwarderMetrics {
     #[must_use]
     pub fn total(&self, count: impl Fn(&Tally) -> u64) -> u64 {
         self.tallies().iter().map(|tally| count(tally)).sum()
+    }
+
+    /// One number of each thread.
+    #[must_use]
+    pub fn by_thread(&self, count: impl Fn(&Tally) -> u64) -> Vec<u64> {
+        self.tallies().iter().map(|tally| count(tally)).collect()
     }
 
     fn tallies(&self) -> MutexGuard<'_, Vec<Arc<Tally>>> {

@@ -2,39 +2,55 @@
 
 use std::{
     fs::File,
+    net::SocketAddr,
     process::Command,
     time::{Duration, Instant},
 };
 
+use fastrand::Rng;
 use harbor::model::desired::ForwarderLimits;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::node::Node;
 use crate::support::{
     eventually::eventually,
+    life::{Hear, Life, Part, Say, Stage, Until},
     peer::{TcpPeer, V4, connect, ping},
 };
 
 /// Set in the process that has few.
 const FEW_DESCRIPTORS: &str = "HARBOR_TEST_FEW_DESCRIPTORS";
 
+/// Whether this is the process that has few descriptors; if not, runs the test in one that has.
+fn has_few_descriptors(test: &str) -> bool {
+    if std::env::var_os(FEW_DESCRIPTORS).is_some() {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(200), ..getrlimit(Resource::Nofile) }).unwrap();
+        return true;
+    }
+    let mut process = Command::new(std::env::current_exe().expect("this is a program"));
+    let name = format!("forwarder::descriptors::{test}");
+    let output = process.args(["--exact", &name, "--nocapture"]).env(FEW_DESCRIPTORS, "1").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    false
+}
+
+/// Takes all descriptors that are left.
+fn take_all() -> Vec<File> {
+    std::iter::from_fn(|| File::open("/dev/null").ok()).collect()
+}
+
 #[test]
 fn without_descriptors_traffic_goes_on_nothing_spins_and_accepting_resumes() {
-    if std::env::var_os(FEW_DESCRIPTORS).is_none() {
-        let name = "forwarder::descriptors::without_descriptors_traffic_goes_on_nothing_spins_and_accepting_resumes";
-        let mut process = Command::new(std::env::current_exe().expect("this is a program"));
-        let output = process.args(["--exact", name, "--nocapture"]).env(FEW_DESCRIPTORS, "1").output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    if !has_few_descriptors("without_descriptors_traffic_goes_on_nothing_spins_and_accepting_resumes") {
         return;
     }
-    setrlimit(Resource::Nofile, Rlimit { current: Some(200), ..getrlimit(Resource::Nofile) }).unwrap();
     let backend = TcpPeer::echo(V4);
     let node = Node::with(2, ForwarderLimits { max_sockets: 10_000, ..ForwarderLimits::default() });
     node.tcp(22200, backend.address);
     let mut before = connect(V4, 22200);
     ping(&mut before, b"x");
 
-    let mut wasted = std::iter::from_fn(|| File::open("/dev/null").ok()).collect::<Vec<_>>();
+    let mut wasted = take_all();
     // One for the client: none for the accepted socket.
     wasted.pop();
     let mut waiting = connect(V4, 22200);
@@ -48,4 +64,44 @@ fn without_descriptors_traffic_goes_on_nothing_spins_and_accepting_resumes() {
     drop(wasted);
     ping(&mut waiting, b"y");
     ping(&mut before, b"x");
+}
+
+#[test]
+fn bulk_goes_on_while_no_descriptor_is_left_for_a_pipe_and_after_there_are_some_again() {
+    if !has_few_descriptors("bulk_goes_on_while_no_descriptor_is_left_for_a_pipe_and_after_there_are_some_again") {
+        return;
+    }
+    const MIB: usize = 1 << 20;
+    let node = Node::with(2, ForwarderLimits { max_sockets: 10_000, ..ForwarderLimits::default() });
+    // Small segments: the kernel would have room for all that stands still otherwise.
+    let stage = Stage::with_small_segments(SocketAddr::new(V4, 22210));
+    node.tcp(22210, stage.backend.local_addr().unwrap());
+    let write = |bytes| Say::Write { bytes, at_once: MIB };
+    let rest = Say::Wait(Until::Quiet);
+    // With descriptors, without, and with them again; some are bulk at first, some are not.
+    let in_stages =
+        |first| Part { says: vec![write(first), rest, write(4 * MIB), rest, write(MIB)], ..Part::default() };
+    let stalls = |part| {
+        let hears = [Hear::Read { bytes: MIB + 1, at_once: MIB }, Hear::Wait(Until::Quiet)].repeat(4);
+        Part { hears, ..part }
+    };
+    let lives = [1, MIB, 3 * MIB, 100_000].map(|first| {
+        [
+            Life { client: in_stages(first), backend: Part::default() },
+            Life { client: Part::default(), backend: in_stages(first) },
+            Life { client: in_stages(first), backend: stalls(in_stages(first + 1)) },
+        ]
+    });
+    let mut wasted = None;
+    let mut rests = 0;
+    stage.play_watched(&lives.concat(), &mut Rng::with_seed(1), &mut || {
+        rests += 1;
+        wasted = (rests == 1).then(take_all);
+    });
+    assert!(rests >= 2, "{rests}");
+    drop(wasted);
+    node.wait_for_flows(0);
+    // New ones come and go as before.
+    stage.play(&[Life { client: in_stages(MIB), backend: in_stages(MIB) }], &mut Rng::with_seed(2));
+    node.wait_for_flows(0);
 }

@@ -201,6 +201,19 @@ impl Node {
         self.backends.withdraw(&withdrawal, self.clock.now()).expect("it was announced");
     }
 
+    /// The same, where it may have left already.
+    pub fn try_withdraw(&self, port: u16, transport: Transport, backend: SocketAddr) {
+        let endpoints = vec![Endpoint { transport, address: backend }];
+        let withdrawal = Withdrawal { service_instance_id: id(port), endpoints, origin: Origin::default() };
+        // That nobody has it is no fault.
+        let _ = self.backends.withdraw(&withdrawal, self.clock.now());
+    }
+
+    /// What its clock shows.
+    pub fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
     /// Ends the authority of all backends.
     pub fn revoke_all(&self) {
         self.backends.retain_authorised(&Directory::new(AnnounceSecret::new([0; 32])));

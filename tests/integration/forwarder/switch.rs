@@ -25,9 +25,12 @@ fn stage(port: u16, make: fn(SocketAddr) -> Stage) -> (Node, Stage) {
 }
 
 /// Plays all, some at a time, and expects nothing to be left.
-fn play_all(port: u16, mut lives: Vec<Life>) {
-    let (node, stage) = stage(port, Stage::new);
-    let mut random = Rng::with_seed(u64::from(port));
+fn play_all(port: u16, lives: Vec<Life>) {
+    play_all_on(stage(port, Stage::new), lives);
+}
+
+fn play_all_on((node, stage): (Node, Stage), mut lives: Vec<Life>) {
+    let mut random = Rng::with_seed(u64::from(stage.port.port()));
     // So that the small and the large run beside each other.
     random.shuffle(&mut lives);
     for batch in lives.chunks(BATCH) {
@@ -116,14 +119,15 @@ fn a_stream_may_stop_and_go_on_at_any_byte_around_the_switch() {
     let lives = (0..48).map(|step| {
         let hears = (0..6).flat_map(|turn| [read(60_000 * (turn + 1) + 1009 * step), Hear::Wait(Until::Quiet)]);
         let listener = Part { hears: hears.collect(), receive_buffer: Some(128 * KIB), ..Part::default() };
-        let speaker = says(&[write(2 * MIB + step, 100_000 + step)]);
+        let speaker = says(&[write(5 * MIB + step, 100_000 + step)]);
         if step % 2 == 0 {
             Life { client: speaker, backend: listener }
         } else {
             Life { client: listener, backend: speaker }
         }
     });
-    play_all(22613, lives.collect());
+    // Small segments: the kernel would have room for all of it otherwise.
+    play_all_on(stage(22613, Stage::with_small_segments), lives.collect());
 }
 
 #[test]

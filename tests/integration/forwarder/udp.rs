@@ -63,9 +63,8 @@ fn datagrams_that_the_kernel_has_joined_are_taken_apart() {
     node.udp(21515, backend.address);
     let client = udp_client(V4, 21515);
     assert_eq!(ask(&client, b"first"), b"first");
-    let state = UdpSocketState::new(UdpSockRef::from(&client)).unwrap();
-    // The state has made the socket one that does not wait.
-    client.set_nonblocking(false).unwrap();
+    // Of another socket, since it lets the kernel join what that one receives.
+    let state = UdpSocketState::new(UdpSockRef::from(&UdpSocket::bind((V4, 0)).unwrap())).unwrap();
     let contents = (0..=250_u8).cycle().take(4321).collect::<Vec<_>>();
     let destination = client.peer_addr().unwrap();
     let train = Transmit { destination, ecn: None, contents: &contents, segment_size: Some(1000), src_ip: None };
@@ -176,6 +175,36 @@ fn a_full_port_gives_up_unanswered_sessions_first_and_drops_the_rest() {
     for client in [&clients[0], &clients[3], &clients[4]] {
         assert_eq!(ask(client, b"still"), b"still");
     }
+}
+
+#[test]
+fn one_source_gets_no_more_sessions_than_it_leaves_to_others() {
+    let backend = UdpPeer::echo(V4);
+    let node = Node::with(2, ForwarderLimits { max_udp_sessions_per_port: 200, ..ForwarderLimits::default() });
+    node.udp(21565, backend.address);
+    let open = |last: u8| {
+        let client = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, last), 0)).unwrap();
+        client.connect((V4, 21565)).unwrap();
+        client.send(b"x").unwrap();
+        client
+    };
+    let turned_away = || node.sample("harbor_datagrams_dropped_total{reason=\"source_limit\"}");
+    let check = |last: u8, tries: u64, sessions: u64| {
+        let before = (node.forwarder.open_flows(), turned_away());
+        let clients = (0..tries).map(|_| open(last)).collect::<Vec<_>>();
+        eventually("all datagrams are looked at", || {
+            (node.forwarder.open_flows() - before.0 + turned_away() - before.1 == tries).then_some(())
+        });
+        assert_eq!(node.forwarder.open_flows() - before.0, sessions, "sessions of 127.0.0.{last}");
+        clients
+    };
+    // The first leaves as much as it takes, the second half of that; then each may have a few.
+    let first = check(1, 120, 100);
+    let _second = check(2, 60, 50);
+    let _third = check(3, 40, 32);
+    assert_eq!(turned_away(), 20 + 10 + 8);
+    // Its first answer waits there.
+    assert_eq!((hear(&first[0]), ask(&first[0], b"on")), (b"x".to_vec(), b"on".to_vec()));
 }
 
 #[test]

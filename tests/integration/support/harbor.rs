@@ -117,12 +117,13 @@ quarantine = "0s"
 
     /// Starts `harbor serve` and does not wait.
     pub fn start(&self) -> Harbor {
-        let mut child = self
-            .command(&["serve"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary is built with the tests");
+        self.start_with(self.command(&["serve"]))
+    }
+
+    /// Starts `harbor serve` by this command of the site.
+    pub fn start_with(&self, mut command: Command) -> Harbor {
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary is built with the tests");
         let log = Arc::new(Log::default());
         let stdout = child.stdout.take().expect("piped");
         let stderr = child.stderr.take().expect("piped");

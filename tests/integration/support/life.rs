@@ -174,7 +174,7 @@ impl Stage {
                 moved_at = Instant::now();
             } else if is_quiet(&pairs) {
                 at_rest();
-                let released = pairs.iter_mut().flatten().fold(false, |any, player| player.release() || any);
+                let released = pairs.iter_mut().flatten().map(Player::release).filter(|any| *any).count() > 0;
                 let patient = released || moved_at.elapsed() < PATIENCE;
                 assert!(patient, "nothing moves: {:#?}", pairs.iter().find(|pair| !pair.iter().all(Player::is_over)));
             }

@@ -16,6 +16,9 @@ use crate::compare::namespace::RECEIVE_BUFFER;
 const SOCKET_LEVEL: u32 = 1;
 const RECEIVE_BUFFER_OPTION: u32 = 8;
 
+/// Envoy drops datagrams over 1,500 bytes unless told otherwise.
+const MAX_DATAGRAM: u32 = 9_000;
+
 #[derive(Debug)]
 pub struct Envoy {
     pub binary: PathBuf,
@@ -106,6 +109,7 @@ fn udp_listener(port: u16) -> Value {
     let proxy = json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig",
         "stat_prefix": "udp",
+        "upstream_socket_config": { "max_rx_datagram_size": MAX_DATAGRAM },
         "matcher": { "on_no_match": { "action": { "name": "route", "typed_config": route } } },
     });
     let buffer = json!({
@@ -114,7 +118,7 @@ fn udp_listener(port: u16) -> Value {
     json!({
         "name": format!("udp{port}"),
         "address": address,
-        "udp_listener_config": {},
+        "udp_listener_config": { "downstream_socket_config": { "max_rx_datagram_size": MAX_DATAGRAM } },
         "socket_options": [buffer],
         "listener_filters": [{ "name": "envoy.filters.udp_listener.udp_proxy", "typed_config": proxy }],
     })

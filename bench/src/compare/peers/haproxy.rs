@@ -25,7 +25,9 @@ impl Peer for Haproxy {
     }
 
     fn version(&self) -> anyhow::Result<String> {
-        version_line(Command::new("haproxy").arg("-v"))
+        // HAProxy version 2.6.12 2023/12/16 - https://haproxy.org/
+        let line = version_line(Command::new("haproxy").arg("-v"))?;
+        Ok(line.split(' ').nth(2).unwrap_or(&line).to_owned())
     }
 
     fn start(&self, site: &Site) -> anyhow::Result<Option<Process>> {

@@ -40,7 +40,8 @@ impl Peer for Harbor {
     }
 
     fn version(&self) -> anyhow::Result<String> {
-        version_line(Command::new(&self.binary).arg("--version"))
+        let line = version_line(Command::new(&self.binary).arg("--version"))?;
+        Ok(line.rsplit(' ').next().unwrap_or(&line).to_owned())
     }
 
     /// Fills the store: what a node has been told stays known to it.
@@ -80,8 +81,8 @@ impl Peer for Harbor {
         let log = fs::read_to_string(site.directory.join("log")).ok()?;
         let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let fields = events.map(|mut event| event["fields"].take());
-        let mut bound = fields.filter(|fields| fields["message"] == "every listener is settled");
-        bound.find_map(|fields| fields["milliseconds"].as_f64()).map(|milliseconds| milliseconds / 1e3)
+        let mut bound = fields.filter(|fields| fields["message"] == "took over the first snapshot");
+        bound.find_map(|fields| fields["took_ms"].as_f64()).map(|milliseconds| milliseconds / 1e3)
     }
 }
 

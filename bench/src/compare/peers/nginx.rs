@@ -16,7 +16,9 @@ impl Peer for Nginx {
     }
 
     fn version(&self) -> anyhow::Result<String> {
-        version_line(Command::new("nginx").arg("-v"))
+        // nginx version: nginx/1.22.1
+        let line = version_line(Command::new("nginx").arg("-v"))?;
+        Ok(line.rsplit('/').next().unwrap_or(&line).to_owned())
     }
 
     fn start(&self, site: &Site) -> anyhow::Result<Option<Process>> {

@@ -123,7 +123,7 @@ impl Connection {
         }
         if event.is_readable() && self.interest().contains(Interest::IN) {
             let read = match self.state {
-                State::Swallow { .. } | State::Both { .. } => sockets::discard(&self.socket, scratch)?,
+                State::Swallow { .. } | State::Both { .. } => sockets::receive(&self.socket, scratch)?,
                 _ => sockets::receive(&self.socket, scratch)?,
             };
             match read {

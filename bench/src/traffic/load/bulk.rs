@@ -1,11 +1,11 @@
 //! As many bytes as the time takes, over connections that are open throughout.
 //!
-//! Both ends count, and the counts must agree: what is told has been carried whole. Received bytes are discarded in the
-//! kernel instead of being copied; whether they are the right ones is the business of `verify`.
+//! Both ends count, and the counts must agree: what is told has been carried whole. Received bytes are read, as any app
+//! reads them, but not looked at; whether they are the right ones is the business of `verify`.
 
 use std::{
     io::{self, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
@@ -13,14 +13,14 @@ use clap::Parser;
 
 use super::{GRACE, Target};
 use crate::traffic::{
-    events::{Events, Interest, Poll},
+    events::{Event, Events, Interest, Poll},
     outcome::{GIB, Outcome},
     protocol::{self, NUMBER, Pattern},
     sockets,
 };
 
-/// What is let go of at once.
-const DISCARD_BYTES: usize = 1 << 20;
+/// What is read at once.
+const READ_BYTES: usize = 256 * 1024;
 
 #[derive(Debug, Parser)]
 pub struct Args {
@@ -76,7 +76,7 @@ pub fn connect(target: SocketAddr, connections: u16) -> io::Result<Vec<TcpStream
 /// Carries until the time is over or all `bytes` are, then until all that is on the way has arrived.
 pub fn carry(streams: Vec<TcpStream>, ways: Ways, bytes: Option<u64>, time: Duration) -> io::Result<Carried> {
     let pattern = Pattern::new();
-    let mut scratch = vec![0; DISCARD_BYTES];
+    let mut scratch = vec![0; READ_BYTES];
     let poll = Poll::new()?;
     let mut flows = Vec::with_capacity(streams.len());
     let start = Instant::now();
@@ -97,7 +97,7 @@ pub fn carry(streams: Vec<TcpStream>, ways: Ways, bytes: Option<u64>, time: Dura
             ended = true;
             for (token, flow) in flows.iter_mut().enumerate() {
                 let Some(flow) = flow else { continue };
-                flow.end()?;
+                flow.end();
                 poll.modify(&flow.stream, token as u64, flow.interest())?;
             }
         }
@@ -158,27 +158,21 @@ impl Flow {
     }
 
     /// The backend is told that this side has no more, which ends its side too.
-    fn end(&mut self) -> io::Result<()> {
+    fn end(&mut self) {
         if !self.ended {
             self.ended = true;
             // A connection that is gone says so when it is read.
-            let _ = self.stream.shutdown(std::net::Shutdown::Write);
+            let _ = self.stream.shutdown(Shutdown::Write);
         }
-        Ok(())
     }
 
     /// Returns whether it is over, and well.
-    fn ready(
-        &mut self,
-        event: crate::traffic::events::Event,
-        pattern: &Pattern,
-        scratch: &mut [u8],
-    ) -> io::Result<bool> {
+    fn ready(&mut self, event: Event, pattern: &Pattern, scratch: &mut [u8]) -> io::Result<bool> {
         if event.is_readable() {
             let read = if self.ended || !self.ways.down {
                 sockets::receive(&self.stream, scratch)?
             } else {
-                sockets::discard(&self.stream, scratch)?
+                sockets::receive(&self.stream, scratch)?
             };
             match read {
                 Some(0) => return self.over(),
@@ -196,7 +190,7 @@ impl Flow {
             self.sent += sockets::send(&self.stream, chunk)?.unwrap_or(0) as u64;
         }
         if self.ways.up && self.sent == self.each && (!self.ways.down || self.received == self.each) {
-            self.end()?;
+            self.end();
         }
         Ok(false)
     }

@@ -1,7 +1,8 @@
 //! Messages at scheduled times, evenly over some connections: open loop.
 //!
-//! A latency counts from when the message was due, not from when it was sent: one that is due while its connection still
-//! waits for an answer queues, and its waiting is told. So a proxy that stops for a while cannot hide what it delayed.
+//! A latency counts from when the message was due, not from when it was sent: one that is due while its connection
+//! still waits for an answer queues, and its waiting is told. So a proxy that stops for a while cannot hide what it
+//! delayed.
 
 use std::{
     io,

@@ -26,8 +26,10 @@ const BURST: u64 = 8;
 const TICK: Duration = Duration::from_micros(200);
 /// The most that is made up for after the load was held up; beyond that its rate is lower, which is told.
 const CATCH_UP: Duration = Duration::from_millis(2);
-/// How long counters must stand still before all is taken to have arrived.
-const SETTLED: Duration = Duration::from_millis(30);
+/// What has not arrived is lost when nothing has for so long.
+const LOST_AFTER: Duration = Duration::from_millis(200);
+/// How often it is asked what has arrived.
+const ASK_EVERY: Duration = Duration::from_millis(10);
 /// How long an answer to a question is waited for before it is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
@@ -105,11 +107,12 @@ impl Flood {
 
     /// Sends one datagram on every flow, so that a proxy's sessions exist before anything is counted.
     pub fn warm_up(&mut self) -> anyhow::Result<()> {
+        self.ask(protocol::ZERO)?;
         for flow in &self.flows {
             // Its loss does not matter.
             let _ = sockets::send(flow, &self.datagram);
         }
-        self.settle()?;
+        self.settle(self.flows.len() as u64)?;
         Ok(())
     }
 
@@ -139,31 +142,32 @@ impl Flood {
             self.poll.wait(&mut self.events, Some(schedule.at(sent + skipped).max(now + TICK)))?;
         }
         let took = start.elapsed();
-        let counted = self.settle()?;
-        Ok(Flooded { sent, arrived: counted.datagrams, took })
+        let arrived = self.settle(sent)?;
+        Ok(Flooded { sent, arrived, took })
     }
 
-    /// Waits until nothing more arrives. Returns what has.
-    fn settle(&mut self) -> anyhow::Result<Counted> {
+    /// Waits until all that were sent have arrived, or no more do. Returns how many have.
+    fn settle(&mut self, sent: u64) -> anyhow::Result<u64> {
         let give_up = Instant::now() + PATIENCE;
-        let mut before = self.counted()?;
-        loop {
-            let until = Instant::now() + SETTLED;
-            while Instant::now() < until {
-                self.poll.wait(&mut self.events, Some(until))?;
+        let (mut arrived, mut since) = (self.counted()?, Instant::now());
+        while arrived < sent && since.elapsed() < LOST_AFTER && Instant::now() < give_up {
+            let ask_at = Instant::now() + ASK_EVERY;
+            while Instant::now() < ask_at {
+                self.poll.wait(&mut self.events, Some(ask_at))?;
                 self.drain();
             }
             let now = self.counted()?;
-            if now == before || Instant::now() > give_up {
-                return Ok(now);
+            if now > arrived {
+                (arrived, since) = (now, Instant::now());
             }
-            before = now;
         }
+        Ok(arrived)
     }
 
-    fn counted(&mut self) -> anyhow::Result<Counted> {
+    fn counted(&mut self) -> anyhow::Result<u64> {
         let answer = self.ask(protocol::QUERY)?;
-        Counted::from_bytes(&answer).context("the backend's answer is no count: is --backend a harbor-bench backend?")
+        let counted = Counted::from_bytes(&answer);
+        Ok(counted.context("the backend's answer is no count: is --backend a harbor-bench backend?")?.datagrams)
     }
 
     /// Takes answers to questions that were asked twice.

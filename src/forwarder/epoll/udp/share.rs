@@ -1,0 +1,179 @@
+//! A worker's part of a port that several share, because it outgrew one.
+//!
+//! Every worker has a socket of its own on the port, and the kernel gives each client's datagrams to one of them by a
+//! rule that workers can compute ([`Spread`]). A session is in the table of the worker whose clients it has: when a port
+//! is spread, those of others are handed over to them, sockets included. What arrives elsewhere nevertheless, as what
+//! was received before the rule, is passed on.
+
+use std::{sync::Arc, time::Duration};
+
+use rustix::event::epoll::EventFlags;
+
+use super::{Peer, Udp, UdpPort, Upstream, runs::Piece};
+use crate::{
+    forwarder::{
+        epoll::{
+            tools::{Token, Tools},
+            worker::Waker,
+        },
+        listener::Listener,
+        sessions::Session,
+        slab::Key,
+        sockets::{DatagramSocket, Spread},
+    },
+    model::ServiceInstanceId,
+    telemetry::metrics::{Refusal, SessionEnd},
+};
+
+/// How long a port's queue may not become empty before the port is spread.
+const OUTGROWN_AFTER: Duration = Duration::from_millis(100);
+
+/// Which clients of a port are whose.
+#[derive(Clone)]
+pub(in crate::forwarder::epoll) struct Share {
+    pub spread: Spread,
+    /// All workers that share the port, in the order of their sockets.
+    pub workers: Arc<[Arc<Waker>]>,
+    /// Which of them this is.
+    pub place: usize,
+}
+
+impl Share {
+    /// The place of the worker whose client it is, if that is another one.
+    fn elsewhere(&self, peer: Peer) -> Option<usize> {
+        Some(self.spread.place_of(peer.client)).filter(|place| *place != self.place)
+    }
+}
+
+/// What one worker has for another.
+pub(in crate::forwarder::epoll) enum Letter {
+    /// A part of a port, with the sessions that belong to it.
+    Part(Box<Part>),
+    /// Datagrams of a client of the other's.
+    Datagrams(Datagrams),
+}
+
+/// A worker's part of a port.
+pub(in crate::forwarder::epoll) struct Part {
+    listener: Arc<Listener>,
+    sockets: Arc<[DatagramSocket]>,
+    share: Share,
+    sessions: Vec<Session<Peer, Upstream>>,
+}
+
+/// A datagram that arrived at the wrong worker, or several that the kernel has joined.
+pub(in crate::forwarder::epoll) struct Datagrams {
+    listener: Arc<Listener>,
+    peer: Peer,
+    pub bytes: Box<[u8]>,
+    length: usize,
+}
+
+impl Udp {
+    /// Sees whether a port is kept up with: whether all that waited at one of its sockets could be received in a turn.
+    pub(super) fn keep_up(&mut self, port: Key, address: u8, emptied: bool, tools: &Tools) {
+        let Some(entry) = self.ports.get_mut(port) else { return };
+        match entry.behind_since {
+            Some((behind, _)) if emptied && behind == address => entry.behind_since = None,
+            None if !emptied => entry.behind_since = Some((address, tools.now)),
+            Some((_, since)) if !emptied && !entry.outgrown && tools.now >= since + OUTGROWN_AFTER => {
+                entry.outgrown = true;
+                (tools.shared.outgrown)(&entry.listener.id);
+            }
+            _ => {}
+        }
+    }
+
+    /// Shares a port with the other workers: gives each its sockets and the sessions of its clients.
+    pub(in crate::forwarder::epoll) fn share_out(
+        &mut self,
+        id: &ServiceInstanceId,
+        sockets: Vec<Arc<[DatagramSocket]>>,
+        share: Share,
+        tools: &mut Tools,
+    ) {
+        self.finish_turn(tools);
+        let Self { ports, upstreams, by_id, .. } = self;
+        let Some(port) = by_id.get(id).copied() else { return };
+        let Some(entry) = ports.get_mut(port) else { return };
+        let mut parts = (1..).zip(sockets).map(|(place, sockets)| Part {
+            listener: Arc::clone(&entry.listener),
+            sockets,
+            share: Share { place, ..share.clone() },
+            sessions: Vec::new(),
+        });
+        let mut parts = parts.by_ref().collect::<Vec<_>>();
+        for key in entry.sessions.keys() {
+            let place = entry.sessions.get(key).and_then(|(peer, _)| share.elsewhere(peer));
+            let session = place.and_then(|place| Some((place, entry.sessions.take(key)?)));
+            if let Some((place, session)) = session {
+                tools.unregister(&session.value().socket);
+                upstreams.remove(session.value().key);
+                parts[place - 1].sessions.push(session);
+            }
+        }
+        for part in parts {
+            share.workers[part.share.place].hand_over(Letter::Part(Box::new(part)));
+        }
+        entry.share = Some(share);
+        self.arm(port, tools);
+    }
+
+    /// Takes what another worker has for this one.
+    pub(in crate::forwarder::epoll) fn take_letter(&mut self, letter: Letter, tools: &mut Tools) {
+        match letter {
+            Letter::Part(part) => self.take_part(*part, tools),
+            Letter::Datagrams(Datagrams { listener, peer, bytes, length }) => {
+                // The port may have been closed meanwhile.
+                let Some(port) = self.by_id.get(&listener.id).copied() else { return };
+                let session = self.ports.get(port).and_then(|port| port.sessions.find(&peer));
+                self.pass_flow_on(port, (peer, session), &[Piece { bytes: &bytes, length }], tools);
+                self.arm(port, tools);
+            }
+        }
+    }
+
+    fn take_part(&mut self, part: Part, tools: &mut Tools) {
+        let Part { listener, sockets, share, sessions } = part;
+        let id = listener.id.clone();
+        let port = self.open(listener, sockets, tools);
+        let Some(entry) = self.ports.get_mut(port) else { return };
+        entry.share = Some(share);
+        let mut unwatched = Vec::new();
+        for mut session in sessions {
+            let place = self.upstreams.insert((port, Key { index: 0, generation: 0 }));
+            session.value_mut().key = place;
+            let watched = tools.register(&session.value().socket, Token::Upstream(place), EventFlags::IN);
+            let key = entry.sessions.adopt(session);
+            *self.upstreams.get_mut(place).expect("just put in") = (port, key);
+            if watched.is_err() {
+                unwatched.push(key);
+            }
+        }
+        unwatched.into_iter().for_each(|session| self.end_session(port, session, SessionEnd::Displaced, tools));
+        // They were on the way when something became of their backends.
+        self.follow_backends(&id, tools);
+    }
+
+    /// Passes a client's datagrams on to the worker that has its session or is to begin it. Returns whether that is
+    /// another one.
+    pub(super) fn hand_on<'a>(
+        &self,
+        port: Key,
+        peer: Peer,
+        pieces: impl Iterator<Item = Piece<'a>>,
+        tools: &Tools,
+    ) -> bool {
+        let Some(UdpPort { share: Some(share), listener, .. }) = self.ports.get(port) else { return false };
+        let Some(place) = share.elsewhere(peer) else { return false };
+        for Piece { bytes, length } in pieces {
+            let listener = Arc::clone(listener);
+            let datagrams = Datagrams { listener, peer, bytes: bytes.into(), length };
+            if !share.workers[place].pass_on(datagrams) {
+                let lost = bytes.len().div_ceil(length.max(1)).max(1);
+                tools.tally.datagrams_dropped.of(Refusal::Undeliverable).more(lost as u64);
+            }
+        }
+        true
+    }
+}

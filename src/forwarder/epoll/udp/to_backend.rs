@@ -1,0 +1,318 @@
+//! From clients to backends: what listeners receive, and how sessions begin.
+
+use std::{
+    io::{IoSlice, IoSliceMut},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use rustix::{
+    event::epoll::EventFlags,
+    io::{Errno, retry_on_intr},
+    net::{self, SendAncillaryBuffer, SendFlags},
+};
+
+use super::{
+    DATAGRAM_BUFFER_BYTES, Peer, Udp, Upstream,
+    runs::{Piece, Run, Runs},
+};
+use crate::{
+    backends::Phase,
+    forwarder::{
+        admission::Permit,
+        epoll::tools::{Token, Tools},
+        listener::{OnBackend, speaks_for_others},
+        proxy_protocol::{self, Ends, Header, Parsed},
+        sessions::{Source, has_room},
+        slab::Key,
+        sockets::{self, DatagramSocket, Received},
+    },
+    model::{Transport, desired::allows, parameters::ProxyProtocol},
+    telemetry::metrics::{Direction, Refusal, SessionEnd},
+};
+
+/// Datagrams, or runs of joined ones, that are received at once.
+const BATCH: usize = 32;
+/// Batches that one listener gets per turn.
+const BATCHES_PER_TURN: usize = 4;
+/// From one buffer to the next. No power of two, or their beginnings would compete for the same places of the caches.
+const BUFFER_DISTANCE: usize = DATAGRAM_BUFFER_BYTES + 192;
+
+/// What is received at once: one block of memory per worker.
+#[derive(Default)]
+pub(super) struct Inbox {
+    memory: Box<[u8]>,
+    received: Vec<Received>,
+}
+
+impl Inbox {
+    pub(super) fn new() -> Self {
+        Self { memory: vec![0; BATCH * BUFFER_DISTANCE].into(), received: vec![Received::default(); BATCH] }
+    }
+
+    /// Takes what waits at a socket, and says how many buffers it fills.
+    fn fill(&mut self, socket: &DatagramSocket) -> usize {
+        let mut buffers = self.memory.chunks_exact_mut(BUFFER_DISTANCE);
+        let mut buffers = std::array::from_fn::<_, BATCH, _>(|_| {
+            IoSliceMut::new(&mut buffers.next().expect("as many as a batch has")[..DATAGRAM_BUFFER_BYTES])
+        });
+        // An error of a socket that only receives and answers concerns one answer, which is lost anyway.
+        socket.receive(&socket.descriptor, &mut buffers, &mut self.received).unwrap_or(0)
+    }
+
+    fn piece(&self, number: usize) -> Piece<'_> {
+        let Received { len, stride, .. } = self.received[number];
+        Piece { bytes: &self.memory[number * BUFFER_DISTANCE..][..len], length: stride }
+    }
+
+    fn peer(&self, number: usize, address: u8) -> Peer {
+        let Received { addr, dst_ip, .. } = self.received[number];
+        Peer { client: addr, local: dst_ip, address }
+    }
+}
+
+/// Who a first datagram is from, and what of it is for the backend.
+struct Opening<'a> {
+    source: SocketAddr,
+    destination: Option<SocketAddr>,
+    payload: &'a [u8],
+}
+
+impl Udp {
+    /// Datagrams wait at a listener.
+    pub(in crate::forwarder::epoll) fn receive(&mut self, port: Key, address: u8, tools: &mut Tools) {
+        let mut inbox = std::mem::take(&mut self.inbox);
+        let emptied = (0..BATCHES_PER_TURN).any(|_| {
+            let Some(entry) = self.ports.get(port) else { return true };
+            let received = inbox.fill(&entry.sockets[usize::from(address)]);
+            self.pass_on(port, address, &inbox, received, tools);
+            received < BATCH
+        });
+        self.inbox = inbox;
+        self.keep_up(port, address, emptied, tools);
+        self.arm(port, tools);
+    }
+
+    /// Sends each client's datagrams of a batch to its backend, in their order.
+    fn pass_on(&mut self, port: Key, address: u8, inbox: &Inbox, received: usize, tools: &mut Tools) {
+        let Some(entry) = self.ports.get(port) else { return };
+        let mut peers = [None; BATCH];
+        for (number, place) in peers.iter_mut().enumerate().take(received) {
+            let peer = inbox.peer(number, address);
+            *place = Some((peer, entry.sessions.find(&peer)));
+        }
+        let same = |a: &(Peer, Option<Key>), b: &(Peer, Option<Key>)| match (a.1, b.1) {
+            (Some(a), Some(b)) => a == b,
+            (None, None) => a.0 == b.0,
+            _ => false,
+        };
+        for first in 0..received {
+            let Some(flow) = peers[first].take() else { continue };
+            let mut pieces = [Piece { bytes: &[], length: 0 }; BATCH];
+            pieces[0] = inbox.piece(first);
+            let mut count = 1;
+            for (number, other) in peers.iter_mut().enumerate().take(received).skip(first + 1) {
+                if other.take_if(|other| same(&flow, other)).is_some() {
+                    pieces[count] = inbox.piece(number);
+                    count += 1;
+                }
+            }
+            self.pass_flow_on(port, flow, &pieces[..count], tools);
+        }
+    }
+
+    /// Sends datagrams of one client to its backend: the rest to another one, when that turns out to be gone.
+    pub(super) fn pass_flow_on(
+        &mut self,
+        port: Key,
+        flow: (Peer, Option<Key>),
+        pieces: &[Piece<'_>],
+        tools: &mut Tools,
+    ) {
+        let (peer, mut session) = flow;
+        let mut runs = Runs::new(pieces);
+        while let Some(datagram) = runs.first() {
+            let Some(entry) = self.ports.get_mut(port) else { return };
+            let known = session.and_then(|key| Some((key, entry.sessions.sent(key, tools.now)?)));
+            let Some((key, upstream)) = known else {
+                if self.hand_on(port, peer, runs.pieces(), tools) {
+                    return;
+                }
+                match self.begin(port, peer, datagram, tools) {
+                    Ok(begun) => session = Some(begun),
+                    Err(refusal) => tools.tally.datagrams_dropped.of(refusal).one(),
+                }
+                runs.advance(runs.next(0).expect("there is a first"));
+                continue;
+            };
+            upstream.asked();
+            let run = runs.next(upstream.joinable_to_backend).expect("there is a first");
+            match upstream.send(datagram, &runs, run) {
+                Ok(()) => tools.tally.carried(Direction::ToBackend, run.datagrams, run.bytes),
+                // The error is of a datagram before: this one has not been sent.
+                Err(Errno::CONNREFUSED) => {
+                    self.lose_backend(port, key, tools);
+                    session = None;
+                    continue;
+                }
+                Err(error) => match run.segment {
+                    Some(segment) if sockets::refuses_to_cut(error) => {
+                        upstream.joinable_to_backend = sockets::joinable_after(error, segment);
+                        continue;
+                    }
+                    _ => tools.tally.datagrams_dropped.of(Refusal::Undeliverable).more(run.datagrams as u64),
+                },
+            }
+            runs.advance(run);
+        }
+    }
+
+    /// Begins a session with the first datagram of a client that has none.
+    fn begin(&mut self, port: Key, peer: Peer, datagram: &[u8], tools: &mut Tools) -> Result<Key, Refusal> {
+        let opening = self.opening(port, peer, datagram, tools)?;
+        let mut tried = Vec::new();
+        let ticket = self.ports.get(port).ok_or(Refusal::Draining)?.listener.ticket(Transport::Udp);
+        loop {
+            let session = self.open_session(port, peer, opening.source, ticket, &mut tried, tools)?;
+            let header = self.header(port, peer, &opening);
+            let entry = self.ports.get_mut(port).expect("it has just got a session");
+            let upstream = entry.sessions.value_mut(session).expect("just opened");
+            match upstream.send_first(&header, opening.payload) {
+                Ok(()) => {
+                    tools.tally.carried(Direction::ToBackend, 1, opening.payload.len());
+                    return Ok(session);
+                }
+                Err(Errno::CONNREFUSED) => self.lose_backend(port, session, tools),
+                Err(_) => {
+                    // The next datagram would go out without the header, and could bring one of its own.
+                    self.end_session(port, session, SessionEnd::NotBegun, tools);
+                    return Err(Refusal::Undeliverable);
+                }
+            }
+        }
+    }
+
+    /// Whether a peer without a session may have one, and what its first datagram says.
+    fn opening<'a>(&self, port: Key, peer: Peer, datagram: &'a [u8], tools: &Tools) -> Result<Opening<'a>, Refusal> {
+        if !self.accepting {
+            return Err(Refusal::Draining);
+        }
+        let mut opening = Opening { source: peer.client, destination: None, payload: datagram };
+        if speaks_for_others(&tools.shared.limits.load(), peer.client) {
+            let Parsed::Whole(header, length) = proxy_protocol::parse(datagram, Transport::Udp) else {
+                return Err(Refusal::BadHeader);
+            };
+            opening.payload = &datagram[length..];
+            if let Header::Proxied(Ends { source, destination }) = header {
+                opening.source = source;
+                opening.destination = Some(destination);
+            }
+        }
+        let spec = self.ports.get(port).ok_or(Refusal::Draining)?.listener.spec();
+        if allows(&spec.settings.allow, opening.source.ip()) { Ok(opening) } else { Err(Refusal::NotAllowed) }
+    }
+
+    /// Begins a session with a backend that is not in `tried`.
+    fn open_session(
+        &mut self,
+        port: Key,
+        peer: Peer,
+        source: SocketAddr,
+        ticket: u64,
+        tried: &mut Vec<SocketAddr>,
+        tools: &mut Tools,
+    ) -> Result<Key, Refusal> {
+        let now = tools.now;
+        loop {
+            let listener = &self.ports.get(port).ok_or(Refusal::Draining)?.listener;
+            let chosen = tools.chooser.choose(listener, Transport::Udp, (source.ip(), ticket), tried, now);
+            let backend = chosen.map(OnBackend::new).ok_or(Refusal::NoBackend)?;
+            let permit = self.admit_session(port, Source::of(source.ip()), tools)?;
+            let address = backend.endpoint.address;
+            tried.push(address);
+            let socket = match tools.shared.connector.load().connect(address, Transport::Udp) {
+                Ok(socket) => socket,
+                Err(error) if sockets::is_own_fault(&error) => return Err(Refusal::Exhausted),
+                Err(_) => {
+                    backend.put_aside(now);
+                    continue;
+                }
+            };
+            let entry = self.ports.get_mut(port).ok_or(Refusal::Draining)?;
+            let key = self.upstreams.insert((port, Key { index: 0, generation: 0 }));
+            if tools.register(&socket, Token::Upstream(key), EventFlags::IN).is_err() {
+                self.upstreams.remove(key);
+                return Err(Refusal::Exhausted);
+            }
+            let drain_by = (backend.phase() == Phase::Draining).then(|| backend.drain_deadline()).flatten();
+            let upstream = Upstream::new(socket, backend, key, permit, now);
+            let session = entry.sessions.open(peer, Source::of(source.ip()), upstream, now);
+            entry.sessions.drain_by(session, drain_by);
+            *self.upstreams.get_mut(key).expect("just put in") = (port, session);
+            tools.tally.sessions_opened.one();
+            return Ok(session);
+        }
+    }
+
+    /// Room for one more session, if need be that of one which never got an answer.
+    fn admit_session(&mut self, port: Key, source: Source, tools: &mut Tools) -> Result<Permit, Refusal> {
+        let shared = Arc::clone(&tools.shared);
+        let entry = self.ports.get(port).ok_or(Refusal::Draining)?;
+        let listener = Arc::clone(&entry.listener);
+        let (spec, limits) = (listener.spec(), shared.limits.load());
+        // This worker has about its share of what a source has on a port that several have.
+        let shares = entry.share.as_ref().map_or(1, |share| share.workers.len() as u32);
+        let own = entry.sessions.of_source(source).saturating_mul(shares);
+        if !has_room(own, listener.usage.session_room(&spec, &limits)) {
+            return Err(Refusal::SourceLimit);
+        }
+        let admit = || shared.admission.admit(&listener.usage, Transport::Udp, &spec, &limits);
+        admit().or_else(|refusal| {
+            let expendable = self.ports.get(port).and_then(|port| port.sessions.expendable()).ok_or(refusal)?;
+            self.end_session(port, expendable, SessionEnd::Displaced, tools);
+            admit()
+        })
+    }
+
+    /// What the backend is told of its client, with the first datagram.
+    fn header(&self, port: Key, peer: Peer, opening: &Opening<'_>) -> Vec<u8> {
+        let Some(entry) = self.ports.get(port) else { return Vec::new() };
+        if entry.listener.spec().settings.proxy_protocol != Some(ProxyProtocol::V2) {
+            return Vec::new();
+        }
+        let unspecified = || match peer.client {
+            SocketAddr::V4(_) => IpAddr::from([0; 4]),
+            SocketAddr::V6(_) => IpAddr::from([0; 16]),
+        };
+        let arrived = || SocketAddr::new(peer.local.unwrap_or_else(unspecified), entry.listener.port);
+        let ends = Ends { source: opening.source, destination: opening.destination.unwrap_or_else(arrived) };
+        ends.v2(Transport::Udp)
+    }
+}
+
+impl Upstream {
+    /// Sends the run that comes next, whose first datagram this is.
+    fn send(&mut self, first: &[u8], runs: &Runs<'_, '_>, run: Run) -> Result<(), Errno> {
+        match run.segment {
+            None => {
+                retry_on_intr(|| net::send(&self.socket, first, SendFlags::NOSIGNAL))?;
+            }
+            Some(segment) => {
+                let mut parts = [IoSlice::new(&[]); BATCH];
+                let count = parts.iter_mut().zip(runs.parts(run)).map(|(place, part)| *place = part).count();
+                sockets::send_joined(&self.socket, &parts[..count], segment)?;
+            }
+        }
+        self.to_backend += run.bytes as u64;
+        Ok(())
+    }
+
+    /// Sends the first datagram, behind what the backend is told of its client.
+    fn send_first(&mut self, header: &[u8], datagram: &[u8]) -> Result<(), Errno> {
+        let parts = [IoSlice::new(header), IoSlice::new(datagram)];
+        let mut no_extras = SendAncillaryBuffer::default();
+        retry_on_intr(|| net::sendmsg(&self.socket, &parts, &mut no_extras, SendFlags::NOSIGNAL))?;
+        self.to_backend += datagram.len() as u64;
+        Ok(())
+    }
+}
