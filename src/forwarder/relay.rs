@@ -644,7 +644,8 @@ mod tests {
         let mut relay = Relay::new(None, Duration::from_secs(60), now);
         let backend = SocketAddr::from(([10, 0, 0, 1], 4100));
         relay.handle(Input::Connecting(backend, now + Duration::from_secs(5)), now);
-        let failed = Readiness { readable: true, writable: true, hangup: true, closed: true, error: true, urgent: false };
+        let failed =
+            Readiness { readable: true, writable: true, hangup: true, closed: true, error: true, urgent: false };
         relay.handle(Input::Ready(Side::Backend, failed), now);
         assert_eq!(relay.next(), Some(Action::FinishConnect { suspect: true }));
         relay.handle(Input::ConnectFailed(backend), now);
