@@ -11,6 +11,8 @@ mod provision;
 mod tcp;
 mod udp;
 
+use std::{io, sync::LazyLock};
+
 use clap::{ValueEnum, builder::PossibleValue};
 
 use self::node::Node;
@@ -99,12 +101,22 @@ pub const PATHS: &[Path] = &[
 
 impl ValueEnum for &'static Path {
     fn value_variants<'a>() -> &'a [Self] {
-        static ALL: std::sync::LazyLock<Vec<&Path>> = std::sync::LazyLock::new(|| PATHS.iter().collect());
+        static ALL: LazyLock<Vec<&Path>> = LazyLock::new(|| PATHS.iter().collect());
         &ALL
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(PossibleValue::new(self.name).help(self.unit))
+    }
+}
+
+/// Again when `strace` came between: it interrupts whoever waits when it takes up a thread.
+fn uninterrupted<T>(mut wait: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match wait() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
     }
 }
 

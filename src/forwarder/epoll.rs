@@ -4,6 +4,7 @@
 //! [`super::sessions`]); the shells here make the system calls. Threads share listening sockets, limits and immutable
 //! snapshots, nothing else.
 
+mod handover;
 mod pipes;
 mod tcp;
 mod tools;
@@ -20,6 +21,7 @@ use std::{
 };
 
 use self::{
+    handover::{Desk, Desks},
     udp::Share,
     worker::{Command, MAX_COMMANDS, Waker, Worker},
 };
@@ -55,15 +57,16 @@ impl Epoll {
     pub(super) fn start(workers: usize, shared: &Arc<Shared>, backends: &Backends) -> io::Result<Self> {
         // Made first: whatever fails from here on, dropping it ends the threads that run by then.
         let mut engine = Self { workers: Vec::with_capacity(workers), threads: Mutex::default() };
-        for number in 0..workers {
-            let waker = Arc::new(Waker::new()?);
+        let wakers = (0..workers).map(|_| Waker::new().map(Arc::new)).collect::<io::Result<Vec<_>>>()?;
+        let desks = wakers.iter().map(|waker| Desk::new(Arc::clone(waker))).collect::<Arc<[_]>>();
+        for (number, waker) in wakers.iter().cloned().enumerate() {
             let (commands, orders) = sync_channel(MAX_COMMANDS);
-            let worker = Worker::new(workers, Arc::clone(shared), Arc::clone(&waker), orders)?;
+            let desks = Desks::new(Arc::clone(&desks), number);
+            let worker = Worker::new(Arc::clone(shared), desks, Arc::clone(&waker), orders)?;
             engine.workers.push(Handle { waker, commands });
             let thread = thread::Builder::new().name(format!("forward-{number}")).spawn(|| worker.run())?;
             engine.threads().push(thread);
         }
-        let wakers = engine.workers.iter().map(|worker| Arc::clone(&worker.waker)).collect::<Vec<_>>();
         backends.on_change(Box::new(move |id| wakers.iter().for_each(|waker| waker.backends_changed(id))));
         Ok(engine)
     }

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -36,6 +36,8 @@ pub(super) struct Listener {
     /// The next flow's number, per transport.
     tcp_ticket: AtomicU64,
     udp_ticket: AtomicU64,
+    /// Threads that serve its TCP sockets.
+    open_at: AtomicUsize,
 }
 
 impl Listener {
@@ -48,6 +50,7 @@ impl Listener {
             slot,
             tcp_ticket: AtomicU64::new(0),
             udp_ticket: AtomicU64::new(0),
+            open_at: AtomicUsize::new(0),
         }
     }
 
@@ -63,6 +66,21 @@ impl Listener {
     /// Silence after which a flow ends.
     pub(super) fn idle_timeout(&self, transport: Transport, limits: &ForwarderLimits) -> Duration {
         self.spec().settings.idle_timeout.unwrap_or(limits.idle_timeout(transport))
+    }
+
+    /// One more thread serves its TCP sockets.
+    pub(super) fn opened(&self) {
+        self.open_at.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One of them no longer does.
+    pub(super) fn closed(&self) {
+        self.open_at.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether that many do.
+    pub(super) fn is_open_at_all(&self, threads: usize) -> bool {
+        self.open_at.load(Ordering::Relaxed) == threads
     }
 
     /// A flow's number: it takes one, however many backends it tries.

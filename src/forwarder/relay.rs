@@ -525,3 +525,112 @@ const fn gone(side: Side) -> ConnectionEnd {
         Side::Backend => ConnectionEnd::BackendGone,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const READ: usize = 64 * 1024;
+
+    /// A connection that is open, with nothing said yet.
+    fn open(now: Instant) -> Relay {
+        let mut relay = Relay::new(None, Duration::from_secs(60), now);
+        relay.handle(Input::Connecting(SocketAddr::from(([10, 0, 0, 1], 4100)), now + Duration::from_secs(5)), now);
+        relay.handle(Input::Ready(Side::Backend, Readiness { writable: true, ..Readiness::default() }), now);
+        assert_eq!(relay.next(), Some(Action::FinishConnect { suspect: false }));
+        relay.handle(Input::Connected { held: 0 }, now);
+        relay
+    }
+
+    fn readable(relay: &mut Relay, now: Instant) {
+        relay.handle(Input::Ready(Side::Client, Readiness { readable: true, ..Readiness::default() }), now);
+    }
+
+    fn copied(relay: &mut Relay, read: usize, source: Source, now: Instant) {
+        relay.handle(Input::Copied { from: Side::Client, read, held: 0, source }, now);
+    }
+
+    #[test]
+    fn a_direction_is_spliced_after_full_reads_in_a_row_and_copied_again_after_small_runs() {
+        let now = Instant::now();
+        let mut relay = open(now);
+        readable(&mut relay, now);
+        for _ in 1..BULK_AFTER {
+            copied(&mut relay, READ, Source::More, now);
+        }
+        assert_eq!(relay.next(), Some(Action::Copy(Side::Client)));
+        copied(&mut relay, READ - 1, Source::Drained, now);
+        readable(&mut relay, now);
+        for _ in 0..BULK_AFTER {
+            assert_eq!(relay.next(), Some(Action::Copy(Side::Client)), "a short read begins the row again");
+            copied(&mut relay, READ, Source::More, now);
+        }
+        assert!(relay.is_bulk());
+        let mut runs = |runs: u8, bytes| {
+            for _ in 0..runs {
+                assert_eq!(relay.next(), Some(Action::Splice(Side::Client)));
+                copied(&mut relay, bytes, Source::More, now);
+                copied(&mut relay, 0, Source::Drained, now);
+                readable(&mut relay, now);
+            }
+        };
+        runs(SMALL_RUNS - 1, SMALL_RUN - 1);
+        runs(1, SMALL_RUN);
+        runs(SMALL_RUNS, SMALL_RUN - 1);
+        assert_eq!(relay.next(), Some(Action::Copy(Side::Client)));
+        assert!(!relay.is_bulk());
+    }
+
+    #[test]
+    fn a_direction_with_urgent_data_is_never_spliced() {
+        let now = Instant::now();
+        let mut relay = open(now);
+        relay.handle(Input::Ready(Side::Client, Readiness { urgent: true, ..Readiness::default() }), now);
+        (0..2 * BULK_AFTER).for_each(|_| copied(&mut relay, READ, Source::More, now));
+        assert_eq!(relay.next(), Some(Action::Copy(Side::Client)));
+    }
+
+    #[test]
+    fn a_short_read_after_the_end_was_shown_is_the_last_unless_something_else_may_have_cut_it_short() {
+        fn check(shown: Readiness, expected: Option<Action>) {
+            let now = Instant::now();
+            let mut relay = open(now);
+            relay.handle(Input::Ready(Side::Client, Readiness { readable: true, ..shown }), now);
+            assert_eq!(relay.next(), Some(Action::Copy(Side::Client)));
+            copied(&mut relay, 1, Source::Drained, now);
+            assert_eq!(relay.next(), expected, "{shown:?}");
+        }
+        let hangup = Readiness { hangup: true, ..Readiness::default() };
+        check(Readiness::default(), None);
+        check(hangup, Some(Action::Tell(Side::Backend)));
+        check(Readiness { urgent: true, ..hangup }, Some(Action::Copy(Side::Client)));
+        check(Readiness { error: true, ..hangup }, Some(Action::Copy(Side::Client)));
+    }
+
+    #[test]
+    fn the_close_tells_the_second_side() {
+        let now = Instant::now();
+        let mut relay = open(now);
+        readable(&mut relay, now);
+        copied(&mut relay, 0, Source::Ended, now);
+        assert_eq!(relay.next(), Some(Action::Tell(Side::Backend)));
+        relay.handle(Input::Told(Side::Backend), now);
+        assert_eq!(relay.next(), None);
+        relay.handle(Input::Ready(Side::Backend, Readiness { readable: true, ..Readiness::default() }), now);
+        relay.handle(Input::Copied { from: Side::Backend, read: 0, held: 0, source: Source::Ended }, now);
+        assert_eq!(relay.next(), Some(Action::End(ConnectionEnd::Finished)));
+    }
+
+    #[test]
+    fn the_socket_of_a_connect_is_asked_only_when_the_news_are_of_a_failure() {
+        let now = Instant::now();
+        let mut relay = Relay::new(None, Duration::from_secs(60), now);
+        let backend = SocketAddr::from(([10, 0, 0, 1], 4100));
+        relay.handle(Input::Connecting(backend, now + Duration::from_secs(5)), now);
+        let failed = Readiness { readable: true, writable: true, hangup: true, error: true, urgent: false };
+        relay.handle(Input::Ready(Side::Backend, failed), now);
+        assert_eq!(relay.next(), Some(Action::FinishConnect { suspect: true }));
+        relay.handle(Input::ConnectFailed(backend), now);
+        assert_eq!((relay.next(), relay.tried()), (Some(Action::Connect), &[backend][..]));
+    }
+}

@@ -13,6 +13,7 @@ use rustix::net::{SendFlags, send, sockopt};
 use super::{
     Work,
     node::{Node, PATIENCE},
+    uninterrupted,
 };
 
 const MESSAGE: usize = 64;
@@ -122,9 +123,9 @@ impl Work for Connections {
     fn step(&mut self, node: &Node) -> anyhow::Result<()> {
         let Pair { mut client, mut backend } = self.0.connect(node)?;
         client.shutdown(Shutdown::Write)?;
-        ensure!(backend.read(&mut [0])? == 0, "more than was sent");
+        ensure!(uninterrupted(|| backend.read(&mut [0]))? == 0, "more than was sent");
         drop(backend);
-        ensure!(client.read(&mut [0])? == 0, "more than was answered");
+        ensure!(uninterrupted(|| client.read(&mut [0]))? == 0, "more than was answered");
         Ok(())
     }
 }

@@ -12,6 +12,7 @@ use quinn_udp::{Transmit, UdpSocketState};
 use super::{
     Work,
     node::{Node, PATIENCE},
+    uninterrupted,
 };
 
 const DATAGRAM: usize = 64;
@@ -30,7 +31,7 @@ fn socket() -> anyhow::Result<UdpSocket> {
 }
 
 fn read(socket: &UdpSocket) -> anyhow::Result<SocketAddr> {
-    let (_, from) = socket.recv_from(&mut [0; BATCHED]).context("a datagram did not arrive")?;
+    let (_, from) = uninterrupted(|| socket.recv_from(&mut [0; BATCHED])).context("a datagram did not arrive")?;
     Ok(from)
 }
 
@@ -128,7 +129,7 @@ struct Batches {
 
 enum Batch {
     /// Of these sizes, one call each.
-    Single([usize; BATCH]),
+    Single(Vec<usize>),
     /// As one call: the kernel takes them apart again at the very end.
     Joined(UdpSocketState),
 }
@@ -166,11 +167,11 @@ impl Work for Batches {
 }
 
 pub fn equal(node: &Node) -> anyhow::Result<Box<dyn Work>> {
-    Batches::start(node, |_| Ok(Batch::Single([BATCHED; BATCH])))
+    Batches::start(node, |_| Ok(Batch::Single(vec![BATCHED; BATCH])))
 }
 
 pub fn mixed(node: &Node) -> anyhow::Result<Box<dyn Work>> {
-    let sizes = std::array::from_fn(|i| MIXED[i % MIXED.len()]);
+    let sizes = MIXED.into_iter().cycle().take(BATCH).collect();
     Batches::start(node, |_| Ok(Batch::Single(sizes)))
 }
 

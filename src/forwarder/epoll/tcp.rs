@@ -24,6 +24,7 @@ use super::{
         slab::{Key, Slab},
         sockets,
     },
+    handover::Handed,
     pipes::{Pipe, Pipes},
     tools::{Token, Tools},
 };
@@ -174,6 +175,7 @@ impl Tcp {
         let entry = self.ports.get_mut(port).expect("just made");
         debug_assert!(entry.sockets.is_none(), "a listener is opened once");
         entry.sockets = Some(sockets);
+        entry.listener.opened();
         self.start_accepting(port, tools);
     }
 
@@ -182,7 +184,9 @@ impl Tcp {
         let Some(port) = self.by_id.remove(id) else { return };
         self.stop_accepting(port, tools);
         self.stop_connections(port, ConnectionEnd::Removed, tools);
-        self.ports.remove(port);
+        if let Some(entry) = self.ports.remove(port) {
+            entry.listener.closed();
+        }
     }
 
     /// Lets go of all listening sockets; connections go on.
@@ -273,11 +277,10 @@ impl Tcp {
             let Some(entry) = self.ports.get_mut(port) else { return };
             let Some(sockets) = &entry.sockets else { return };
             match sockets::accept(sockets[usize::from(address)].as_fd()) {
-                Ok((client, client_address)) => {
-                    let listener = Arc::clone(&entry.listener);
-                    if let Err((client, refusal)) = self.admit(port, listener, client, client_address, tools) {
-                        tools.tally.connections_refused.of(refusal).one();
-                        sockets::reset(client);
+                Ok((client, address)) => {
+                    let handed = Handed { listener: Arc::clone(&entry.listener), client, address };
+                    if let Err(own) = tools.desks.hand_over(handed) {
+                        self.take_in(port, own, tools);
                     }
                 }
                 Err(Errno::AGAIN) => {
@@ -293,14 +296,24 @@ impl Tcp {
         }
     }
 
-    fn admit(
-        &mut self,
-        port: Key,
-        listener: Arc<Listener>,
-        client: OwnedFd,
-        client_address: SocketAddr,
-        tools: &mut Tools,
-    ) -> Result<(), (OwnedFd, Refusal)> {
+    /// Another worker has accepted a connection for this one.
+    pub(super) fn adopt(&mut self, handed: Handed, tools: &mut Tools) {
+        match self.by_id.get(&handed.listener.id) {
+            Some(port) => self.take_in(*port, handed, tools),
+            // It has been removed in the meantime, and with it go its connections.
+            None => sockets::reset(handed.client),
+        }
+    }
+
+    fn take_in(&mut self, port: Key, handed: Handed, tools: &mut Tools) {
+        if let Err((client, refusal)) = self.admit(port, handed, tools) {
+            tools.tally.connections_refused.of(refusal).one();
+            sockets::reset(client);
+        }
+    }
+
+    fn admit(&mut self, port: Key, handed: Handed, tools: &mut Tools) -> Result<(), (OwnedFd, Refusal)> {
+        let Handed { listener, client, address: client_address } = handed;
         let limits = tools.shared.limits.load();
         let spec = listener.spec();
         let header_by = speaks_for_others(&limits, client_address).then(|| tools.now + HEADER_TIMEOUT);
@@ -344,6 +357,7 @@ impl Tcp {
         let others = &mut self.ports.get_mut(port).expect("its listener accepted").connections;
         connection.place = u32::try_from(others.len()).expect("descriptors run out first");
         others.push(key);
+        tools.desks.show(self.connections.len());
         tools.tally.connections_accepted.one();
         self.drive(key, None, tools);
         Ok(())
@@ -427,6 +441,7 @@ impl Tcp {
 
     fn end(&mut self, key: Key, end: ConnectionEnd, tools: &mut Tools) {
         let mut connection = self.connections.remove(key).expect("it has just been driven");
+        tools.desks.show(self.connections.len());
         tools.timers.set(&mut connection.alarm, None, Token::Client(key));
         if let Some(port) = self.ports.get_mut(connection.port) {
             port.connections.swap_remove(connection.place as usize);

@@ -16,6 +16,7 @@ use super::{
         shared::Shared,
         slab::{GENERATION_BITS, Key},
     },
+    handover::Desks,
     pipes::Pipes,
 };
 use crate::telemetry::metrics::Tally;
@@ -88,20 +89,21 @@ pub(super) struct Tools {
     pub timers: Timers,
     pub scratch: Box<[u8]>,
     pub pipes: Pipes,
+    pub desks: Desks,
     pub chooser: Chooser,
     /// The time of this turn.
     pub now: Instant,
 }
 
 impl Tools {
-    /// For one of so many workers.
-    pub(super) fn new(shared: Arc<Shared>, workers: usize) -> io::Result<Self> {
+    pub(super) fn new(shared: Arc<Shared>, desks: Desks) -> io::Result<Self> {
         Ok(Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             tally: shared.metrics.tally(),
             timers: Timers::default(),
             scratch: vec![0; SCRATCH_BYTES].into(),
-            pipes: Pipes::new(workers),
+            pipes: Pipes::new(desks.len()),
+            desks,
             chooser: Chooser::default(),
             now: shared.clock.now(),
             shared,

@@ -22,6 +22,7 @@ use rustix::{
 
 use super::{
     super::{engine::ExportedSession, listener::Listener, relay::Side, shared::Shared, sockets::DatagramSocket},
+    handover::Desks,
     tcp::Tcp,
     tools::{Token, Tools},
     udp::{Datagrams, Letter, Share, Udp},
@@ -143,14 +144,13 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// One of so many.
     pub(super) fn new(
-        workers: usize,
         shared: Arc<Shared>,
+        desks: Desks,
         waker: Arc<Waker>,
         commands: Receiver<Command>,
     ) -> io::Result<Self> {
-        let tools = Tools::new(shared, workers)?;
+        let tools = Tools::new(shared, desks)?;
         tools.register(&waker.descriptor, Token::Wake, epoll::EventFlags::IN)?;
         Ok(Self { tools, tcp: Tcp::default(), udp: Udp::default(), waker, commands })
     }
@@ -210,6 +210,9 @@ impl Worker {
     fn obey(&mut self) -> bool {
         self.waker.acknowledge();
         let Self { tools, tcp, udp, .. } = self;
+        for handed in tools.desks.take_handed() {
+            tcp.adopt(handed, tools);
+        }
         for id in self.waker.take_changed() {
             tcp.follow_backends(&id, tools);
             udp.follow_backends(&id, tools);
