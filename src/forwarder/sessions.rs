@@ -298,6 +298,57 @@ mod tests {
     }
 
     #[test]
+    fn a_source_leaves_as_much_as_it_takes_and_who_comes_last_finds_room() {
+        fn check(cap: u32, sources: usize, expected: &[u32]) {
+            let mut taken = Vec::<u32>::new();
+            for _ in 0..sources {
+                let mut own = 0;
+                let room = |own: u32| cap - taken.iter().sum::<u32>() - own;
+                while room(own) > 0 && has_room(own, room(own)) {
+                    own += 1;
+                }
+                taken.push(own);
+            }
+            assert_eq!(taken, expected, "{cap}");
+        }
+        check(16_384, 8, &[8192, 4096, 2048, 1024, 512, 256, 128, 64]);
+        check(16_384, 1, &[8192]);
+        check(200, 5, &[100, 50, 32, 18, 0]);
+        check(40, 2, &[32, 8]);
+        check(20, 1, &[20]);
+    }
+
+    #[test]
+    fn a_source_is_an_address_of_ipv4_or_a_network_of_ipv6() {
+        fn check(one: &str, other: &str, same: bool) {
+            let source = |text: &str| Source::of(text.parse().unwrap());
+            assert_eq!(source(one) == source(other), same, "{one} {other}");
+        }
+        check("10.0.0.1", "::ffff:10.0.0.1", true);
+        check("10.0.0.1", "10.0.0.2", false);
+        check("2001:db8::1", "2001:db8::ffff:1:2:3", true);
+        check("2001:db8::1", "2001:db8:0:1::1", false);
+    }
+
+    #[test]
+    fn a_session_goes_on_in_another_table_as_it_was() {
+        let start = Instant::now();
+        let (mut from, mut to) = (Sessions::new(IDLE), Sessions::new(IDLE));
+        let keys = [1, 2, 3].map(|peer| from.open(peer, source(9), (), start));
+        from.answered(keys[0], start + SECOND);
+        from.drain_by(keys[2], Some(start + 2 * SECOND));
+        for key in keys {
+            to.adopt(from.take(key).unwrap());
+        }
+        assert_eq!((from.len(), from.next_alarm(), from.of_source(source(9))), (0, None, 0));
+        assert_eq!((to.len(), to.of_source(source(9))), (3, 3));
+        assert_eq!(to.expendable(), to.find(&2));
+        assert_eq!(expired(&mut to, start + 2 * SECOND), [(3, SessionEnd::Drained)]);
+        assert_eq!(expired(&mut to, start + 5 * SECOND), [(2, SessionEnd::Unanswered)]);
+        assert_eq!(expired(&mut to, start + 61 * SECOND), [(1, SessionEnd::Idle)]);
+    }
+
+    #[test]
     fn an_answered_session_ends_when_it_is_idle_and_an_unanswered_one_after_five_seconds() {
         let start = Instant::now();
         let mut sessions = Sessions::new(IDLE);

@@ -51,6 +51,10 @@ const KIBIBYTES_PER_STALLED: usize = 80;
 /// Ends of pipes that a process has at most.
 const MOST_PIPES: usize = 2 * 192 + 8;
 
+/// UDP sessions at the same time, and bytes that each may take of the process.
+const SESSIONS: usize = 4000;
+const BYTES_PER_SESSION: usize = 1024;
+
 /// A service instance for TCP and UDP whose backends are these.
 async fn announced(harbor: &Harbor, id: &str, tcp: &Stage, udp: &UdpPeer) -> SocketAddr {
     provision(harbor, id, PLAN_BOTH).await;
@@ -229,5 +233,26 @@ async fn streams_that_stand_still_in_either_direction_take_bounded_memory_and_pi
     assert!(most.kibibytes <= allowed, "{before:?} before, {most:?} when they stood still");
     assert!(most.pipes <= before.pipes + MOST_PIPES, "{before:?} before, {most:?} when they stood still");
     eventually_async("no flow is open", || async { (open_flows(&harbor).await == 0).then_some(()) }).await;
+    assert!(harbor.terminate().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_udp_session_takes_less_than_a_kibibyte() {
+    let harbor = Site::new("28220-28229", "[forwarder]\ndrain_timeout = \"0s\"\n").serve().await;
+    let udp = UdpPeer::echo(V4);
+    let stage = Stage::new((V4, 0).into());
+    let port = announced(&harbor, "sessions", &stage, &udp).await;
+    let begin = |number: usize| -> Vec<UdpSocket> {
+        let clients = iter::repeat_with(|| udp_client(V4, port.port())).take(number).collect::<Vec<_>>();
+        clients.iter().for_each(|client| assert_eq!(ask(client, b"x"), b"x"));
+        clients
+    };
+    let _first = tokio::task::block_in_place(|| begin(100));
+    let before = Footprint::of(harbor.pid());
+    let _clients = tokio::task::block_in_place(|| begin(SESSIONS));
+    let after = Footprint::of(harbor.pid());
+    assert_eq!(after.descriptors - before.descriptors, SESSIONS);
+    let each = (after.kibibytes - before.kibibytes) * 1024 / SESSIONS;
+    assert!(each < BYTES_PER_SESSION, "a session takes {each} bytes");
     assert!(harbor.terminate().success());
 }

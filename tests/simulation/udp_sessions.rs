@@ -35,16 +35,19 @@ enum Action {
     Drain,
     Serve,
     End,
+    /// To another table, of which this one plays the part too.
+    Move,
     ChangeIdleTimeout,
 }
 
-const ACTIONS: [(u32, Action); 7] = [
+const ACTIONS: [(u32, Action); 8] = [
     (50, Action::Datagram),
     (25, Action::Answer),
     (15, Action::Wait),
     (3, Action::Drain),
     (2, Action::Serve),
     (4, Action::End),
+    (4, Action::Move),
     (1, Action::ChangeIdleTimeout),
 ];
 
@@ -166,7 +169,13 @@ impl World {
                 }
             }
             Action::End if key.is_some() => self.end(peer),
-            Action::End => {}
+            Action::Move if key.is_some() => {
+                let shadow = self.shadow.get_mut(&peer).expect("it has a key");
+                let session = self.table.take(shadow.key).expect("both tables have it");
+                assert_eq!((session.value(), self.table.find(&peer)), (&shadow.value, None));
+                shadow.key = self.table.adopt(session);
+            }
+            Action::End | Action::Move => {}
             Action::ChangeIdleTimeout => {
                 self.idle_timeout = Duration::from_secs(self.random.u64(1..120));
                 self.table.set_idle_timeout(self.idle_timeout);

@@ -20,7 +20,7 @@ use std::{
 
 use rustix::event::epoll::EventFlags;
 
-pub(super) use self::share::{Datagrams, Letter, Share};
+pub(super) use self::share::{Mailbox, Share};
 use self::{outbox::Outbox, to_backend::Inbox};
 use super::{
     super::{

@@ -10,7 +10,7 @@ use std::{
     mem::MaybeUninit,
     os::fd::OwnedFd,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex,
         mpsc::{Receiver, SyncSender, TryRecvError},
     },
 };
@@ -25,7 +25,7 @@ use super::{
     handover::Desks,
     tcp::Tcp,
     tools::{Token, Tools},
-    udp::{Datagrams, Letter, Share, Udp},
+    udp::{Mailbox, Share, Udp},
 };
 use crate::model::{ServiceInstanceId, Transport};
 
@@ -33,9 +33,6 @@ use crate::model::{ServiceInstanceId, Transport};
 pub(super) const MAX_COMMANDS: usize = 1024;
 /// Events that are taken from the kernel at once.
 const EVENTS_PER_TURN: usize = 256;
-/// Datagrams that wait for a worker because they arrived at another one, and their bytes.
-const MAX_LETTERS: usize = 4096;
-const MAX_LETTER_BYTES: usize = 4 << 20;
 /// What the reconciler asks of a worker.
 pub(super) enum Command {
     /// Accept from these sockets.
@@ -63,21 +60,14 @@ pub(super) struct Waker {
     descriptor: OwnedFd,
     /// Whose backends have changed. Bounded by the service instances that there are.
     changed: Mutex<HashSet<ServiceInstanceId>>,
-    /// What other workers have for this one.
-    letters: Mutex<Letters>,
-}
-
-#[derive(Default)]
-struct Letters {
-    waiting: Vec<Letter>,
-    /// Bytes of datagrams that wait.
-    bytes: usize,
+    /// What others have for it; they wake it when they have put something in.
+    pub mailbox: Mailbox,
 }
 
 impl Waker {
     pub(super) fn new() -> io::Result<Self> {
         let descriptor = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Self { descriptor, changed: Mutex::default(), letters: Mutex::default() })
+        Ok(Self { descriptor, changed: Mutex::default(), mailbox: Mailbox::default() })
     }
 
     /// There is something new.
@@ -98,34 +88,6 @@ impl Waker {
 
     fn take_changed(&self) -> HashSet<ServiceInstanceId> {
         std::mem::take(&mut self.changed.lock().expect("nothing panics while it holds the set"))
-    }
-
-    /// Gives the worker something that it must have. Bounded by the ports that there are.
-    pub(super) fn hand_over(&self, letter: Letter) {
-        self.letters().waiting.push(letter);
-        self.wake();
-    }
-
-    /// Gives the worker datagrams of its clients, if there is room.
-    pub(super) fn pass_on(&self, datagrams: Datagrams) -> bool {
-        let mut letters = self.letters();
-        let bytes = letters.bytes + datagrams.bytes.len();
-        let room = letters.waiting.len() < MAX_LETTERS && bytes <= MAX_LETTER_BYTES;
-        if room {
-            letters.bytes = bytes;
-            letters.waiting.push(Letter::Datagrams(datagrams));
-            drop(letters);
-            self.wake();
-        }
-        room
-    }
-
-    fn take_letters(&self) -> Vec<Letter> {
-        std::mem::take(&mut *self.letters()).waiting
-    }
-
-    fn letters(&self) -> MutexGuard<'_, Letters> {
-        self.letters.lock().expect("nothing panics while it holds the letters")
     }
 
     fn acknowledge(&self) {
@@ -219,7 +181,7 @@ impl Worker {
         }
         let waker = &self.waker;
         let read_letters = |udp: &mut Udp, tools: &mut Tools| {
-            waker.take_letters().into_iter().for_each(|letter| udp.take_letter(letter, tools));
+            waker.mailbox.take().into_iter().for_each(|letter| udp.take_letter(letter, tools));
         };
         read_letters(udp, tools);
         loop {

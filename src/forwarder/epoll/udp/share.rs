@@ -5,7 +5,11 @@
 //! is spread, those of others are handed over to them, sockets included. What arrives elsewhere nevertheless, as what
 //! was received before the rule, is passed on.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    mem,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
 
 use rustix::event::epoll::EventFlags;
 
@@ -27,6 +31,10 @@ use crate::{
 
 /// How long a port's queue may not become empty before the port is spread.
 const OUTGROWN_AFTER: Duration = Duration::from_millis(100);
+
+/// Datagrams that wait for a worker because they arrived at another one, and their bytes.
+const MAX_WAITING: usize = 4096;
+const MAX_WAITING_BYTES: usize = 4 << 20;
 
 /// Which clients of a port are whose.
 #[derive(Clone)]
@@ -65,8 +73,47 @@ pub(in crate::forwarder::epoll) struct Part {
 pub(in crate::forwarder::epoll) struct Datagrams {
     listener: Arc<Listener>,
     peer: Peer,
-    pub bytes: Box<[u8]>,
+    bytes: Box<[u8]>,
     length: usize,
+}
+
+/// What other workers have for one.
+#[derive(Default)]
+pub(in crate::forwarder::epoll) struct Mailbox(Mutex<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    letters: Vec<Letter>,
+    /// Bytes of datagrams among them.
+    bytes: usize,
+}
+
+impl Mailbox {
+    /// Takes everything out, in order.
+    pub(in crate::forwarder::epoll) fn take(&self) -> Vec<Letter> {
+        mem::take(&mut *self.waiting()).letters
+    }
+
+    /// Puts in what must arrive. Bounded, as the reconciler spreads one port after the other.
+    fn put(&self, part: Part) {
+        self.waiting().letters.push(Letter::Part(Box::new(part)));
+    }
+
+    /// Puts in datagrams, if there is room.
+    fn offer(&self, datagrams: Datagrams) -> bool {
+        let mut waiting = self.waiting();
+        let bytes = waiting.bytes + datagrams.bytes.len();
+        let room = waiting.letters.len() < MAX_WAITING && bytes <= MAX_WAITING_BYTES;
+        if room {
+            waiting.bytes = bytes;
+            waiting.letters.push(Letter::Datagrams(datagrams));
+        }
+        room
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().expect("nothing panics while it holds the letters")
+    }
 }
 
 impl Udp {
@@ -96,13 +143,13 @@ impl Udp {
         let Self { ports, upstreams, by_id, .. } = self;
         let Some(port) = by_id.get(id).copied() else { return };
         let Some(entry) = ports.get_mut(port) else { return };
-        let mut parts = (1..).zip(sockets).map(|(place, sockets)| Part {
+        let parts = (1..).zip(sockets).map(|(place, sockets)| Part {
             listener: Arc::clone(&entry.listener),
             sockets,
             share: Share { place, ..share.clone() },
             sessions: Vec::new(),
         });
-        let mut parts = parts.by_ref().collect::<Vec<_>>();
+        let mut parts = parts.collect::<Vec<_>>();
         for key in entry.sessions.keys() {
             let place = entry.sessions.get(key).and_then(|(peer, _)| share.elsewhere(peer));
             let session = place.and_then(|place| Some((place, entry.sessions.take(key)?)));
@@ -113,7 +160,9 @@ impl Udp {
             }
         }
         for part in parts {
-            share.workers[part.share.place].hand_over(Letter::Part(Box::new(part)));
+            let worker = &share.workers[part.share.place];
+            worker.mailbox.put(part);
+            worker.wake();
         }
         entry.share = Some(share);
         self.arm(port, tools);
@@ -169,11 +218,12 @@ impl Udp {
         for Piece { bytes, length } in pieces {
             let listener = Arc::clone(listener);
             let datagrams = Datagrams { listener, peer, bytes: bytes.into(), length };
-            if !share.workers[place].pass_on(datagrams) {
+            if !share.workers[place].mailbox.offer(datagrams) {
                 let lost = bytes.len().div_ceil(length.max(1)).max(1);
                 tools.tally.datagrams_dropped.of(Refusal::Undeliverable).more(lost as u64);
             }
         }
+        share.workers[place].wake();
         true
     }
 }
