@@ -125,6 +125,12 @@ pub(super) fn accept(listener: BorrowedFd<'_>) -> rustix::io::Result<(OwnedFd, S
     Ok((socket, address))
 }
 
+/// Sends the last segment of a handshake now, for a backend that speaks first.
+pub(super) fn acknowledge(socket: BorrowedFd<'_>) {
+    // A socket that is gone has nothing to say.
+    let _ = sockopt::set_tcp_quickack(socket, true);
+}
+
 /// Where a connection arrived.
 pub(super) fn local_address(socket: BorrowedFd<'_>) -> Option<SocketAddr> {
     net::getsockname(socket).ok().and_then(|address| SocketAddr::try_from(address).ok())
@@ -247,8 +253,12 @@ impl Connector {
             let _ = raw::set_local_port_range(socket.as_fd(), ports);
         }
         match transport {
-            // Urgent bytes are passed on as what they are in the stream, not lost: from the first on.
-            Transport::Tcp => sockopt::set_socket_oobinline(&socket, true)?,
+            Transport::Tcp => {
+                // Urgent bytes are passed on as what they are in the stream, not lost: from the first on.
+                sockopt::set_socket_oobinline(&socket, true)?;
+                // The last segment of the handshake waits for what is sent first, or for `acknowledge`.
+                sockopt::set_tcp_quickack(&socket, false)?;
+            }
             Transport::Udp => sockopt::set_socket_recv_buffer_size(&socket, SESSION_RECEIVE_BUFFER)?,
         }
         match net::connect(&socket, &backend) {

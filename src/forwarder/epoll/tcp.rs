@@ -99,6 +99,8 @@ struct Connection {
     /// most connections end before it matters.
     prompt: bool,
     kept_alive: bool,
+    /// The backend's socket is connected, and its peer may not know.
+    to_acknowledge: bool,
     _permit: Permit,
 }
 
@@ -346,6 +348,7 @@ impl Tcp {
             queued: false,
             prompt: false,
             kept_alive: false,
+            to_acknowledge: false,
             _permit: permit,
         };
         let key = self.connections.insert(Box::new(connection));
@@ -497,7 +500,10 @@ impl Connection {
         let mut all_read = 0;
         for _ in 0..ACTIONS_PER_TURN {
             let input = match self.relay.next() {
-                None => return (Turn::Waiting, all_read),
+                None => {
+                    self.acknowledge();
+                    return (Turn::Waiting, all_read);
+                }
                 Some(Action::End(end)) => return (Turn::Ended(end), all_read),
                 Some(Action::ReadHeader) => self.read_header(tools),
                 Some(Action::Connect) => self.connect(key, tools),
@@ -523,11 +529,19 @@ impl Connection {
                     if let Some(input) = self.follow() {
                         self.relay.handle(input, tools.now);
                     }
+                    self.to_acknowledge = true;
                 }
                 _ => {}
             }
         }
         (Turn::Unfinished, all_read)
+    }
+
+    /// Lets the backend know that it is connected, unless the first bytes have.
+    fn acknowledge(&mut self) {
+        if std::mem::take(&mut self.to_acknowledge) && self.carried.to_backend == 0 {
+            sockets::acknowledge(self.socket(Side::Backend));
+        }
     }
 
     /// When something has to be looked at, news or not.

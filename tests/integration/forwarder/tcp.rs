@@ -4,7 +4,7 @@ use std::{
     io::{self, Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{Arc, mpsc},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use harbor::model::{
@@ -345,6 +345,29 @@ fn least_connections_and_source_hash_do_what_they_say() {
     growth.iter_mut().zip(before).for_each(|(after, before)| *after -= before);
     growth.sort_unstable();
     assert_eq!(growth, [0, 0, 5], "one client, one backend");
+}
+
+#[test]
+fn a_backend_that_speaks_first_waits_for_nobody() {
+    const CONNECTIONS: u32 = 30;
+    let backend = TcpPeer::serving(V4, |mut stream| stream.write_all(b"220 ready"));
+    // One client is a balancer, whose header is all that it sends.
+    let balanced = ForwarderLimits { proxy_from: vec!["::1/128".parse().unwrap()], ..ForwarderLimits::default() };
+    let node = Node::with(1, balanced);
+    node.tcp(21022, backend.address);
+    for address in [V4, V6] {
+        let started = Instant::now();
+        for _ in 0..CONNECTIONS {
+            let mut client = connect(address, 21022);
+            if address == V6 {
+                client.write_all(b"PROXY TCP6 2001:db8::1 2001:db8::2 1 2\r\n").unwrap();
+            }
+            assert_eq!(read(&mut client, 9), b"220 ready");
+        }
+        // The kernel would hold an acknowledgement back for 40 ms at least.
+        let lasted = started.elapsed();
+        assert!(lasted < CONNECTIONS * Duration::from_millis(40), "{lasted:?} for {CONNECTIONS} over {address}");
+    }
 }
 
 #[test]
