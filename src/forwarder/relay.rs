@@ -54,6 +54,9 @@ pub struct Readiness {
     pub writable: bool,
     /// Nothing more will come than what is there.
     pub hangup: bool,
+    /// Nothing can be sent to it either: it has been told the end and has said its own, or the connection is broken,
+    /// though the error may have been told before.
+    pub closed: bool,
     /// There is urgent data, before which reads stop.
     pub urgent: bool,
     /// The connection is broken.
@@ -106,7 +109,7 @@ pub enum Input {
     WriteFailed {
         /// Which side takes no more.
         to: Side,
-        /// It broke off without having said its last: what it sent is not whole.
+        /// The error says that it broke off without having said its last: what it sent is not whole.
         cut: bool,
     },
     /// This side has been told that no more comes.
@@ -350,11 +353,13 @@ impl Relay {
                 if read > 0 {
                     self.active_at = now;
                 }
+                let in_doubt = self.is_in_doubt(from);
                 let half = self.half(from);
                 let ended = match source {
                     Source::More => false,
                     Source::Drained => read > 0 && half.whole && !half.urgent,
-                    Source::Ended => true,
+                    // An end that is one is shown, too: until then it may be a break.
+                    Source::Ended => !in_doubt,
                 };
                 half.readable = match source {
                     Source::More => true,
@@ -368,8 +373,7 @@ impl Relay {
                 flow.ended |= ended;
                 self.half(from.other()).writable &= held == 0;
                 self.turn = from.other();
-                let was_cut = self.broken.is_some_and(|broken| broken.side == from && broken.cut);
-                if ended && was_cut {
+                if ended && self.is_cut(from) {
                     self.stage = Stage::Breaking(from);
                 }
             }
@@ -386,7 +390,7 @@ impl Relay {
                 *self.flow(side.other()) = Flow::OVER;
             }
             Input::WriteFailed { to, cut } => {
-                self.broke(to, cut, now);
+                self.broke(to, cut || self.is_in_doubt(to), now);
                 self.cannot_write(to);
             }
             Input::Told(side) => self.flow(side.other()).told = true,
@@ -437,13 +441,16 @@ impl Relay {
     }
 
     fn ready(&mut self, side: Side, readiness: Readiness, now: Instant) {
+        // The error of a broken connection has been told, and perhaps not to us.
+        let broken = readiness.closed && !readiness.error && !self.flow_of(side.other()).told;
+        let cut = broken && self.is_in_doubt(side);
         let half = self.half(side);
         half.readable |= readiness.readable || readiness.hangup || readiness.urgent || readiness.error;
         half.writable |= readiness.writable || readiness.error;
-        half.whole |= readiness.hangup && !readiness.error;
+        half.whole |= readiness.hangup && !readiness.closed && !readiness.error;
         half.hangup |= readiness.hangup || readiness.error;
         half.urgent |= readiness.urgent;
-        if readiness.error {
+        if readiness.error || broken {
             match (self.stage, side) {
                 (Stage::Header(_) | Stage::Choosing | Stage::Connecting(..), Side::Client) => {
                     self.end(ConnectionEnd::ClientGone);
@@ -451,16 +458,26 @@ impl Relay {
                 // Nothing is read from it any more that would show the error.
                 (Stage::Open, _) if self.flow_of(side).ended => self.cannot_write(side),
                 // The next read shows it, perhaps only when what is held has been delivered.
-                (Stage::Open, _) => self.broke(side, false, now),
+                (Stage::Open, _) => self.broke(side, cut, now),
                 _ => {}
             }
         }
     }
 
+    /// Whether `side` may have broken off without anybody having been told: a splice to it that came back short may have
+    /// met the error, which the kernel tells once, after it had moved some bytes.
+    fn is_in_doubt(&self, side: Side) -> bool {
+        let known = self.half_of(side).whole || self.flow_of(side).ended || self.is_cut(side);
+        self.flow_of(side.other()).held > 0 && !known
+    }
+
+    fn is_cut(&self, side: Side) -> bool {
+        self.broken.is_some_and(|broken| broken.side == side && broken.cut)
+    }
+
     /// `side` has broken off: from now on the other one may not keep it waiting for long.
     fn broke(&mut self, side: Side, cut: bool, now: Instant) {
-        let known = self.broken.is_some_and(|broken| broken.side == side && broken.cut);
-        self.broken = Some(Broken { side, cut: cut || known });
+        self.broken = Some(Broken { side, cut: cut || self.is_cut(side) });
         self.active_at = now;
     }
 
@@ -627,7 +644,8 @@ mod tests {
         let mut relay = Relay::new(None, Duration::from_secs(60), now);
         let backend = SocketAddr::from(([10, 0, 0, 1], 4100));
         relay.handle(Input::Connecting(backend, now + Duration::from_secs(5)), now);
-        let failed = Readiness { readable: true, writable: true, hangup: true, error: true, urgent: false };
+        let failed =
+            Readiness { readable: true, writable: true, hangup: true, closed: true, error: true, urgent: false };
         relay.handle(Input::Ready(Side::Backend, failed), now);
         assert_eq!(relay.next(), Some(Action::FinishConnect { suspect: true }));
         relay.handle(Input::ConnectFailed(backend), now);

@@ -64,6 +64,7 @@ impl Socket {
             readable: self.read < self.sent_by_peer || self.peer_finished || self.broken,
             writable: self.connected && self.room() > 0 || self.broken,
             hangup: self.peer_finished || self.broken,
+            closed: self.broken || self.peer_finished && self.told_peer,
             urgent: self.urgent.is_some(),
             error: self.broken && !self.break_was_told,
         })
@@ -132,6 +133,19 @@ impl Socket {
     /// All was read, and the peer has said its last.
     fn is_at_end(&self) -> bool {
         self.peer_finished && self.read == self.sent_by_peer
+    }
+
+    /// As `splice` out of a pipe: it writes more than once, and when the connection breaks in between nobody is told.
+    fn splice_out(&mut self, bytes: u64, breaks: bool) -> Result<u64, bool> {
+        if !breaks || self.broken || self.room() == 0 {
+            return self.send(bytes);
+        }
+        let taken = self.send(bytes.div_ceil(2))?;
+        if taken < bytes {
+            self.peer_breaks_off();
+            self.break_was_told = true;
+        }
+        Ok(taken)
     }
 
     /// The peer broke off before it had said its last.
@@ -473,7 +487,8 @@ impl<'a> World<'a> {
             Ok(Some(bytes)) => {
                 assert_eq!(self.held(to).end, bytes.start, "bytes stay in order");
                 let read = bytes.end - bytes.start;
-                let sent = match self.socket(to).send(read) {
+                let breaks = through_pipe && self.random.u8(..32) == 0;
+                let sent = match self.socket(to).splice_out(read, breaks) {
                     Ok(sent) => sent,
                     Err(cut) => return Input::WriteFailed { to, cut },
                 };
@@ -509,7 +524,8 @@ impl<'a> World<'a> {
         let header = if to == Side::Backend { self.header } else { 0 };
         let bytes = header + held.end - held.start;
         assert!(bytes > 0, "there is something to flush");
-        let sent = match self.socket(to).send(bytes) {
+        let breaks = bytes > SCRATCH && self.random.u8(..32) == 0;
+        let sent = match self.socket(to).splice_out(bytes, breaks) {
             Ok(sent) => sent,
             Err(cut) => return Input::WriteFailed { to, cut },
         };

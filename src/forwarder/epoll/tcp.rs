@@ -369,6 +369,7 @@ impl Tcp {
             readable: flags.contains(EventFlags::IN),
             writable: flags.contains(EventFlags::OUT),
             hangup: flags.intersects(EventFlags::RDHUP | EventFlags::HUP),
+            closed: flags.contains(EventFlags::HUP),
             urgent: flags.contains(EventFlags::PRI),
             error: flags.contains(EventFlags::ERR),
         };
