@@ -4,6 +4,7 @@
 //! refusals. Answers leave by the listener's socket, from the very address that the client sent to. Datagrams are
 //! received and sent many at a time, but none waits: what a turn brings leaves in that turn.
 
+mod inbox;
 mod outbox;
 mod runs;
 mod share;
@@ -12,7 +13,8 @@ mod to_client;
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    hash::{Hash, Hasher},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
     time::Instant,
@@ -21,7 +23,7 @@ use std::{
 use rustix::event::epoll::EventFlags;
 
 pub(super) use self::share::{Mailbox, Share};
-use self::{outbox::Outbox, to_backend::Inbox};
+use self::{inbox::Inbox, outbox::Outbox};
 use super::{
     super::{
         admission::Permit,
@@ -82,13 +84,28 @@ struct UdpPort {
 }
 
 /// One end of a session: a client, and the address of ours that it talks to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Peer {
     client: SocketAddr,
     /// None only where the kernel does not say.
     local: Option<IpAddr>,
     /// Which of the listener's sockets.
     address: u8,
+}
+
+impl Hash for Peer {
+    /// As one piece: each would cost as much as a few words more. What is left out hardly ever tells peers apart.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let octets = |ip| match ip {
+            IpAddr::V4(ip) => Ipv4Addr::to_ipv6_mapped(&ip).octets(),
+            IpAddr::V6(ip) => ip.octets(),
+        };
+        let mut bytes = [0; 34];
+        bytes[..16].copy_from_slice(&octets(self.client.ip()));
+        bytes[16..32].copy_from_slice(&self.local.map(octets).unwrap_or_default());
+        bytes[32..].copy_from_slice(&self.client.port().to_ne_bytes());
+        state.write(&bytes);
+    }
 }
 
 /// The other end of a session.

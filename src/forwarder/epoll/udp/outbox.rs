@@ -32,6 +32,8 @@ pub(super) struct Outbox {
     memory: Box<[u8]>,
     used: usize,
     waiting: Vec<Answer>,
+    /// What becomes of those that leave together; kept for its memory.
+    leaving: Vec<Leaving>,
 }
 
 /// A datagram from a backend, or several that the kernel has joined.
@@ -66,7 +68,7 @@ struct Leaving {
 impl Outbox {
     pub(super) fn new() -> Self {
         let memory = vec![0; BUFFERS * DATAGRAM_BUFFER_BYTES].into();
-        Self { memory, used: 0, waiting: Vec::with_capacity(MAX_MESSAGES) }
+        Self { memory, used: 0, waiting: Vec::with_capacity(MAX_MESSAGES), leaving: Vec::new() }
     }
 
     pub(super) const fn is_empty(&self) -> bool {
@@ -125,13 +127,13 @@ impl Outbox {
 impl Udp {
     /// Sends all answers that have been read.
     pub(super) fn send_answers(&mut self, tally: &Tally) {
-        let Self { ports, outbox: Outbox { memory, used, waiting }, .. } = self;
+        let Self { ports, outbox: Outbox { memory, used, waiting, leaving }, .. } = self;
         let socket_of = |answer: &Answer| (answer.port, answer.peer.address);
         // Stable: a flow's answers stay in order.
         waiting.sort_by_key(socket_of);
         for answers in waiting.chunk_by(|a, b| socket_of(a) == socket_of(b)) {
             let port = ports.get_mut(answers[0].port).expect("answers are sent before their port is closed");
-            port.send(answers, memory, tally);
+            port.send(answers, memory, leaving, tally);
         }
         waiting.clear();
         *used = 0;
@@ -140,10 +142,17 @@ impl Udp {
 
 impl UdpPort {
     /// Sends answers that leave by one socket.
-    fn send(&mut self, answers: &[Answer], memory: &[u8], tally: &Tally) {
+    fn send(&mut self, answers: &[Answer], memory: &[u8], leaving: &mut Vec<Leaving>, tally: &Tally) {
+        if let [answer] = answers
+            && answer.bytes <= answer.length
+        {
+            let run = Run { segment: None, datagrams: 1, bytes: answer.bytes, parts: 1 };
+            let alone = Leaving { answer: *answer, run, first_part: 0, parts: 1 };
+            return self.send_all(&[alone], &[IoSlice::new(answer.piece(memory).bytes)], tally);
+        }
         let pieces = answers.iter().map(|answer| answer.piece(memory)).collect::<Vec<_>>();
         let mut parts = Vec::with_capacity(answers.len());
-        let mut leaving = Vec::with_capacity(answers.len());
+        leaving.clear();
         let mut rest = &pieces[..];
         for flow in answers.chunk_by(|a, b| a.session == b.session) {
             let (own, others) = rest.split_at(flow.len());
@@ -156,7 +165,7 @@ impl UdpPort {
                 runs.advance(run);
             }
         }
-        self.send_all(&leaving, &parts, tally);
+        self.send_all(leaving, &parts, tally);
     }
 
     fn send_all(&mut self, leaving: &[Leaving], parts: &[IoSlice<'_>], tally: &Tally) {

@@ -176,7 +176,7 @@ impl Udp {
                 // The port may have been closed meanwhile.
                 let Some(port) = self.by_id.get(&listener.id).copied() else { return };
                 let session = self.ports.get(port).and_then(|port| port.sessions.find(&peer));
-                self.pass_flow_on(port, (peer, session), &[Piece { bytes: &bytes, length }], tools);
+                self.pass_on(port, (peer, session), &[Piece { bytes: &bytes, length }], tools);
                 self.arm(port, tools);
             }
         }

@@ -1,7 +1,7 @@
 //! From clients to backends: what listeners receive, and how sessions begin.
 
 use std::{
-    io::{IoSlice, IoSliceMut},
+    io::IoSlice,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -13,7 +13,8 @@ use rustix::{
 };
 
 use super::{
-    DATAGRAM_BUFFER_BYTES, Peer, Udp, Upstream,
+    Peer, Udp, Upstream,
+    inbox::BATCH,
     runs::{Piece, Run, Runs},
 };
 use crate::{
@@ -25,51 +26,14 @@ use crate::{
         proxy_protocol::{self, Ends, Header, Parsed},
         sessions::{Source, has_room},
         slab::Key,
-        sockets::{self, DatagramSocket, Received},
+        sockets,
     },
     model::{Transport, desired::allows, parameters::ProxyProtocol},
     telemetry::metrics::{Direction, Refusal, SessionEnd},
 };
 
-/// Datagrams, or runs of joined ones, that are received at once.
-const BATCH: usize = 32;
 /// Batches that one listener gets per turn.
 const BATCHES_PER_TURN: usize = 4;
-/// From one buffer to the next. No power of two, or their beginnings would compete for the same places of the caches.
-const BUFFER_DISTANCE: usize = DATAGRAM_BUFFER_BYTES + 192;
-
-/// What is received at once: one block of memory per worker.
-#[derive(Default)]
-pub(super) struct Inbox {
-    memory: Box<[u8]>,
-    received: Vec<Received>,
-}
-
-impl Inbox {
-    pub(super) fn new() -> Self {
-        Self { memory: vec![0; BATCH * BUFFER_DISTANCE].into(), received: vec![Received::default(); BATCH] }
-    }
-
-    /// Takes what waits at a socket, and says how many buffers it fills.
-    fn fill(&mut self, socket: &DatagramSocket) -> usize {
-        let mut buffers = self.memory.chunks_exact_mut(BUFFER_DISTANCE);
-        let mut buffers = std::array::from_fn::<_, BATCH, _>(|_| {
-            IoSliceMut::new(&mut buffers.next().expect("as many as a batch has")[..DATAGRAM_BUFFER_BYTES])
-        });
-        // An error of a socket that only receives and answers concerns one answer, which is lost anyway.
-        socket.receive(&socket.descriptor, &mut buffers, &mut self.received).unwrap_or(0)
-    }
-
-    fn piece(&self, number: usize) -> Piece<'_> {
-        let Received { len, stride, .. } = self.received[number];
-        Piece { bytes: &self.memory[number * BUFFER_DISTANCE..][..len], length: stride }
-    }
-
-    fn peer(&self, number: usize, address: u8) -> Peer {
-        let Received { addr, dst_ip, .. } = self.received[number];
-        Peer { client: addr, local: dst_ip, address }
-    }
-}
 
 /// Who a first datagram is from, and what of it is for the backend.
 struct Opening<'a> {
@@ -84,51 +48,27 @@ impl Udp {
         let mut inbox = std::mem::take(&mut self.inbox);
         let emptied = (0..BATCHES_PER_TURN).any(|_| {
             let Some(entry) = self.ports.get(port) else { return true };
-            let received = inbox.fill(&entry.sockets[usize::from(address)]);
-            self.pass_on(port, address, &inbox, received, tools);
-            received < BATCH
+            let (received, all) = inbox.fill(&entry.sockets[usize::from(address)]);
+            inbox.sort(received, address, &entry.sessions);
+            for flow in inbox.flows() {
+                let whose = (flow.peer, flow.session);
+                match inbox.only_piece_of(flow) {
+                    Some(piece) => self.pass_on(port, whose, &[piece], tools),
+                    None => {
+                        let (pieces, count) = inbox.pieces_of(flow);
+                        self.pass_on(port, whose, &pieces[..count], tools);
+                    }
+                }
+            }
+            all
         });
         self.inbox = inbox;
         self.keep_up(port, address, emptied, tools);
         self.arm(port, tools);
     }
 
-    /// Sends each client's datagrams of a batch to its backend, in their order.
-    fn pass_on(&mut self, port: Key, address: u8, inbox: &Inbox, received: usize, tools: &mut Tools) {
-        let Some(entry) = self.ports.get(port) else { return };
-        let mut peers = [None; BATCH];
-        for (number, place) in peers.iter_mut().enumerate().take(received) {
-            let peer = inbox.peer(number, address);
-            *place = Some((peer, entry.sessions.find(&peer)));
-        }
-        let same = |a: &(Peer, Option<Key>), b: &(Peer, Option<Key>)| match (a.1, b.1) {
-            (Some(a), Some(b)) => a == b,
-            (None, None) => a.0 == b.0,
-            _ => false,
-        };
-        for first in 0..received {
-            let Some(flow) = peers[first].take() else { continue };
-            let mut pieces = [Piece { bytes: &[], length: 0 }; BATCH];
-            pieces[0] = inbox.piece(first);
-            let mut count = 1;
-            for (number, other) in peers.iter_mut().enumerate().take(received).skip(first + 1) {
-                if other.take_if(|other| same(&flow, other)).is_some() {
-                    pieces[count] = inbox.piece(number);
-                    count += 1;
-                }
-            }
-            self.pass_flow_on(port, flow, &pieces[..count], tools);
-        }
-    }
-
     /// Sends datagrams of one client to its backend: the rest to another one, when that turns out to be gone.
-    pub(super) fn pass_flow_on(
-        &mut self,
-        port: Key,
-        flow: (Peer, Option<Key>),
-        pieces: &[Piece<'_>],
-        tools: &mut Tools,
-    ) {
+    pub(super) fn pass_on(&mut self, port: Key, flow: (Peer, Option<Key>), pieces: &[Piece<'_>], tools: &mut Tools) {
         let (peer, mut session) = flow;
         let mut runs = Runs::new(pieces);
         while let Some(datagram) = runs.first() {
