@@ -113,6 +113,8 @@ pub(super) struct State {
     observations: Observations,
     /// Whether the observations have changed since they were published.
     unpublished: bool,
+    /// Sockets of UDP ports beyond one for each address.
+    more_sockets: usize,
     /// When those that failed are tried again.
     retry_at: Option<Instant>,
     /// Nothing is opened any more.
@@ -126,6 +128,8 @@ struct Entry {
     /// Kept so that a port stays bound until it is unwanted, whatever its engine does.
     tcp: Option<Sockets>,
     udp: Option<Sockets>,
+    /// Sockets that its UDP port has got beside those.
+    more_sockets: usize,
     /// A part of what the specification wants is not there.
     incomplete: bool,
 }
@@ -237,6 +241,7 @@ impl Reconciler {
     /// Removes a listener that is wanted no more, or elsewhere.
     fn remove(&mut self, id: &ServiceInstanceId) {
         let Some(entry) = self.state.entries.remove(id) else { return };
+        self.state.more_sockets -= entry.more_sockets;
         for transport in Protocol::Both.transports() {
             self.engine.close(id, *transport);
         }
@@ -253,6 +258,9 @@ impl Reconciler {
             if !spec.protocol.has(*transport) && entry.sockets(*transport).take().is_some() {
                 self.engine.close(id, *transport);
                 narrowed = true;
+                if *transport == Transport::Udp {
+                    self.state.more_sockets -= std::mem::take(&mut entry.more_sockets);
+                }
             }
         }
         narrowed
@@ -266,6 +274,7 @@ impl Reconciler {
             spec: Arc::clone(&spec),
             tcp: None,
             udp: None,
+            more_sockets: 0,
             incomplete: false,
         });
         if !Arc::ptr_eq(&entry.spec, &spec) {
@@ -319,10 +328,9 @@ impl Reconciler {
     /// Spreads a UDP port over the engine's threads, if it can be.
     fn spread(&mut self, id: &ServiceInstanceId) {
         let threads = self.engine.spreads_over();
-        let Some(Entry { udp: Some(Sockets::Udp(first)), listener, .. }) = self.state.entries.get(id) else { return };
-        if threads < 2 {
-            return;
-        }
+        let Some(entry) = self.state.entries.get(id) else { return };
+        let (Some(Sockets::Udp(first)), 2.., 0) = (&entry.udp, threads, entry.more_sockets) else { return };
+        let (listener, sockets) = (&entry.listener, (threads - 1) * first.len());
         let spread = Spread::new(threads, fastrand::u32(..));
         let port = listener.port;
         match self.bind_more(first, threads - 1, spread) {
@@ -332,6 +340,9 @@ impl Reconciler {
                 self.engine.settle();
                 self.engine.settle();
                 tracing::info!(service_instance = %id, port, threads, "UDP port spread over several threads");
+                self.state.entries.get_mut(id).expect("it was just there").more_sockets = sockets;
+                self.state.more_sockets += sockets;
+                self.set_capacity();
             }
             Err(error) => tracing::warn!(
                 service_instance = %id, port, %error,
@@ -417,7 +428,7 @@ impl Reconciler {
     fn set_capacity(&self) {
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let DesiredState { listeners, limits, .. } = &*self.state.desired;
-        let sockets = count(listeners.transports() * self.listen.len());
+        let sockets = count(listeners.transports() * self.listen.len() + self.state.more_sockets);
         self.shared.admission.set(limits, sockets::descriptor_limit(), count(listeners.size()), sockets);
     }
 

@@ -188,6 +188,8 @@ impl Udp {
         let port = self.open(listener, sockets, tools);
         let Some(entry) = self.ports.get_mut(port) else { return };
         entry.share = Some(share);
+        // There are no more hands.
+        entry.outgrown = true;
         let mut unwatched = Vec::new();
         for mut session in sessions {
             let place = self.upstreams.insert((port, Key { index: 0, generation: 0 }));
