@@ -521,7 +521,8 @@ impl Connection {
             match input {
                 Input::Copied { read, .. } => {
                     all_read += read;
-                    if all_read >= BYTES_PER_TURN {
+                    // Bulk is read once a turn: until the next one more has come, and fewer reads are in vain.
+                    if all_read >= BYTES_PER_TURN || read > 0 && self.relay.is_bulk() {
                         break;
                     }
                 }
