@@ -57,7 +57,12 @@ impl Inbox {
         // An error of a socket that only receives and answers concerns one answer, which is lost anyway.
         let ask = self.ask;
         let received = socket.receive(&socket.descriptor, &mut buffers[..ask], &mut self.received[..ask]).unwrap_or(0);
-        self.ask = if received == ask { BATCH } else { (2 * received).clamp(MIN_BATCH, BATCH) };
+        match received {
+            // The end of what a full batch was the beginning of: the next time there may be as much.
+            0 => {}
+            _ if received == ask => self.ask = BATCH,
+            _ => self.ask = (2 * received).clamp(MIN_BATCH, BATCH),
+        }
         (received, received < ask)
     }
 
