@@ -169,11 +169,7 @@ impl Flow {
     /// Returns whether it is over, and well.
     fn ready(&mut self, event: Event, pattern: &Pattern, scratch: &mut [u8]) -> io::Result<bool> {
         if event.is_readable() {
-            let read = if self.ended || !self.ways.down {
-                sockets::receive(&self.stream, scratch)?
-            } else {
-                sockets::receive(&self.stream, scratch)?
-            };
+            let read = sockets::receive(&self.stream, scratch)?;
             match read {
                 Some(0) => return self.over(),
                 Some(read) => {
