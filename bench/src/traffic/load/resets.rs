@@ -79,6 +79,8 @@ pub fn run(args: &Args) -> anyhow::Result<Outcome> {
     let pattern = Pattern::new();
     let mut scratch = vec![0; SCRATCH_BYTES];
     let mut random = fastrand::Rng::with_seed(args.seed);
+    // Of their own, so that the same connections are planned however fast they go.
+    let mut plans = random.fork();
     let mut tally = Tally::default();
     let poll = Poll::new()?;
     let mut lives: Vec<Option<Life>> = (0..MAX_LIVES).map(|_| None).collect();
@@ -105,7 +107,7 @@ pub fn run(args: &Args) -> anyhow::Result<Outcome> {
                 tally.left_out += 1;
                 continue;
             };
-            match Life::begin(target, Plan::random(&mut random), now) {
+            match Life::begin(target, Plan::random(&mut plans), now) {
                 Ok(life) => {
                     poll.add(life.stream(), free as u64, life.interest())?;
                     lives[free] = Some(life);
