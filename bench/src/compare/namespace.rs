@@ -16,6 +16,11 @@ const RECEIVE_BUFFER_MAX: &str = "/proc/sys/net/core/rmem_max";
 /// Local ports for connections: above every port that a proxy listens on.
 const LOCAL_PORTS: &str = "28000 65000";
 
+/// How all connections in the namespace control congestion: the one way that the kernel allows to every namespace. Where
+/// BBR is the machine's default, it would pace each connection over loopback by a timer per segment, and one would
+/// measure timers.
+const CONGESTION_CONTROL: &str = "reno";
+
 /// The option that tells this program that it is where it shall be.
 const INSIDE: &str = "--inside";
 
@@ -51,6 +56,8 @@ pub fn prepare() -> anyhow::Result<()> {
         bail!("cannot bring loopback up in a network namespace: run as root, with `ip` of iproute2 installed");
     }
     fs::write("/proc/sys/net/ipv4/ip_local_port_range", LOCAL_PORTS).context("cannot set the local ports")?;
+    fs::write("/proc/sys/net/ipv4/tcp_congestion_control", CONGESTION_CONTROL)
+        .with_context(|| format!("cannot choose {CONGESTION_CONTROL} for congestion control"))?;
     let mut limit = rustix::process::getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit).context("cannot raise the limit of descriptors")
