@@ -366,8 +366,8 @@ impl Tcp {
         Ok(())
     }
 
-    /// There is news of a connection's socket.
-    pub(super) fn ready(&mut self, key: Key, side: Side, flags: EventFlags, tools: &mut Tools) {
+    /// There is news of a connection's socket. Returns whether it is bulk and so waits for [`Tcp::resume`].
+    pub(super) fn ready(&mut self, key: Key, side: Side, flags: EventFlags, tools: &mut Tools) -> bool {
         let readiness = Readiness {
             readable: flags.contains(EventFlags::IN),
             writable: flags.contains(EventFlags::OUT),
@@ -377,13 +377,15 @@ impl Tcp {
             error: flags.contains(EventFlags::ERR),
         };
         let input = Input::Ready(side, readiness);
-        let Some(connection) = self.connections.get_mut(key) else { return };
-        if connection.relay.is_bulk() {
+        let Some(connection) = self.connections.get_mut(key) else { return false };
+        let bulk = connection.relay.is_bulk();
+        if bulk {
             connection.relay.handle(input, tools.now);
             self.queue(key);
         } else {
             self.drive(key, Some(input), tools);
         }
+        bulk
     }
 
     fn queue(&mut self, key: Key) {
@@ -408,8 +410,11 @@ impl Tcp {
     }
 
     /// Goes on with connections that are unfinished: a slice, since others may have had news in the meantime. Whoever
-    /// is not done then, or not reached, waits for the next one.
-    pub(super) fn resume(&mut self, tools: &mut Tools) {
+    /// is not done then, or not reached, waits for the next one. Returns whether there were any.
+    pub(super) fn resume(&mut self, tools: &mut Tools) -> bool {
+        if !self.has_more() {
+            return false;
+        }
         let mut left = BYTES_PER_SLICE;
         for _ in 0..self.unfinished.len() {
             let key = self.unfinished.pop_front().expect("counted");
@@ -421,6 +426,7 @@ impl Tcp {
                 break;
             }
         }
+        true
     }
 
     /// Lets a connection do what there is to do, within a turn's bounds. Returns how many bytes it has read.
