@@ -54,6 +54,11 @@ pub enum Phase {
     Revoked = 3,
 }
 
+/// On a cache line of its own: each flow that opens or ends writes to it, each datagram reads what stands beside it.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Open(AtomicU32);
+
 /// One announced address for one transport: an identity that never changes, and a few atomics.
 #[derive(Debug)]
 pub struct Backend {
@@ -71,7 +76,7 @@ pub struct Backend {
     /// Milliseconds after `since`; 0: no deadline.
     drain_deadline_ms: AtomicU64,
     /// Open connections or sessions, over all workers.
-    open: AtomicU32,
+    open: Open,
     /// Milliseconds after `since` until which it is passed over; 0: not aside.
     aside_until_ms: AtomicU64,
 }
@@ -88,7 +93,7 @@ impl Backend {
             since: now,
             phase: AtomicU8::new(Phase::Serving as u8),
             drain_deadline_ms: AtomicU64::new(0),
-            open: AtomicU32::new(0),
+            open: Open::default(),
             aside_until_ms: AtomicU64::new(0),
         }
     }
@@ -121,19 +126,19 @@ impl Backend {
 
     /// Counts a connection or session that opens.
     pub fn opened(&self) {
-        self.open.fetch_add(1, Ordering::Relaxed);
+        self.open.0.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts one that ends.
     pub fn closed(&self) {
-        let before = self.open.fetch_sub(1, Ordering::Relaxed);
+        let before = self.open.0.fetch_sub(1, Ordering::Relaxed);
         debug_assert!(before > 0, "a flow was closed that was not open");
     }
 
     /// Open connections or sessions.
     #[must_use]
     pub fn open(&self) -> u32 {
-        self.open.load(Ordering::Relaxed)
+        self.open.0.load(Ordering::Relaxed)
     }
 
     /// Until when it is passed over because it failed, unless it is the last one left.

@@ -26,8 +26,9 @@ const fn sockets(transport: Transport) -> u32 {
     }
 }
 
-/// The node's sockets.
+/// The node's sockets. On cache lines of its own, as all that every flow of every worker writes to.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub(super) struct Admission {
     /// Most sockets of flows.
     capacity: AtomicU32,
@@ -40,9 +41,13 @@ pub(super) struct Admission {
 
 /// The flows of one listener.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub(super) struct Usage {
     /// TCP connections in the low half, UDP sessions in the high half, so that both are bounded together.
     flows: AtomicU64,
+    /// The next flow's number, per transport.
+    tcp_ticket: AtomicU64,
+    udp_ticket: AtomicU64,
 }
 
 /// What a listener may have.
@@ -117,6 +122,15 @@ impl PortLimits {
 }
 
 impl Usage {
+    /// A flow's number: it takes one, however many backends it tries.
+    pub(super) fn ticket(&self, transport: Transport) -> u64 {
+        let ticket = match transport {
+            Transport::Tcp => &self.tcp_ticket,
+            Transport::Udp => &self.udp_ticket,
+        };
+        ticket.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// UDP sessions that the port has room for.
     pub(super) fn session_room(&self, spec: &ListenerSpec, limits: &ForwarderLimits) -> u32 {
         PortLimits::of(spec, limits).session_room(Flows::unpack(self.flows.load(Ordering::Relaxed)))

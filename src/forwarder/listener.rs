@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -33,9 +33,6 @@ pub(super) struct Listener {
     pub usage: Arc<Usage>,
     spec: ArcSwap<ListenerSpec>,
     slot: Arc<Slot>,
-    /// The next flow's number, per transport.
-    tcp_ticket: AtomicU64,
-    udp_ticket: AtomicU64,
     /// Threads that serve its TCP sockets.
     open_at: AtomicUsize,
 }
@@ -48,8 +45,6 @@ impl Listener {
             usage: Arc::default(),
             spec: ArcSwap::new(spec),
             slot,
-            tcp_ticket: AtomicU64::new(0),
-            udp_ticket: AtomicU64::new(0),
             open_at: AtomicUsize::new(0),
         }
     }
@@ -81,15 +76,6 @@ impl Listener {
     /// Whether that many do.
     pub(super) fn is_open_at_all(&self, threads: usize) -> bool {
         self.open_at.load(Ordering::Relaxed) == threads
-    }
-
-    /// A flow's number: it takes one, however many backends it tries.
-    pub(super) fn ticket(&self, transport: Transport) -> u64 {
-        let ticket = match transport {
-            Transport::Tcp => &self.tcp_ticket,
-            Transport::Udp => &self.udp_ticket,
-        };
-        ticket.fetch_add(1, Ordering::Relaxed)
     }
 }
 

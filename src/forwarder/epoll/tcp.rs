@@ -329,7 +329,7 @@ impl Tcp {
         drop(spec);
         let idle_timeout = listener.idle_timeout(Transport::Tcp, &limits);
         drop(limits);
-        let ticket = listener.ticket(Transport::Tcp);
+        let ticket = listener.usage.ticket(Transport::Tcp);
         let connection = Connection {
             relay: Relay::new(header_by, idle_timeout, tools.now),
             port,

@@ -111,7 +111,7 @@ impl Udp {
     fn begin(&mut self, port: Key, peer: Peer, datagram: &[u8], tools: &mut Tools) -> Result<Key, Refusal> {
         let opening = self.opening(port, peer, datagram, tools)?;
         let mut tried = Vec::new();
-        let ticket = self.ports.get(port).ok_or(Refusal::Draining)?.listener.ticket(Transport::Udp);
+        let ticket = self.ports.get(port).ok_or(Refusal::Draining)?.listener.usage.ticket(Transport::Udp);
         loop {
             let session = self.open_session(port, peer, opening.source, ticket, &mut tried, tools)?;
             let header = self.header(port, peer, &opening);
