@@ -35,11 +35,28 @@ pub struct Figures {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tolerance {
+    /// Where chance is in one figure only; the other keeps the usual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<Figure>,
     pub percent: f64,
     pub reason: String,
 }
 
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Figure {
+    Instructions,
+    SystemCalls,
+}
+
 impl Figures {
+    /// How many percent more are dearer; the usual is `otherwise`.
+    pub fn percent(&self, of: Figure, otherwise: f64) -> f64 {
+        let tolerance = self.tolerance.as_ref().filter(|tolerance| tolerance.of.is_none_or(|figure| figure == of));
+        tolerance.map_or(otherwise, |tolerance| tolerance.percent)
+    }
+
     /// Of two runs, of which the second did so many units more.
     pub fn new(unit: &str, units: f64, instructions: [u64; 2], calls: &[Calls; 2]) -> Self {
         let [fewer, more] = calls;
@@ -108,7 +125,7 @@ mod tests {
     #[test]
     fn recording_keeps_tolerances_and_what_another_compiler_has_not_made_old() {
         let figures = Figures::new("exchange", 1.0, [0, 100], &[Calls::new(), Calls::new()]);
-        let tolerance = Some(Tolerance { percent: 10.0, reason: "chance".into() });
+        let tolerance = Some(Tolerance { of: None, percent: 10.0, reason: "chance".into() });
         let tolerant = Figures { tolerance, ..figures.clone() };
         let record = |compiler: &str, paths: &[(&str, &Figures)]| Record {
             compiler: compiler.into(),

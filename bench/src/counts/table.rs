@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use super::record::{Figures, Record};
+use super::record::{Figure, Figures, Record};
 
 /// More than this is dearer, or cheaper; where chance has a part in it the record says what is.
 const PERCENT: f64 = 5.0;
@@ -48,15 +48,18 @@ pub fn compare(before: &Record, now: &Record) -> Comparison {
             comparison.remarks.push(format!("{path} is not on record."));
             continue;
         };
-        let percent = recorded.tolerance.as_ref().map_or(PERCENT, |tolerance| tolerance.percent);
-        let mut row = |what, recorded, now, details| {
-            let verdict = verdict(recorded, now, percent);
-            comparison.rows.push(Row { path: path.clone(), what, recorded, now, verdict, details });
+        let mut row = |of, before, now, details| {
+            let verdict = verdict(before, now, recorded.percent(of, PERCENT));
+            let what = match of {
+                Figure::Instructions => "instructions",
+                Figure::SystemCalls => "system calls",
+            };
+            comparison.rows.push(Row { path: path.clone(), what, recorded: before, now, verdict, details });
         };
         if comparable {
-            row("instructions", recorded.instructions, figures.instructions, String::new());
+            row(Figure::Instructions, recorded.instructions, figures.instructions, String::new());
         }
-        row("system calls", recorded.calls(), figures.calls(), changed_calls(recorded, figures));
+        row(Figure::SystemCalls, recorded.calls(), figures.calls(), changed_calls(recorded, figures));
     }
     comparison
 }
@@ -143,9 +146,23 @@ mod tests {
     fn a_path_with_a_tolerance_has_that_instead() {
         let mut before = record("1", 1000.0, &[]);
         let figures = before.paths.get_mut("a").expect("it is there");
-        figures.tolerance = Some(Tolerance { percent: 20.0, reason: "chance".into() });
+        figures.tolerance = Some(Tolerance { of: None, percent: 20.0, reason: "chance".into() });
         assert_eq!(compare(&before, &record("1", 1190.0, &[])).verdict(), Verdict::Same);
         assert_eq!(compare(&before, &record("1", 1210.0, &[])).verdict(), Verdict::Dearer);
+    }
+
+    #[test]
+    fn a_tolerance_of_one_figure_leaves_the_other_as_it_is() {
+        let check = |of, instructions, calls, expect| {
+            let mut before = record("1", 1000.0, &[("send", 2.0)]);
+            let figures = before.paths.get_mut("a").expect("it is there");
+            figures.tolerance = Some(Tolerance { of: Some(of), percent: 20.0, reason: "chance".into() });
+            assert_eq!(compare(&before, &record("1", instructions, &[("send", calls)])).verdict(), expect, "{of:?}");
+        };
+        check(Figure::Instructions, 1190.0, 2.0, Verdict::Same);
+        check(Figure::Instructions, 1000.0, 2.2, Verdict::Dearer);
+        check(Figure::SystemCalls, 1000.0, 2.2, Verdict::Same);
+        check(Figure::SystemCalls, 1190.0, 2.0, Verdict::Dearer);
     }
 
     #[test]
