@@ -108,8 +108,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(folder) = &args.inside {
         return soak(args, folder);
     }
-    let status = namespace::run_inside(&[])?;
-    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+    namespace::run_inside(&[])
 }
 
 fn soak(args: &Args, folder: &Path) -> anyhow::Result<ExitCode> {

@@ -18,12 +18,29 @@ use crate::{
 /// Sockets are scarce when less than one in so many is left: from then on a port has at most its share.
 const SCARCE_FRACTION: u32 = 4;
 
+/// One in so many of the machine's local ports is left to whatever else opens connections.
+const LOCAL_PORTS_LEFT: u32 = 8;
+/// Sockets that spread ports may have beside their first ones: one in so many of the descriptors.
+const SPREAD_FRACTION: u32 = 8;
+
 /// Sockets that one flow takes.
 const fn sockets(transport: Transport) -> u32 {
     match transport {
         Transport::Tcp => 2,
         Transport::Udp => 1,
     }
+}
+
+/// What the machine has for flows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Supply {
+    /// How many descriptors this process may have.
+    pub descriptors: u32,
+    /// Ports for outgoing sockets. The kernel gives each UDP session one that no other socket has.
+    pub local_ports: u32,
+    /// Ports that are served, and the sockets that they listen on.
+    pub listeners: u32,
+    pub listening_sockets: u32,
 }
 
 /// The node's sockets. On cache lines of its own, as all that every flow of every worker writes to.
@@ -33,6 +50,11 @@ pub(super) struct Admission {
     /// Most sockets of flows.
     capacity: AtomicU32,
     used: AtomicU32,
+    /// Most UDP sessions.
+    session_capacity: AtomicU32,
+    sessions: AtomicU32,
+    /// Most sockets of spread ports beside their first ones.
+    spread_capacity: AtomicU32,
     /// Listeners there are, and those with flows.
     listeners: AtomicU32,
     busy_listeners: AtomicU32,
@@ -137,7 +159,7 @@ impl Usage {
     }
 }
 
-/// Whether a port may have `port` of the node's `used` sockets, both with the one that asks. `busy`: ports with flows;
+/// Whether a port may have `port` of what the node has `used`, both with the one that asks. `busy`: ports with flows;
 /// `listeners`: all ports.
 fn has_room(capacity: u32, used: u32, port: u32, busy: u32, listeners: u32) -> bool {
     if used > capacity {
@@ -150,14 +172,23 @@ fn has_room(capacity: u32, used: u32, port: u32, busy: u32, listeners: u32) -> b
 }
 
 impl Admission {
-    /// Takes over limits. `descriptors`: how many this process may have.
-    pub(super) fn set(&self, limits: &ForwarderLimits, descriptors: u32, listeners: u32, listening_sockets: u32) {
+    /// Takes over limits and what there is.
+    pub(super) fn set(&self, limits: &ForwarderLimits, supply: Supply) {
+        let Supply { descriptors, local_ports, listeners, listening_sockets } = supply;
         let capacity = match limits.max_sockets {
             0 => descriptors.saturating_sub(RESERVED_DESCRIPTORS).saturating_sub(listening_sockets),
             most => most,
         };
         self.capacity.store(capacity, Ordering::Relaxed);
+        self.session_capacity.store(local_ports - local_ports / LOCAL_PORTS_LEFT, Ordering::Relaxed);
+        self.spread_capacity.store(descriptors / SPREAD_FRACTION, Ordering::Relaxed);
         self.listeners.store(listeners, Ordering::Relaxed);
+    }
+
+    /// Whether spread ports may have so many sockets in all, so many of them new.
+    pub(super) fn may_spread(&self, all: u32, new: u32) -> bool {
+        let free = self.capacity.load(Ordering::Relaxed).saturating_sub(self.used.load(Ordering::Relaxed));
+        all <= self.spread_capacity.load(Ordering::Relaxed) && new <= free
     }
 
     /// Open connections and sessions.
@@ -187,23 +218,41 @@ impl Admission {
         }
         // From here on the permit takes back what was counted.
         let mut permit =
-            Permit { admission: Arc::clone(self), usage: Arc::clone(usage), transport, holds_sockets: false };
-        let port = before.plus(transport).sockets();
+            Permit { admission: Arc::clone(self), usage: Arc::clone(usage), transport, holds: Holds::Nothing };
+        let flows = before.plus(transport);
+        if transport == Transport::Udp {
+            self.take(&self.session_capacity, &self.sessions, 1, flows.udp)?;
+            permit.holds = Holds::Session;
+        }
+        self.take(&self.capacity, &self.used, sockets(transport), flows.sockets())?;
+        permit.holds = Holds::Sockets;
+        self.flows.fetch_add(1, Ordering::Relaxed);
+        Ok(permit)
+    }
+
+    /// Takes so much of what all ports share. `port`: what the port then has of it.
+    fn take(&self, capacity: &AtomicU32, used: &AtomicU32, amount: u32, port: u32) -> Result<(), Refusal> {
         let (capacity, busy, listeners) = (
-            self.capacity.load(Ordering::Relaxed),
+            capacity.load(Ordering::Relaxed),
             self.busy_listeners.load(Ordering::Relaxed),
             self.listeners.load(Ordering::Relaxed),
         );
-        self.used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                let used = used + sockets(transport);
-                has_room(capacity, used, port, busy, listeners).then_some(used)
-            })
-            .map_err(|_| Refusal::NodeLimit)?;
-        self.flows.fetch_add(1, Ordering::Relaxed);
-        permit.holds_sockets = true;
-        Ok(permit)
+        let taken = used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            let used = used + amount;
+            has_room(capacity, used, port, busy, listeners).then_some(used)
+        });
+        taken.map(drop).map_err(|_| Refusal::NodeLimit)
     }
+}
+
+/// What a permit has taken of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    Nothing,
+    /// UDP: a session, but no socket yet.
+    Session,
+    /// All that a flow of its transport takes.
+    Sockets,
 }
 
 /// The room that one flow takes, given back on drop.
@@ -212,7 +261,7 @@ pub(super) struct Permit {
     admission: Arc<Admission>,
     usage: Arc<Usage>,
     transport: Transport,
-    holds_sockets: bool,
+    holds: Holds,
 }
 
 impl Drop for Permit {
@@ -226,7 +275,10 @@ impl Drop for Permit {
         if Flows::unpack(before).total() == 1 {
             self.admission.busy_listeners.fetch_sub(1, Ordering::Relaxed);
         }
-        if self.holds_sockets {
+        if self.transport == Transport::Udp && self.holds != Holds::Nothing {
+            self.admission.sessions.fetch_sub(1, Ordering::Relaxed);
+        }
+        if self.holds == Holds::Sockets {
             self.admission.used.fetch_sub(sockets(self.transport), Ordering::Relaxed);
             self.admission.flows.fetch_sub(1, Ordering::Relaxed);
         }
@@ -260,7 +312,7 @@ mod tests {
 
     fn node(limits: &ForwarderLimits, listeners: u32) -> Arc<Admission> {
         let admission = Arc::new(Admission::default());
-        admission.set(limits, 10_000, listeners, 0);
+        admission.set(limits, Supply { descriptors: 10_000, local_ports: 800, listeners, listening_sockets: 0 });
         admission
     }
 
@@ -307,6 +359,36 @@ mod tests {
     }
 
     #[test]
+    fn one_port_of_many_has_only_its_share_of_the_local_ports_that_sessions_take() {
+        let limits = ForwarderLimits { max_sockets: 100_000, ..ForwarderLimits::default() };
+        let node = node(&limits, 9);
+        let spec = spec(None);
+        let (greedy, other) = (Arc::default(), Arc::default());
+        let admit = |usage: &Arc<Usage>, transport| node.admit(usage, transport, &spec, &limits);
+        let held = (0..800).map_while(|_| admit(&greedy, Transport::Udp).ok()).collect::<Vec<_>>();
+        // Of 700 three quarters, as long as none is short.
+        assert_eq!(held.len(), 525);
+        assert_eq!(admit(&greedy, Transport::Udp).err(), Some(Refusal::NodeLimit));
+        assert!(admit(&other, Transport::Udp).is_ok());
+        assert!(admit(&greedy, Transport::Tcp).is_ok(), "connections share local ports");
+        drop(held);
+        assert_eq!([&node.sessions, &node.used].map(|count| count.load(Ordering::Relaxed)), [0, 0]);
+        // What was taken before the node had no socket left is given back.
+        let full = ForwarderLimits::default();
+        node.set(&full, Supply { descriptors: 0, local_ports: 800, listeners: 9, listening_sockets: 0 });
+        assert_eq!(admit(&other, Transport::Udp).err(), Some(Refusal::NodeLimit));
+        assert_eq!(node.sessions.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn ports_are_spread_only_while_there_are_sockets_to_spare() {
+        let node = node(&ForwarderLimits { max_sockets: 100, ..ForwarderLimits::default() }, 9);
+        assert!(node.may_spread(10_000 / SPREAD_FRACTION, 100));
+        assert!(!node.may_spread(10_000 / SPREAD_FRACTION + 1, 1));
+        assert!(!node.may_spread(101, 101));
+    }
+
+    #[test]
     fn the_node_is_never_over_its_capacity() {
         for capacity in 1..200 {
             for used in 0..300 {
@@ -324,9 +406,11 @@ mod tests {
     #[test]
     fn the_descriptor_limit_is_the_capacity_where_none_is_set() {
         let admission = Admission::default();
-        admission.set(&ForwarderLimits::default(), 20_000, 5000, 5000);
+        let supply = Supply { descriptors: 20_000, local_ports: 0, listeners: 5000, listening_sockets: 5000 };
+        admission.set(&ForwarderLimits::default(), supply);
         assert_eq!(admission.capacity.load(Ordering::Relaxed), 20_000 - 512 - 5000);
-        admission.set(&ForwarderLimits::default(), 256, 1, 1);
+        let supply = Supply { descriptors: 256, local_ports: 0, listeners: 1, listening_sockets: 1 };
+        admission.set(&ForwarderLimits::default(), supply);
         assert_eq!(admission.capacity.load(Ordering::Relaxed), 0);
     }
 }

@@ -14,6 +14,7 @@ use std::{
 
 use super::{
     Binder, HolderLookup, Observe,
+    admission::Supply,
     engine::{Engine, Sockets},
     listener::Listener,
     shared::Shared,
@@ -331,6 +332,13 @@ impl Reconciler {
         let Some(entry) = self.state.entries.get(id) else { return };
         let (Some(Sockets::Udp(first)), 2.., 0) = (&entry.udp, threads, entry.more_sockets) else { return };
         let (listener, sockets) = (&entry.listener, (threads - 1) * first.len());
+        if !self.shared.admission.may_spread(count(self.state.more_sockets + sockets), count(sockets)) {
+            tracing::warn!(
+                service_instance = %id, port = listener.port, sockets,
+                "a UDP port that one thread cannot keep up with stays on it, as sockets are scarce"
+            );
+            return;
+        }
         let spread = Spread::new(threads, fastrand::u32(..));
         let port = listener.port;
         match self.bind_more(first, threads - 1, spread) {
@@ -426,16 +434,24 @@ impl Reconciler {
 
     /// Shares the node's sockets anew, before listeners are opened that would find none.
     fn set_capacity(&self) {
-        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let DesiredState { listeners, limits, .. } = &*self.state.desired;
-        let sockets = count(listeners.transports() * self.listen.len() + self.state.more_sockets);
-        self.shared.admission.set(limits, sockets::descriptor_limit(), count(listeners.size()), sockets);
+        let supply = Supply {
+            descriptors: sockets::descriptor_limit(),
+            local_ports: self.shared.connector.load().port_count(),
+            listeners: count(listeners.size()),
+            listening_sockets: count(listeners.transports() * self.listen.len() + self.state.more_sockets),
+        };
+        self.shared.admission.set(limits, supply);
     }
 
     fn publish(&mut self) {
         self.state.unpublished = false;
         (self.observe)(Arc::new(self.state.observations.clone()));
     }
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -185,10 +185,15 @@ struct Half {
     /// The peer has sent urgent data once. A read stops before it and so says nothing when it is short, and a splice
     /// does not get past it.
     urgent: bool,
+    /// The peer has broken off; what it had sent before is still delivered.
+    broke: bool,
+    /// Its reads may end as if it had said its last, though it has not: the error was told to a write.
+    cut: bool,
 }
 
 impl Half {
-    const NEW: Self = Self { readable: false, writable: false, hangup: false, whole: false, urgent: false };
+    const NEW: Self =
+        Self { readable: false, writable: false, hangup: false, whole: false, urgent: false, broke: false, cut: false };
 }
 
 /// What flows from one side to the other.
@@ -212,6 +217,11 @@ impl Flow {
     const NEW: Self = Self { held: 0, ended: false, told: false, bulk: false, streak: 0, run: 0 };
     /// There is no point in carrying anything that way.
     const OVER: Self = Self { ended: true, told: true, ..Self::NEW };
+
+    /// Many bytes come at a time, and more may.
+    const fn is_bulk(&self) -> bool {
+        self.bulk && !self.ended
+    }
 
     /// All of it was delivered.
     const fn is_over(&self) -> bool {
@@ -254,15 +264,6 @@ pub struct Relay {
     idle_timeout: Duration,
     active_at: Instant,
     drain_by: Option<Instant>,
-    broken: Option<Broken>,
-}
-
-/// A side that has broken off; what it had sent before is still delivered.
-#[derive(Debug, Clone, Copy)]
-struct Broken {
-    side: Side,
-    /// Its reads may end as if it had said its last, though it has not: the error was told to a write.
-    cut: bool,
 }
 
 impl Relay {
@@ -283,7 +284,6 @@ impl Relay {
             idle_timeout,
             active_at: now,
             drain_by: None,
-            broken: None,
         }
     }
 
@@ -296,7 +296,7 @@ impl Relay {
     /// Whether a direction is bulk, so that the connection can wait until others had their turn.
     #[must_use]
     pub const fn is_bulk(&self) -> bool {
-        self.up.bulk || self.down.bulk
+        self.up.is_bulk() || self.down.is_bulk()
     }
 
     /// When [`Input::Tick`] is due; it may come later, and too early does no harm.
@@ -311,7 +311,7 @@ impl Relay {
 
     /// How long nothing may happen.
     fn patience(&self) -> Duration {
-        if self.broken.is_some() { self.idle_timeout.min(BROKEN_TIMEOUT) } else { self.idle_timeout }
+        if self.broken().is_some() { self.idle_timeout.min(BROKEN_TIMEOUT) } else { self.idle_timeout }
     }
 
     /// Takes note of what has happened.
@@ -409,6 +409,10 @@ impl Relay {
             Stage::Connecting(..) => {
                 self.backend.writable.then_some(Action::FinishConnect { suspect: self.backend.hangup })
             }
+            // What either had sent is for nobody.
+            Stage::Open | Stage::Breaking(_) if self.client.broke && self.backend.broke => {
+                Some(Action::End(gone(Side::Client)))
+            }
             Stage::Open => {
                 // To be closed tells both sides that no more comes.
                 if self.up.is_over() && self.down.is_over() {
@@ -472,13 +476,19 @@ impl Relay {
     }
 
     fn is_cut(&self, side: Side) -> bool {
-        self.broken.is_some_and(|broken| broken.side == side && broken.cut)
+        self.half_of(side).cut
     }
 
     /// `side` has broken off: from now on the other one may not keep it waiting for long.
     fn broke(&mut self, side: Side, cut: bool, now: Instant) {
-        self.broken = Some(Broken { side, cut: cut || self.is_cut(side) });
+        let half = self.half(side);
+        (half.broke, half.cut) = (true, half.cut || cut);
         self.active_at = now;
+    }
+
+    /// Who has broken off.
+    fn broken(&self) -> Option<Side> {
+        [Side::Client, Side::Backend].into_iter().find(|side| self.half_of(*side).broke)
     }
 
     /// `side` takes no more; what it had sent before it broke off is still read.
@@ -498,7 +508,9 @@ impl Relay {
             // Also when the backend drains: others may be left.
             Stage::Connecting(backend, _) => self.handle(Input::ConnectFailed(backend), now),
             _ if self.drain_by.is_some_and(|drain_by| drain_by <= now) => self.end(ConnectionEnd::Drained),
-            _ => self.end(self.broken.map_or(ConnectionEnd::Idle, |broken| gone(broken.side))),
+            // News that wait for their turn are none of idleness.
+            _ if self.next().is_some() => {}
+            _ => self.end(self.broken().map_or(ConnectionEnd::Idle, gone)),
         }
     }
 

@@ -142,12 +142,17 @@ pub(super) fn descriptor_limit() -> u32 {
     limit.map_or(u32::MAX, |limit| u32::try_from(limit).unwrap_or(u32::MAX))
 }
 
-/// Whether a socket could not be made or connected because this machine has run out of something.
-pub(super) fn is_own_fault(error: &io::Error) -> bool {
+/// Whether a socket could not be made because no descriptor or memory was to be had: no other backend would help.
+pub(super) fn is_exhaustion(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),
-        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL | Errno::AGAIN)
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::NOSPC)
     )
+}
+
+/// Whether a socket could not be made or connected because this machine has run out of something.
+pub(super) fn is_own_fault(error: &io::Error) -> bool {
+    is_exhaustion(error) || matches!(Errno::from_io_error(error), Some(Errno::ADDRNOTAVAIL | Errno::AGAIN))
 }
 
 /// Closes a connection so that its peer sees a reset, not an end.
@@ -221,13 +226,17 @@ pub(super) fn refuses_to_cut(error: Errno) -> bool {
 #[derive(Debug, Clone)]
 pub(super) struct Connector {
     local_ports: Option<RangeInclusive<u16>>,
+    /// How many ports the kernel chooses from.
+    port_count: u32,
 }
 
 impl Connector {
     /// Stays out of `pool_ports`.
     pub(super) fn new(pool_ports: &PortSet) -> Self {
-        let local_ports = largest_gap(&machine_ports(), pool_ports);
-        let connector = Self { local_ports };
+        let machine_ports = machine_ports();
+        let local_ports = largest_gap(&machine_ports, pool_ports);
+        let port_count = u32::try_from(local_ports.as_ref().unwrap_or(&machine_ports).len()).expect("at most 65,536");
+        let connector = Self { local_ports, port_count };
         if let Some(ports) = &connector.local_ports
             && let Err(error) = connector.try_range(ports)
         {
@@ -238,6 +247,11 @@ impl Connector {
             );
         }
         connector
+    }
+
+    /// How many local ports there are for outgoing sockets.
+    pub(super) const fn port_count(&self) -> u32 {
+        self.port_count
     }
 
     fn try_range(&self, ports: &RangeInclusive<u16>) -> io::Result<()> {
@@ -330,7 +344,7 @@ mod tests {
     fn outgoing_sockets_stay_in_their_range() {
         for (address, transport) in [("[::1]:9", Transport::Udp), ("127.0.0.1:9", Transport::Udp)] {
             for _ in 0..20 {
-                let connector = Connector { local_ports: Some(40000..=40099) };
+                let connector = Connector { local_ports: Some(40000..=40099), port_count: 100 };
                 let socket = connector.connect(address.parse().unwrap(), transport).unwrap();
                 let port = local_address(socket.as_fd()).unwrap().port();
                 assert!((40000..=40099).contains(&port), "{address} from {port}");

@@ -49,7 +49,7 @@ const STALLED: usize = 200;
 /// What each may cost the process: one buffer for what a socket did not take, and the connection's state.
 const KIBIBYTES_PER_STALLED: usize = 80;
 /// Ends of pipes that a process has at most.
-const MOST_PIPES: usize = 2 * 192 + 8;
+const MOST_PIPES: usize = 2 * 128 + 8;
 
 /// UDP sessions at the same time, and bytes that each may take of the process.
 const SESSIONS: usize = 4000;

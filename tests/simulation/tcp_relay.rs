@@ -21,8 +21,10 @@ const SCRATCH: u64 = 16;
 const PIPE: u64 = 4 * SCRATCH;
 /// What a socket takes without its peer reading.
 const BUFFER: u64 = 200;
-/// More actions than any input has to lead to.
-const TOO_MANY_ACTIONS: u32 = 1_000;
+/// Actions of one turn at most.
+const ACTIONS_PER_TURN: u32 = 16;
+/// More turns than it may take to come to rest.
+const TOO_MANY_TURNS: u32 = 1_000;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const HEADER: u64 = 7;
 
@@ -188,9 +190,10 @@ enum Step {
     ChangeIdleTimeout,
     Revoke,
     LackPipes,
+    Resume,
 }
 
-const CHOICES: [(u32, Step); 19] = [
+const CHOICES: [(u32, Step); 20] = [
     (120, Step::ClientSends),
     (120, Step::BackendSends),
     (2, Step::ClientSendsUrgently),
@@ -210,6 +213,7 @@ const CHOICES: [(u32, Step); 19] = [
     (3, Step::Serve),
     (2, Step::ChangeIdleTimeout),
     (1, Step::Revoke),
+    (150, Step::Resume),
 ];
 
 /// One connection from its beginning to its end.
@@ -232,6 +236,8 @@ struct World<'a> {
     to_backend: Range<u64>,
     to_client: Range<u64>,
     active_at: Instant,
+    /// It has more to do, in a later turn.
+    queued: bool,
     end: Option<ConnectionEnd>,
 }
 
@@ -258,6 +264,7 @@ impl<'a> World<'a> {
             to_backend: 0..0,
             to_client: 0..0,
             active_at: now,
+            queued: false,
             end: None,
         }
     }
@@ -294,6 +301,7 @@ impl<'a> World<'a> {
             Step::Connects => self.decide_connect(true),
             Step::Refuses => self.decide_connect(false),
             Step::Poll => self.poll(),
+            Step::Resume => self.resume(),
             Step::Wait => {
                 let longest = weighted(self.random, &[(10, 500), (3, 10_000), (1, 100_000)]);
                 self.now += Duration::from_millis(self.random.u64(..longest));
@@ -345,41 +353,56 @@ impl<'a> World<'a> {
 
     fn tick(&mut self) {
         let due = self.relay.deadline() <= self.now;
-        let before = self.connecting;
+        let (before, busy) = (self.connecting, self.queued);
         self.input(Input::Tick);
-        if due && self.end.is_none() {
+        if due && self.end.is_none() && !busy {
             assert!(before.is_some() && before != self.connecting, "only a connect outlives a deadline");
         }
         if self.connected && self.end.is_none() {
-            assert!(self.now < self.active_at + self.idle_timeout, "it is idle");
+            assert!(busy || self.now < self.active_at + self.idle_timeout, "it is idle");
             assert!(self.drain_by.is_none_or(|drain_by| self.now < drain_by), "it has drained");
         }
     }
 
     /// Lets so much time pass that whatever can end for it does: an idle connection, or one try to connect.
     fn run_out(&mut self) {
+        for _ in 0..TOO_MANY_TURNS {
+            self.resume();
+        }
+        assert!(!self.queued, "it comes to rest");
         if self.end.is_none() {
             self.now += Duration::from_secs(1000);
             self.tick();
         }
     }
 
-    /// Tells the relay something and does what it says until it waits.
+    /// Tells the relay something and does what it says for a turn. News of bulk wait for their turn.
     fn input(&mut self, input: Input) {
+        let waits = matches!(input, Input::Ready(..)) && self.relay.is_bulk();
         self.notice(input);
         self.relay.handle(input, self.now);
-        let mut actions = 0;
-        while self.end.is_none() {
-            let Some(action) = self.relay.next() else { break };
-            let done = self.act(action);
-            if let Some(done) = done {
-                self.notice(done);
-                self.relay.handle(done, self.now);
-            }
-            actions += 1;
-            assert!(actions < TOO_MANY_ACTIONS, "it does not come to rest");
+        if waits { self.queued = true } else { self.turn() }
+    }
+
+    fn resume(&mut self) {
+        if self.queued && self.end.is_none() {
+            self.turn();
         }
-        self.check();
+    }
+
+    /// Does what the relay says until it waits, or others have theirs.
+    fn turn(&mut self) {
+        self.queued = false;
+        for _ in 0..ACTIONS_PER_TURN {
+            let Some(action) = self.relay.next() else { return self.check() };
+            let Some(done) = self.act(action) else { return self.check() };
+            self.notice(done);
+            self.relay.handle(done, self.now);
+            if matches!(done, Input::Copied { read: 1.., .. }) && self.relay.is_bulk() {
+                break;
+            }
+        }
+        self.queued = true;
     }
 
     /// From when a side has broken off, the other one has some time again.
@@ -569,7 +592,8 @@ impl<'a> World<'a> {
     /// What an end says is so.
     fn check_end(&self, end: ConnectionEnd) {
         for (from, to) in [(&self.client, &self.backend), (&self.backend, &self.client)] {
-            assert!(!from.cut() || !to.told_peer, "what was cut off is not told to be whole");
+            // Whoever has broken off hears nothing any more.
+            assert!(!from.cut() || !to.told_peer || to.broken, "what was cut off is not told to be whole");
         }
         match end {
             ConnectionEnd::Finished => {
@@ -589,7 +613,7 @@ impl<'a> World<'a> {
             ConnectionEnd::NoBackend => assert!(!self.connected),
             ConnectionEnd::BadHeader => assert!(!self.connected && self.relay.tried().is_empty()),
             ConnectionEnd::Revoked => {}
-            ConnectionEnd::NotAllowed | ConnectionEnd::Removed | ConnectionEnd::Stopped => {
+            ConnectionEnd::Exhausted | ConnectionEnd::NotAllowed | ConnectionEnd::Removed | ConnectionEnd::Stopped => {
                 panic!("nobody said {end:?}")
             }
         }

@@ -46,7 +46,7 @@ impl Cpu {
         last
     }
 
-    /// Time used since `earlier`. A thread that has ended in between is not in it; proxies' threads do not end.
+    /// Time used since `earlier`. A thread that has ended in between is not in it; those that forward do not end.
     pub fn since(&self, earlier: &Self) -> Duration {
         let used = |(thread, time): (&_, &u64)| time.saturating_sub(earlier.0.get(thread).copied().unwrap_or(0));
         Duration::from_nanos(self.0.iter().map(used).sum())

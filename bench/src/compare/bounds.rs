@@ -29,12 +29,16 @@ pub enum Against {
 pub enum Limit {
     AtMost(f64),
     AtLeast(f64),
+    /// In every round, not only in the median of them.
+    NeverMoreThan(f64),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Met,
     Missed,
+    /// A round of it was not done, or not without errors.
+    Failed,
     /// Measured, but in too few rounds for an interval of the median.
     TooFewRounds,
     NotMeasured,
@@ -45,6 +49,7 @@ impl Verdict {
         match self {
             Self::Met => "met",
             Self::Missed => "**missed**",
+            Self::Failed => "**failed**",
             Self::TooFewRounds => "too few rounds",
             Self::NotMeasured => "not measured",
         }
@@ -55,8 +60,8 @@ const fn ratio(work: &'static str, peer: &'static str, metric: Metric, limit: Li
     Bound { work, metric, against: Against::Peer(peer), limit }
 }
 
-const fn figure(work: &'static str, metric: Metric, at_most: f64) -> Bound {
-    Bound { work, metric, against: Against::Itself, limit: Limit::AtMost(at_most) }
+const fn figure(work: &'static str, metric: Metric, limit: Limit) -> Bound {
+    Bound { work, metric, against: Against::Itself, limit }
 }
 
 const fn cpu(work: &'static str, peer: &'static str, at_most: f64) -> Bound {
@@ -91,13 +96,13 @@ pub const BOUNDS: &[Bound] = &[
     ratio("open-loop", "naive", Metric::P99, Limit::AtMost(1.0)),
     cpu("connect", "haproxy", 0.90),
     cpu("connect", "nginx", 0.90),
-    figure("idle", Metric::IdleMemory5000, 1.0),
-    figure("idle", Metric::IdleMemory9000, 1.0),
-    figure("listeners", Metric::Bind, 0.3),
-    figure("listeners", Metric::ListenerMemory, 24.0),
+    figure("idle", Metric::IdleMemory5000, Limit::AtMost(1.0)),
+    figure("idle", Metric::IdleMemory9000, Limit::AtMost(1.0)),
+    figure("listeners", Metric::Bind, Limit::AtMost(0.3)),
+    figure("listeners", Metric::ListenerMemory, Limit::AtMost(24.0)),
     cpu("udp-exchange-64", "nginx", 0.75),
     cpu("udp-exchange-1000", "nginx", 0.75),
-    figure("udp-exchange-1000", Metric::Drops, 0.0),
+    figure("udp-exchange-1000", Metric::Drops, Limit::NeverMoreThan(0.0)),
     ratio("udp-max", "nginx", Metric::Rate, Limit::AtLeast(1.4)),
     ratio("mixed", "haproxy", Metric::P99, Limit::AtMost(0.8)),
 ];
@@ -112,18 +117,24 @@ impl Bound {
         })
     }
 
-    /// Whether the run shows it.
-    pub fn holds(&self, results: &Results) -> bool {
-        self.verdict(self.summary(results).as_ref()) == Verdict::Met
+    /// Whether the run shows it. What was not done in one round could have been the worst.
+    pub fn verdict(&self, results: &Results) -> Verdict {
+        let peer = match self.against {
+            Against::Peer(peer) => Some(peer),
+            Against::Itself => None,
+        };
+        let mut cells = [Some(OURS), peer].into_iter().flatten().flat_map(|peer| results.cells_of(self.work, peer));
+        if cells.any(|cell| !cell.is_whole()) { Verdict::Failed } else { self.judge(self.summary(results).as_ref()) }
     }
 
     /// Met when the whole interval of the median is within the limit.
-    pub fn verdict(&self, summary: Option<&Summary>) -> Verdict {
+    fn judge(&self, summary: Option<&Summary>) -> Verdict {
         let Some(summary) = summary else { return Verdict::NotMeasured };
         let Some((low, high)) = summary.interval else { return Verdict::TooFewRounds };
         let met = match self.limit {
             Limit::AtMost(limit) => high <= limit,
             Limit::AtLeast(limit) => low >= limit,
+            Limit::NeverMoreThan(limit) => summary.max <= limit,
         };
         if met { Verdict::Met } else { Verdict::Missed }
     }
@@ -148,12 +159,14 @@ mod tests {
         #[track_caller]
         fn check(limit: Limit, measured: Option<Summary>, expect: Verdict) {
             let bound = ratio("bulk-up", "haproxy", Metric::Cpu, limit);
-            assert_eq!(bound.verdict(measured.as_ref()), expect, "{limit:?} {measured:?}");
+            assert_eq!(bound.judge(measured.as_ref()), expect, "{limit:?} {measured:?}");
         }
         check(Limit::AtMost(1.0), summary(Some((0.8, 1.0))), Verdict::Met);
         check(Limit::AtMost(1.0), summary(Some((0.8, 1.01))), Verdict::Missed);
         check(Limit::AtLeast(1.4), summary(Some((1.4, 2.0))), Verdict::Met);
         check(Limit::AtLeast(1.4), summary(Some((1.39, 2.0))), Verdict::Missed);
+        check(Limit::NeverMoreThan(9.0), summary(Some((0.8, 1.0))), Verdict::Met);
+        check(Limit::NeverMoreThan(8.9), summary(Some((0.8, 1.0))), Verdict::Missed);
         check(Limit::AtMost(1.0), summary(None), Verdict::TooFewRounds);
         check(Limit::AtMost(1.0), None, Verdict::NotMeasured);
     }

@@ -118,7 +118,7 @@ fn bar(body: &mut String, row: &Row, metric: Metric, y: f64) {
     let _ = write!(body, r#"<rect class="{class}" x="{left:.1}" y="{y:.1}" width="{width:.1}" height="{BAR}"/>"#);
     let (from, to) = (x(low), x(high));
     let _ = write!(body, r#"<line class="range" x1="{from:.1}" x2="{to:.1}" y1="{middle:.1}" y2="{middle:.1}"/>"#);
-    if let Some(Limit::AtMost(limit) | Limit::AtLeast(limit)) = row.bound {
+    if let Some(Limit::AtMost(limit) | Limit::AtLeast(limit) | Limit::NeverMoreThan(limit)) = row.bound {
         let (x, from, to) = (x(limit), y - 2.0, y + BAR + 2.0);
         let _ = write!(body, r#"<line class="bound" x1="{x:.1}" x2="{x:.1}" y1="{from:.1}" y2="{to:.1}"/>"#);
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     accounting::{Cpu, memory_kib},
@@ -15,6 +15,7 @@ use super::{
     load::{self, Measured},
     metric::Metric,
     peers,
+    process::Process,
 };
 
 /// Connections that are opened first, and in all. A proxy needs two descriptors for each.
@@ -23,6 +24,17 @@ const PER_SECOND: u32 = 10_000;
 
 /// A load that holds its connections until it is dropped.
 struct Held(Child);
+
+impl Held {
+    /// Ends it. An error when connections had ended before.
+    fn let_go(mut self) -> anyhow::Result<()> {
+        drop(self.0.stdin.take());
+        let told = std::io::read_to_string(self.0.stdout.take().context("it is piped")?)?;
+        let outcome = serde_json::from_str::<Value>(&told).context("the load ended before it was told to")?;
+        ensure!(outcome["errors"] == 0, "not all connections stayed open: {told}");
+        Ok(())
+    }
+}
 
 impl Drop for Held {
     fn drop(&mut self) {
@@ -37,22 +49,27 @@ pub fn measure(arena: &Arena, name: &str) -> anyhow::Result<Measured> {
     let site = arena.site(name, Stay::Idle);
     let peer = arena.peer(name);
     let process = peers::start(peer, &site)?.context("there is no process to measure")?;
-    let pids = process.pids();
-    Cpu::at_rest(&pids);
-    let before = memory_kib(&pids)?;
+    load::warm_up(arena.program(), peer.target(&site))?;
+    let before = at_rest(&process)?;
     let (mut metrics, mut absolute, mut holding, mut held) = (BTreeMap::new(), vec![before], 0, Vec::new());
     for (connections, metric) in STEPS {
         held.push(hold(arena, peer.target(&site), connections - holding)?);
         holding = connections;
-        Cpu::at_rest(&pids);
-        let now = memory_kib(&pids)?;
+        let now = at_rest(&process)?;
         absolute.push(now);
         metrics.insert(metric, now.saturating_sub(before) as f64 / f64::from(connections));
     }
     // The load first: its connections shall end as they do in life.
-    drop(held);
+    held.into_iter().try_for_each(Held::let_go)?;
     drop(process);
     Ok((metrics, json!({ "memory_kib": absolute })))
+}
+
+/// Memory in KiB of the process and what it has started, once it has nothing left to do.
+fn at_rest(process: &Process) -> anyhow::Result<u64> {
+    let pids = process.pids();
+    Cpu::at_rest(&pids);
+    Ok(memory_kib(&pids)?)
 }
 
 fn hold(arena: &Arena, target: std::net::SocketAddr, connections: u32) -> anyhow::Result<Held> {
@@ -62,6 +79,7 @@ fn hold(arena: &Arena, target: std::net::SocketAddr, connections: u32) -> anyhow
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut held = Held(command.spawn().context("cannot start the load")?);
     let mut line = String::new();
+    // Nothing follows the line until the load is told to end: no byte is lost with the reader.
     BufReader::new(held.0.stdout.as_mut().context("it is piped")?).read_line(&mut line)?;
     let holds = line.trim().strip_prefix("holding ").and_then(|count| count.parse().ok());
     ensure!(holds == Some(connections), "the load holds {line:?} instead of {connections} connections");

@@ -46,6 +46,11 @@ pub fn run(mut command: Command) -> anyhow::Result<Value> {
     serde_json::from_slice(&output.stdout).context("the load said no JSON")
 }
 
+/// Puts a proxy to some use, so that what it makes when it is first used is there.
+pub fn warm_up(program: &Path, target: SocketAddr) -> anyhow::Result<()> {
+    run(command(program, &["connect", "--connections", "16"], target, Some(0.1))).map(drop)
+}
+
 /// Bytes come through unharmed, and half-close does.
 pub fn verify(program: &Path, target: SocketAddr, transport: Transport) -> anyhow::Result<()> {
     let arguments = match transport {
@@ -58,7 +63,7 @@ pub fn verify(program: &Path, target: SocketAddr, transport: Transport) -> anyho
 pub fn arguments<'a>(work: &Work, arguments: &[&'a str], backend: &'a str) -> Vec<&'a str> {
     let mut all = arguments.to_vec();
     // What arrived of a one-way flood is asked of the backend itself.
-    if work.name == "udp-max" {
+    if matches!(work.name, "udp-flood" | "udp-max") {
         all.extend(["--backend", backend]);
     }
     all
@@ -90,6 +95,7 @@ pub fn measure(arena: &Arena, work: &Work, peer: &str, given: &[&str], seconds: 
             Metric::Rate => Some(units / took),
             Metric::P50 => load["latency_us"]["p50"].as_f64(),
             Metric::P99 => load["latency_us"]["p99"].as_f64(),
+            Metric::OwnDelay => load["own_delay_p99_us"].as_f64(),
             Metric::Drops if pids.is_empty() => None,
             Metric::Drops => Some(drops as f64),
             // Of works with a procedure of their own.

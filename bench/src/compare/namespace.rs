@@ -3,7 +3,7 @@
 use std::{
     env, fs, io,
     path::Path,
-    process::{Command, ExitStatus},
+    process::{Command, ExitCode},
 };
 
 use anyhow::{Context as _, bail};
@@ -25,7 +25,7 @@ const CONGESTION_CONTROL: &str = "reno";
 const INSIDE: &str = "--inside";
 
 /// Runs this program again in namespaces of its own, with a folder after [`INSIDE`], and `more`.
-pub fn run_inside(more: &[&str]) -> anyhow::Result<ExitStatus> {
+pub fn run_inside(more: &[&str]) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // Both are put back and removed after all processes have ended, however they did.
     let _limit = ReceiveBufferLimit::raise();
@@ -40,7 +40,7 @@ pub fn run_inside(more: &[&str]) -> anyhow::Result<ExitStatus> {
     runtime.block_on(async {
         let mut child = command.spawn().context("`setpriv` and `unshare` of util-linux are needed")?;
         tokio::select! {
-            status = child.wait() => Ok(status?),
+            status = child.wait() => Ok(ExitCode::from(status?.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))),
             _ = tokio::signal::ctrl_c() => {
                 child.kill().await?;
                 bail!("interrupted")

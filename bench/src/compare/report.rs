@@ -84,8 +84,9 @@ fn heading(text: &mut String, results: &Results) {
     let versions = versions.map(|(peer, version)| format!("{peer}: {version}")).collect::<Vec<_>>().join("; ");
     line!(
         text,
-        "{rounds} rounds, begun {}, on {} cores of {}, {} MiB of memory, Linux {}, {} descriptors, \
+        "{rounds} rounds{}, begun {}, on {} cores of {}, {} MiB of memory, Linux {}, {} descriptors, \
          `net.core.rmem_max` {}.",
+        results.revision.as_ref().map(|revision| format!(" of {revision}")).unwrap_or_default(),
         results.started,
         machine.cores,
         machine.processor,
@@ -104,7 +105,7 @@ fn bounds_table(text: &mut String, results: &Results) {
     for bound in bounds::of(results) {
         let summary = bound.summary(results);
         let (values, sure) = summary.as_ref().map_or_else(|| ("–".into(), "–".into()), |s| (range(s), interval(s)));
-        let verdict = bound.verdict(summary.as_ref()).label();
+        let verdict = bound.verdict(results).label();
         line!(text, "| {} | {} | {} | {values} | {sure} | {verdict} |", title(bound.work), what(bound), limit(bound));
     }
     line!(text, "");
@@ -125,6 +126,7 @@ fn limit(bound: &Bound) -> String {
     match bound.limit {
         Limit::AtMost(limit) => format!("≤ {}", number(limit)),
         Limit::AtLeast(limit) => format!("≥ {}", number(limit)),
+        Limit::NeverMoreThan(limit) => format!("≤ {} in every round", number(limit)),
     }
 }
 
@@ -153,14 +155,13 @@ fn table(text: &mut String, title: &str, rows: &[(String, Vec<Option<String>>)])
 }
 
 fn ratio_tables(text: &mut String, results: &Results) {
-    // Of drops there are to be none: how many times none is no figure.
-    for metric in Metric::ALL.into_iter().filter(|metric| *metric != Metric::Drops) {
+    for metric in Metric::ALL.into_iter().filter(|metric| metric.is_compared()) {
         let rows = works(results, metric).map(|work| {
             let ours = results.by_round(work.name, OURS, metric);
             let cell = |peer: &&str| {
                 let theirs = results.by_round(work.name, peer, metric);
                 let ratios = summarise(paired_ratios(&ours, &theirs)).filter(|_| *peer != OURS)?;
-                Some(range(&ratios))
+                Some(range(&ratios) + lossy(results, work, peer, metric))
             };
             (work.title.to_owned(), peers::NAMES.iter().map(cell).collect())
         });
@@ -168,12 +169,18 @@ fn ratio_tables(text: &mut String, results: &Results) {
     }
 }
 
+/// A mark for latencies that are too good: what was lost has none.
+fn lossy(results: &Results, work: &Work, peer: &str, metric: Metric) -> &'static str {
+    let lost = metric.is_of_answers() && results.cells_of(work.name, peer).any(|cell| cell.lost() > 0);
+    if lost { " (of those that came)" } else { "" }
+}
+
 fn figure_tables(text: &mut String, results: &Results) {
     for metric in Metric::ALL {
         let rows = works(results, metric).map(|work| {
             let cell = |peer: &&str| {
                 let figures = summarise(results.by_round(work.name, peer, metric).into_values().collect())?;
-                Some(range(&figures))
+                Some(range(&figures) + lossy(results, work, peer, metric))
             };
             let unit = metric.unit(work.unit, work.per.1);
             (format!("{}, {unit}", work.title), peers::NAMES.iter().map(cell).collect())
@@ -206,14 +213,15 @@ fn left_out(text: &mut String, results: &Results) {
     let mut notes = results.left_out.clone();
     for work in &results.works {
         for peer in peers::NAMES {
-            let cells = results.cells.iter().filter(|cell| cell.work == *work && cell.peer == *peer);
-            let (mut failed, mut why, mut errors, mut lost) = (0, "", 0, 0);
-            for cell in cells {
+            let (mut rounds, mut failed, mut why, mut errors, mut lost, mut limited) = (0, 0, "", 0, 0, 0);
+            for cell in results.cells_of(work, peer) {
                 if let Some(error) = &cell.error {
                     (failed, why) = (failed + 1, error);
                 }
-                errors += cell.load["errors"].as_u64().unwrap_or(0);
-                lost += cell.load["lost"].as_u64().unwrap_or(0);
+                rounds += 1;
+                errors += cell.errors();
+                lost += cell.lost();
+                limited += u32::from(cell.error.is_none() && cell.lost() == 0);
             }
             if failed > 0 {
                 notes.push(format!("{work} through {peer} failed {failed} times: {why}"));
@@ -222,13 +230,20 @@ fn left_out(text: &mut String, results: &Results) {
                 notes.push(format!("{work} through {peer} had {errors} errors"));
             }
             // It looks for the rate at which it begins to lose.
-            if lost > 0 && work != "udp-max" {
+            if work == "udp-max" {
+                if limited > 0 {
+                    notes.push(format!(
+                        "{work} through {peer} lost nothing in {limited} of {rounds} rounds: what it carried is what \
+                         the load could send"
+                    ));
+                }
+            } else if lost > 0 {
                 notes.push(format!("{work} through {peer} lost {lost} datagrams"));
             }
         }
     }
     if !notes.is_empty() {
-        line!(text, "### Left out, failed\n");
+        line!(text, "### Left out, failed, limited\n");
         notes.iter().for_each(|note| line!(text, "- {note}"));
     }
 }
@@ -251,7 +266,8 @@ mod tests {
             {
                 for work in ["bulk-up", "exchange-64"] {
                     let metrics = BTreeMap::from([(Metric::Cpu, cpu), (Metric::Rate, 2_000.0)]);
-                    let load = json!({ "errors": round % 2 });
+                    let errors = u32::from(work == "bulk-up" && peer == "haproxy") * (round % 2);
+                    let load = json!({ "errors": errors });
                     let (work, peer) = (work.into(), peer.into());
                     cells.push(Cell { work, peer, round, turn, metrics, load, error: None });
                 }
@@ -268,6 +284,7 @@ mod tests {
                 descriptors: 20_000,
                 receive_buffer_max: 4 << 20,
             },
+            revision: Some("0123456789ab".into()),
             arguments: Vec::new(),
             versions: BTreeMap::from([("haproxy".into(), "2.6".into()), ("direct".into(), "no proxy".into())]),
             works: vec!["bulk-up".into(), "exchange-64".into()],
@@ -281,9 +298,9 @@ mod tests {
     fn a_report_has_a_line_for_everything_that_was_measured() {
         let text = markdown(&results());
         for expect in [
-            "6 rounds, begun 2026-01-31T12:00:00Z, on 2 cores of A processor, 24,000 MiB of memory, Linux 6.18",
+            "6 rounds of 0123456789ab, begun 2026-01-31T12:00:00Z, on 2 cores of A processor, 24,000 MiB of memory, Linux 6.18",
             "haproxy: 2.6.",
-            "| bulk, 1 connection, up | CPU / haproxy's | ≤ 0.35 | 0.53 [0.50..0.55] | 0.50 to 0.55 | **missed** |",
+            "| bulk, 1 connection, up | CPU / haproxy's | ≤ 0.35 | 0.53 [0.50..0.55] | 0.50 to 0.55 | **failed** |",
             "| bulk, 1 connection, up | CPU / nginx's | ≤ 0.35 | – | – | not measured |",
             "| 64 B exchanges, 64 connections | CPU / haproxy's | ≤ 0.90 | 0.53 [0.50..0.55] | 0.50 to 0.55 | met |",
             "### Harbor's CPU over the peer's\n\n| | haproxy |\n|---|---|\n| bulk, 1 connection, up | 0.53 [0.50..0.55] |",
@@ -293,6 +310,26 @@ mod tests {
             "| bulk, 1 connection, up, per GiB | 10.0, 5.00 splice |",
             "- nginx is left out: it is not installed\n",
             "- bulk-up through haproxy had 3 errors\n",
+        ] {
+            assert!(text.contains(expect), "{expect:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn datagrams_that_did_not_come_are_told_beside_what_did() {
+        let mut results = results();
+        results.works = vec!["udp-exchange-64".into(), "udp-max".into()];
+        let cell = |work: &str, round, lost: u64| {
+            let metrics = BTreeMap::from([(Metric::P50, 9.0), (Metric::Rate, 1e5)]);
+            let (work, peer, load) = (work.to_owned(), "naive".to_owned(), json!({ "lost": lost }));
+            Cell { work, peer, round, turn: 0, metrics, load, error: None }
+        };
+        results.cells = vec![cell("udp-exchange-64", 0, 3), cell("udp-max", 0, 0), cell("udp-max", 1, 7)];
+        let text = markdown(&results);
+        for expect in [
+            "| UDP exchanges, 64 flows, µs | 9.00 [9.00..9.00] (of those that came) |",
+            "- udp-exchange-64 through naive lost 3 datagrams\n",
+            "- udp-max through naive lost nothing in 1 of 2 rounds: what it carried is what the load could send\n",
         ] {
             assert!(text.contains(expect), "{expect:?} is not in\n{text}");
         }

@@ -13,6 +13,9 @@ pub struct Results {
     /// RFC 3339, UTC.
     pub started: String,
     pub machine: Machine,
+    /// Of the source beside which it ran, where that is known; `-dirty` when it had changes.
+    #[serde(default)]
+    pub revision: Option<String>,
     pub arguments: Vec<String>,
     /// By peer.
     pub versions: BTreeMap<String, String>,
@@ -61,7 +64,29 @@ pub struct SystemCalls {
     pub splices: u64,
 }
 
+impl Cell {
+    /// Whether all of the work was done; what a datagram proxy loses is told apart.
+    pub fn is_whole(&self) -> bool {
+        self.error.is_none() && self.errors() == 0
+    }
+
+    /// Connections and requests that went wrong.
+    pub fn errors(&self) -> u64 {
+        self.load["errors"].as_u64().unwrap_or(0)
+    }
+
+    /// Datagrams that never came to the other end.
+    pub fn lost(&self) -> u64 {
+        self.load["lost"].as_u64().unwrap_or(0)
+    }
+}
+
 impl Results {
+    /// All that one proxy did of one work.
+    pub fn cells_of(&self, work: &str, peer: &str) -> impl Iterator<Item = &Cell> {
+        self.cells.iter().filter(move |cell| cell.work == work && cell.peer == peer)
+    }
+
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_slice(&text).with_context(|| format!("{} is no result of a comparison", path.display()))
@@ -94,7 +119,6 @@ impl Results {
 
     /// A metric of a peer by round.
     pub fn by_round(&self, work: &str, peer: &str, metric: Metric) -> BTreeMap<u32, f64> {
-        let cells = self.cells.iter().filter(|cell| cell.work == work && cell.peer == peer);
-        cells.filter_map(|cell| Some((cell.round, *cell.metrics.get(&metric)?))).collect()
+        self.cells_of(work, peer).filter_map(|cell| Some((cell.round, *cell.metrics.get(&metric)?))).collect()
     }
 }

@@ -69,7 +69,7 @@ pub const WORKS: &[Work] = &[
     timed("exchange-1", "64 B exchanges, 1 connection", &["exchange", "--connections", "1", "--size", "64"]),
     Work {
         peers: BULK_PEERS,
-        metrics: &[Metric::Cpu, Metric::P50, Metric::P99],
+        metrics: &[Metric::Cpu, Metric::P50, Metric::P99, Metric::OwnDelay],
         ..timed(
             "open-loop",
             "10,000 requests a second, 64 connections",
@@ -87,6 +87,16 @@ pub const WORKS: &[Work] = &[
         ..udp("udp-exchange-1000", "UDP exchanges, 1,000 flows", &["udp-exchange", "--flows", "1000", "--size", "64"])
     },
     Work {
+        metrics: &[Metric::Cpu],
+        unit: "datagrams",
+        per: (1e6, "million datagrams"),
+        ..udp(
+            "udp-flood",
+            "UDP one way, 50,000 a second",
+            &["udp-flood", "--rate", "50000", "--flows", "64", "--size", "64"],
+        )
+    },
+    Work {
         metrics: &[Metric::Rate],
         unit: "datagrams",
         per: (1e6, "million datagrams"),
@@ -94,6 +104,7 @@ pub const WORKS: &[Work] = &[
     },
     Work {
         peers: BULK_PEERS,
+        metrics: &[Metric::Cpu, Metric::Rate, Metric::P50, Metric::P99, Metric::OwnDelay],
         unit: "GiB",
         per: GIB,
         ..timed("mixed", "200 bulk and 200 chatty connections", &["mixed", "--bulk", "200", "--connections", "200"])

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::strace::Calls;
+use super::{Extent, strace::Calls};
 
 /// Calls per unit below this are chance.
 const NEGLIGIBLE: f64 = 0.005;
@@ -83,9 +83,10 @@ fn rounded(value: f64, parts: f64) -> f64 {
 }
 
 impl Record {
-    /// The record after these figures are put on it. Those of other paths stay when they are comparable to them.
-    pub fn updated(mut self, now: Self) -> Self {
-        if !self.is_comparable(&now) {
+    /// The record after these figures are put on it. Those of other paths stay when there still are such paths and they
+    /// are comparable.
+    pub fn updated(mut self, now: Self, extent: Extent) -> Self {
+        if extent == Extent::All || !self.is_comparable(&now) {
             self.paths.retain(|name, _| now.paths.contains_key(name));
         }
         for (name, mut figures) in now.paths {
@@ -133,9 +134,11 @@ mod tests {
             paths: paths.iter().map(|(name, figures)| ((*name).to_owned(), (*figures).clone())).collect(),
         };
         let before = record("1", &[("a", &tolerant), ("b", &figures)]);
-        let same_compiler = before.clone().updated(record("1", &[("a", &figures)]));
+        let same_compiler = before.clone().updated(record("1", &[("a", &figures)]), Extent::Some);
         assert_eq!(same_compiler, before);
-        let other_compiler = before.updated(record("2", &[("a", &figures)]));
+        let all = before.clone().updated(record("1", &[("a", &figures)]), Extent::All);
+        assert_eq!(all, record("1", &[("a", &tolerant)]));
+        let other_compiler = before.updated(record("2", &[("a", &figures)]), Extent::Some);
         assert_eq!(other_compiler, record("2", &[("a", &tolerant)]));
     }
 }

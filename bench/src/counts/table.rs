@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use super::record::{Figure, Figures, Record};
+use super::{
+    Extent,
+    record::{Figure, Figures, Record},
+};
 
 /// More than this is dearer, or cheaper; where chance has a part in it the record says what is.
 const PERCENT: f64 = 5.0;
@@ -13,6 +16,8 @@ pub enum Verdict {
     Same,
     Cheaper,
     Dearer,
+    /// A path is not on record, or one that is on record is no more.
+    Unknown,
 }
 
 /// Figures beside those on record.
@@ -20,6 +25,7 @@ pub enum Verdict {
 pub struct Comparison {
     rows: Vec<Row>,
     remarks: Vec<String>,
+    unknown: bool,
 }
 
 #[derive(Debug)]
@@ -34,8 +40,8 @@ struct Row {
 }
 
 /// Compares what is in `now` with what is on record.
-pub fn compare(before: &Record, now: &Record) -> Comparison {
-    let mut comparison = Comparison { rows: Vec::new(), remarks: Vec::new() };
+pub fn compare(before: &Record, now: &Record, extent: Extent) -> Comparison {
+    let mut comparison = Comparison { rows: Vec::new(), remarks: Vec::new(), unknown: false };
     let comparable = before.is_comparable(now);
     if !comparable && !before.paths.is_empty() {
         comparison.remarks.push(format!(
@@ -45,6 +51,7 @@ pub fn compare(before: &Record, now: &Record) -> Comparison {
     }
     for (path, figures) in &now.paths {
         let Some(recorded) = before.paths.get(path) else {
+            comparison.unknown = true;
             comparison.remarks.push(format!("{path} is not on record."));
             continue;
         };
@@ -60,6 +67,12 @@ pub fn compare(before: &Record, now: &Record) -> Comparison {
             row(Figure::Instructions, recorded.instructions, figures.instructions, String::new());
         }
         row(Figure::SystemCalls, recorded.calls(), figures.calls(), changed_calls(recorded, figures));
+    }
+    if extent == Extent::All {
+        for path in before.paths.keys().filter(|path| !now.paths.contains_key(*path)) {
+            comparison.unknown = true;
+            comparison.remarks.push(format!("{path} is on record, but there is no such path."));
+        }
     }
     comparison
 }
@@ -87,7 +100,8 @@ fn changed_calls(recorded: &Figures, now: &Figures) -> String {
 impl Comparison {
     /// The worst of all.
     pub fn verdict(&self) -> Verdict {
-        self.rows.iter().map(|row| row.verdict).max().unwrap_or(Verdict::Same)
+        let unknown = self.unknown.then_some(Verdict::Unknown);
+        self.rows.iter().map(|row| row.verdict).chain(unknown).max().unwrap_or(Verdict::Same)
     }
 }
 
@@ -97,7 +111,7 @@ impl fmt::Display for Comparison {
         for Row { path, what, recorded, now, verdict, details } in &self.rows {
             let change = (now / recorded - 1.0) * 100.0;
             let verdict = match verdict {
-                Verdict::Same => "",
+                Verdict::Same | Verdict::Unknown => "",
                 Verdict::Cheaper => "cheaper",
                 Verdict::Dearer => "DEARER",
             };
@@ -108,6 +122,7 @@ impl fmt::Display for Comparison {
         f.write_str(match self.verdict() {
             Verdict::Same => "All as on record.",
             Verdict::Cheaper => "Nothing is dearer. Put what is cheaper on record: bench/counts --record",
+            Verdict::Unknown => "Put all paths on record: bench/counts --record",
             Verdict::Dearer => "Find out why it is dearer. If it is worth it, put it on record: bench/counts --record",
         })
     }
@@ -127,11 +142,15 @@ mod tests {
         Record { compiler: compiler.into(), target: "here".into(), paths: [("a".to_owned(), figures)].into() }
     }
 
+    fn compare_all(before: &Record, now: &Record) -> Comparison {
+        compare(before, now, Extent::All)
+    }
+
     #[test]
     fn more_than_five_percent_is_dearer_or_cheaper() {
         let before = record("1", 1000.0, &[("send", 2.0)]);
         let check = |instructions, calls, expect| {
-            let comparison = compare(&before, &record("1", instructions, &[("sendmsg", calls)]));
+            let comparison = compare_all(&before, &record("1", instructions, &[("sendmsg", calls)]));
             assert_eq!(comparison.verdict(), expect, "{instructions} instructions, {calls} calls");
         };
         check(1000.0, 2.0, Verdict::Same);
@@ -147,8 +166,8 @@ mod tests {
         let mut before = record("1", 1000.0, &[]);
         let figures = before.paths.get_mut("a").expect("it is there");
         figures.tolerance = Some(Tolerance { of: None, percent: 20.0, reason: "chance".into() });
-        assert_eq!(compare(&before, &record("1", 1190.0, &[])).verdict(), Verdict::Same);
-        assert_eq!(compare(&before, &record("1", 1210.0, &[])).verdict(), Verdict::Dearer);
+        assert_eq!(compare_all(&before, &record("1", 1190.0, &[])).verdict(), Verdict::Same);
+        assert_eq!(compare_all(&before, &record("1", 1210.0, &[])).verdict(), Verdict::Dearer);
     }
 
     #[test]
@@ -157,7 +176,11 @@ mod tests {
             let mut before = record("1", 1000.0, &[("send", 2.0)]);
             let figures = before.paths.get_mut("a").expect("it is there");
             figures.tolerance = Some(Tolerance { of: Some(of), percent: 20.0, reason: "chance".into() });
-            assert_eq!(compare(&before, &record("1", instructions, &[("send", calls)])).verdict(), expect, "{of:?}");
+            assert_eq!(
+                compare_all(&before, &record("1", instructions, &[("send", calls)])).verdict(),
+                expect,
+                "{of:?}"
+            );
         };
         check(Figure::Instructions, 1190.0, 2.0, Verdict::Same);
         check(Figure::Instructions, 1000.0, 2.2, Verdict::Dearer);
@@ -168,7 +191,7 @@ mod tests {
     #[test]
     fn with_another_compiler_only_system_calls_are_compared() {
         let before = record("1", 1000.0, &[("send", 2.0)]);
-        let comparison = compare(&before, &record("2", 2000.0, &[("send", 2.0)]));
+        let comparison = compare_all(&before, &record("2", 2000.0, &[("send", 2.0)]));
         assert_eq!(comparison.verdict(), Verdict::Same);
         assert_eq!(
             comparison.to_string(),
@@ -182,7 +205,7 @@ mod tests {
     #[test]
     fn a_dearer_path_is_told_with_the_calls_that_changed() {
         let before = record("1", 1000.0, &[("recv", 1.0), ("send", 2.0)]);
-        let comparison = compare(&before, &record("1", 1000.0, &[("recv", 1.0), ("send", 3.0)]));
+        let comparison = compare_all(&before, &record("1", 1000.0, &[("recv", 1.0), ("send", 3.0)]));
         assert_eq!(
             comparison.to_string(),
             "path              per unit         recorded          now   change\n\
@@ -190,5 +213,14 @@ mod tests {
              a                 system calls         3.00         4.00   +33.3% DEARER   send 2.00 to 3.00\n\
              Find out why it is dearer. If it is worth it, put it on record: bench/counts --record"
         );
+    }
+
+    #[test]
+    fn what_is_not_on_record_and_what_is_no_more_is_told() {
+        let here = record("1", 1000.0, &[("send", 2.0)]);
+        let nothing = Record { paths: BTreeMap::new(), ..here.clone() };
+        assert_eq!(compare(&nothing, &here, Extent::Some).verdict(), Verdict::Unknown);
+        assert_eq!(compare(&here, &nothing, Extent::All).verdict(), Verdict::Unknown);
+        assert_eq!(compare(&here, &nothing, Extent::Some).verdict(), Verdict::Same);
     }
 }

@@ -56,7 +56,7 @@ impl Gate {
     /// Waits until the worker has nothing left to do, and holds it in the turn that it begins next until `send` is
     /// through.
     pub fn together<T>(&self, send: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
-        self.wait_for_worker()?;
+        self.rest()?;
         self.closed.store(true, Ordering::SeqCst);
         let sent = send();
         // Also after an error: the forwarder is to end.
@@ -69,7 +69,8 @@ impl Gate {
         self.elapsed_ns.fetch_add(nanoseconds(duration), Ordering::SeqCst);
     }
 
-    fn wait_for_worker(&self) -> anyhow::Result<()> {
+    /// Waits until the worker has nothing left to do.
+    pub fn rest(&self) -> anyhow::Result<()> {
         let worker = self.worker.get_or_init(|| worker().unwrap_or_default());
         let deadline = Instant::now() + PATIENCE;
         loop {

@@ -122,9 +122,12 @@ struct Connections(Route);
 impl Work for Connections {
     fn step(&mut self, node: &Node) -> anyhow::Result<()> {
         let Pair { mut client, mut backend } = self.0.connect(node)?;
-        client.shutdown(Shutdown::Write)?;
+        node.gate.together(|| Ok(client.shutdown(Shutdown::Write)?))?;
         ensure!(uninterrupted(|| backend.read(&mut [0]))? == 0, "more than was sent");
-        drop(backend);
+        node.gate.together(|| {
+            drop(backend);
+            Ok(())
+        })?;
         ensure!(uninterrupted(|| client.read(&mut [0]))? == 0, "more than was answered");
         Ok(())
     }
@@ -162,6 +165,8 @@ impl Work for Bulk {
             fill(&self.pair.client, &self.chunk)?;
             if self.both { fill(&self.pair.backend, &self.chunk) } else { Ok(()) }
         })?;
+        // What it carries at once would depend on how fast it is read.
+        node.gate.rest()?;
         read(&mut self.pair.backend, &mut self.arrived)?;
         if self.both { read(&mut self.pair.client, &mut self.arrived) } else { Ok(()) }
     }

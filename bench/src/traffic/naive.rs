@@ -17,7 +17,6 @@ use tokio::{
     time::timeout,
 };
 
-const WORKERS: usize = 2;
 const DATAGRAM_BYTES: usize = 64 * 1024;
 /// Silence after which a client's socket is let go of.
 const IDLE: Duration = Duration::from_secs(60);
@@ -31,11 +30,14 @@ pub struct Args {
     /// Proxy UDP on that port too.
     #[arg(long)]
     udp: bool,
+    /// Threads that carry.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
+    workers: u16,
 }
 
 /// Serves until it is killed.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let runtime = Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
+    let runtime = Builder::new_multi_thread().worker_threads(args.workers.into()).enable_all().build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind(args.listen).await.context("cannot listen for TCP")?;
         let socket = match args.udp {

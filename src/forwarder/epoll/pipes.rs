@@ -50,12 +50,21 @@ impl Pipe {
 
     /// Hands a socket what it has room for, perhaps nothing.
     ///
+    /// A splice may also come back short because of a signal, such as the one that lets a stopped process go on. Only one
+    /// that moves nothing has found the socket full, and has the kernel tell when it is so no more. Nor does a splice that
+    /// moved something tell of an error that it met: so this does not either, and whoever holds the rest finds it out.
+    ///
     /// The kernel raises `SIGPIPE` for a socket that takes no more, which Rust's runtime ignores from the start.
     pub(super) fn drain(&self, socket: BorrowedFd<'_>, bytes: usize) -> rustix::io::Result<usize> {
-        match retry_on_intr(|| pipe::splice(&self.reader, None, socket, None, bytes, FLAGS)) {
-            Err(Errno::AGAIN) => Ok(0),
-            result => result,
+        let mut sent = 0;
+        while sent < bytes {
+            match retry_on_intr(|| pipe::splice(&self.reader, None, socket, None, bytes - sent, FLAGS)) {
+                Ok(more @ 1..) => sent += more,
+                Err(error) if sent == 0 && error != Errno::AGAIN => return Err(error),
+                _ => break,
+            }
         }
+        Ok(sent)
     }
 }
 

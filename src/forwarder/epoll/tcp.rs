@@ -459,20 +459,27 @@ impl Tcp {
                 self.connections.get_mut(*moved).expect("listed while it lives").place = connection.place;
             }
         }
+        // A close says that this was all, which is not so while some is held here.
+        let quietly = match end {
+            ConnectionEnd::Finished => true,
+            ConnectionEnd::Idle => connection.to_backend.is_none() && connection.to_client.is_none(),
+            _ => false,
+        };
         for remainder in [connection.to_backend.take(), connection.to_client.take()].into_iter().flatten() {
             remainder.let_go(&mut tools.pipes);
         }
         tools.tally.connections_closed.of(end).one();
         (tools.shared.closed)(&connection.closing_record(end, tools.now));
-        let Connection { client, backend, .. } = *connection;
-        match end {
-            ConnectionEnd::Finished | ConnectionEnd::Idle => {}
+        let Connection { client, backend, port, .. } = *connection;
+        if end == ConnectionEnd::Exhausted {
+            // The next one would fare the same: let it wait in the kernel.
+            self.pause_accepting(port, tools);
+        }
+        if !quietly {
             // Whoever is cut off learns that this was not the end of the data.
-            _ => {
-                sockets::reset(client);
-                if let Some((socket, _)) = backend {
-                    sockets::reset(socket);
-                }
+            sockets::reset(client);
+            if let Some((socket, _)) = backend {
+                sockets::reset(socket);
             }
         }
     }
@@ -631,6 +638,7 @@ impl Connection {
                 self.backend = Some((socket, backend));
                 Input::Connecting(address, tools.now + tools.shared.limits.load().connect_timeout)
             }
+            Err(error) if sockets::is_exhaustion(&error) => Input::Stop(ConnectionEnd::Exhausted),
             Err(error) => {
                 tools.tally.connects_failed.one();
                 if !sockets::is_own_fault(&error) {

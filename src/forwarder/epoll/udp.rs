@@ -17,10 +17,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use rustix::event::epoll::EventFlags;
+use rustix::{event::epoll::EventFlags, io::Errno};
 
 pub(super) use self::share::{Mailbox, Share};
 use self::{inbox::Inbox, outbox::Outbox};
@@ -43,6 +43,8 @@ use crate::{
 
 /// The largest datagram, rounded up; the kernel may also join several of one sender up to this size.
 const DATAGRAM_BUFFER_BYTES: usize = 64 * 1024;
+/// How long a port is left alone that cannot be watched. Its datagrams wait in the kernel.
+const WATCH_PAUSE: Duration = Duration::from_millis(100);
 
 /// The UDP side of a worker.
 pub(super) struct Udp {
@@ -77,10 +79,20 @@ struct UdpPort {
     alarm: Option<Instant>,
     /// Which of its clients are this worker's, when others have the rest.
     share: Option<Share>,
-    /// Since when more waits at one of its sockets than a turn receives.
-    behind_since: Option<(u8, Instant)>,
+    /// While more waits at one of its sockets than a turn receives.
+    behind: Option<Behind>,
     /// That it should be spread has been said.
     outgrown: bool,
+    /// When its sockets are watched again, after that has failed.
+    unwatched: Option<Instant>,
+}
+
+/// More waits at a socket than a turn receives.
+struct Behind {
+    address: u8,
+    /// The first and the last such turn.
+    since: Instant,
+    until: Instant,
 }
 
 /// One end of a session: a client, and the address of ours that it talks to.
@@ -156,22 +168,38 @@ impl Udp {
         let sessions = Sessions::new(idle_timeout);
         let port = self.ports.insert(UdpPort {
             listener,
-            sockets: Arc::clone(&sockets),
+            sockets,
             sessions,
             alarm: None,
             share: None,
-            behind_since: None,
+            behind: None,
+            unwatched: None,
             outgrown: false,
         });
-        for (address, socket) in (0..).zip(sockets.iter()) {
-            let token = Token::Datagrams(port, address);
-            if let Err(error) = tools.register(&socket.descriptor, token, EventFlags::IN) {
-                tracing::error!(service_instance = %id, %error, "a UDP port cannot be watched and stays silent");
-            }
-        }
         let before = self.by_id.insert(id, port);
         debug_assert!(before.is_none(), "a listener is opened once");
+        self.watch(port, tools);
+        self.arm(port, tools);
         port
+    }
+
+    /// Has the kernel tell of datagrams, now or as soon as it can.
+    fn watch(&mut self, port: Key, tools: &Tools) {
+        let Some(entry) = self.ports.get_mut(port) else { return };
+        entry.unwatched = None;
+        for (address, socket) in (0..).zip(entry.sockets.iter()) {
+            match tools.register(&socket.descriptor, Token::Datagrams(port, address), EventFlags::IN) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => {
+                    tracing::error!(
+                        service_instance = %entry.listener.id, %error,
+                        "a UDP port cannot be watched: trying again"
+                    );
+                    entry.unwatched = Some(tools.now + WATCH_PAUSE);
+                    return;
+                }
+            }
+        }
     }
 
     /// Lets go of a listener and ends its sessions.
@@ -248,6 +276,9 @@ impl Udp {
     pub(super) fn due(&mut self, port: Key, tools: &mut Tools) {
         let Some(entry) = self.ports.get_mut(port) else { return };
         entry.alarm = None;
+        if entry.unwatched.is_some_and(|at| at <= tools.now) {
+            self.watch(port, tools);
+        }
         while let Some((session, end)) = self.ports.get_mut(port).and_then(|port| port.sessions.expired(tools.now)) {
             self.end_session(port, session, end, tools);
         }
@@ -298,7 +329,8 @@ impl Udp {
 
     fn arm(&mut self, port: Key, tools: &mut Tools) {
         if let Some(entry) = self.ports.get_mut(port) {
-            tools.timers.set(&mut entry.alarm, entry.sessions.next_alarm(), Token::Datagrams(port, 0));
+            let next = [entry.sessions.next_alarm(), entry.unwatched].into_iter().flatten().min();
+            tools.timers.set(&mut entry.alarm, next, Token::Datagrams(port, 0));
         }
     }
 }

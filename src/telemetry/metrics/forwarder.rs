@@ -61,6 +61,8 @@ words!(
         Idle = "idle",
         /// There was no backend, or none could be reached.
         NoBackend = "no_backend",
+        /// No descriptor or memory was to be had for the connection to a backend.
+        Exhausted = "exhausted",
         /// A client that must send a PROXY header did not.
         BadHeader = "bad_header",
         /// Its PROXY header named a client that is not allowed.

@@ -6,6 +6,7 @@ use std::{
     sync::{
         Mutex,
         atomic::{AtomicU64, Ordering},
+        mpsc::{self, SyncSender},
     },
     time::Duration,
 };
@@ -29,9 +30,10 @@ const PORT: u16 = 22690;
 /// Backends, each with an app of its own as its authority.
 const BACKENDS: usize = 4;
 const CLIENTS: usize = 4;
-/// Connections of each client, and changes of the set from the first to the last of them at least.
+/// Connections of each client.
 const CONNECTIONS: usize = 120;
-const CHANGES: u64 = 200;
+/// Moments of a connection at which the set changes, besides its beginning.
+const PIECES: usize = 4;
 
 /// What may end the connections of each backend: how often it has.
 type Endings = [AtomicU64; BACKENDS];
@@ -40,6 +42,10 @@ type Endings = [AtomicU64; BACKENDS];
 struct Churn<'a> {
     node: &'a Node,
     addresses: [std::net::SocketAddr; BACKENDS],
+    /// Which backends are announced and do not drain.
+    serving: [bool; BACKENDS],
+    /// Which may have connections that end when time goes on: they drain or have left, or did when it last went on.
+    leaving: [bool; BACKENDS],
     endings: &'a Endings,
     random: Rng,
 }
@@ -81,18 +87,29 @@ impl Churn<'_> {
     fn change(&mut self) {
         let number = self.random.usize(..BACKENDS);
         match self.random.u8(..10) {
-            0..4 => self.announce(number, AnnouncedState::Up),
-            4..6 => self.announce(number, AnnouncedState::Draining),
-            6..8 => self.node.try_withdraw(PORT, Transport::Tcp, self.addresses[number]),
+            0..4 => {
+                self.serving[number] = true;
+                self.announce(number, AnnouncedState::Up);
+            }
+            4..6 => {
+                (self.serving[number], self.leaving[number]) = (false, true);
+                self.announce(number, AnnouncedState::Draining);
+            }
+            6..8 => {
+                (self.serving[number], self.leaving[number]) = (false, true);
+                self.node.try_withdraw(PORT, Transport::Tcp, self.addresses[number]);
+            }
             8 => {
-                // Before it can be seen.
-                self.endings[number].fetch_add(1, Ordering::SeqCst);
+                self.serving[number] = false;
                 self.node.backends.retain_authorised(&without(Some(number)));
+                self.endings[number].fetch_add(1, Ordering::SeqCst);
             }
             _ => {
-                // Whatever drains, or did until it left, ends.
-                self.endings.iter().for_each(|ending| _ = ending.fetch_add(1, Ordering::SeqCst));
                 self.node.advance(Duration::from_secs(31));
+                for number in (0..BACKENDS).filter(|number| self.leaving[*number]) {
+                    self.endings[number].fetch_add(1, Ordering::SeqCst);
+                }
+                self.leaving = self.serving.map(|serving| !serving);
             }
         }
     }
@@ -106,21 +123,29 @@ struct Ends {
     turned_away: usize,
 }
 
-/// Sends so many bytes and expects them back between the backend's name and its last word.
-fn converse(random: &mut Rng, endings: &Endings, ends: &Mutex<Ends>) {
+/// Sends so many bytes and expects them back between the backend's name and its last word. Has the set changed at some
+/// moments meanwhile.
+fn converse(random: &mut Rng, change: &SyncSender<()>, endings: &Endings, ends: &Mutex<Ends>) {
     let before: [u64; BACKENDS] = std::array::from_fn(|number| endings[number].load(Ordering::SeqCst));
     let mut bytes = vec![0; random.usize(1..64)];
     random.fill(&mut bytes);
     let bytes = bytes.repeat(random.usize(1..=40_000));
+    let moment = || change.send(()).expect("somebody changes the set until all are done");
     let mut heard = Vec::new();
+    moment();
     let result = TcpStream::connect_timeout(&(V4, PORT).into(), PATIENCE).and_then(|mut stream| {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let mut writer = stream.try_clone()?;
         std::thread::scope(|scope| {
             let written = scope.spawn(|| {
+                for piece in bytes.chunks(bytes.len().div_ceil(PIECES)) {
+                    writer.write_all(piece)?;
+                    moment();
+                }
                 // What has been broken off cannot be shut down; the read says so.
-                writer.write_all(&bytes).map(|()| _ = writer.shutdown(Shutdown::Write))
+                let _ = writer.shutdown(Shutdown::Write);
+                Ok(())
             });
             let read = stream.read_to_end(&mut heard);
             // What a write has learned, a read need not tell again.
@@ -141,8 +166,9 @@ fn converse(random: &mut Rng, endings: &Endings, ends: &Mutex<Ends>) {
             };
             assert!(bytes.starts_with(&echoed[..echoed.len().min(bytes.len())]), "a wrong byte before the cut");
             let number = usize::from(name - b'0');
-            let after = endings[number].load(Ordering::SeqCst);
-            assert!(after > before[number], "cut, and nothing became of backend {number}");
+            // It is counted after it has happened.
+            let ended = || (endings[number].load(Ordering::SeqCst) > before[number]).then_some(());
+            eventually(&format!("backend {number} has ended, as its connection was cut"), ended);
             ends.cut += 1;
         }
     }
@@ -165,22 +191,21 @@ fn connections_end_well_or_are_cut_when_their_backend_ends_while_the_set_changes
     node.open(PORT, Protocol::Tcp, Settings::default());
     let (endings, ends) = (Endings::default(), Mutex::new(Ends::default()));
     let addresses = peers.each_ref().map(|peer| peer.address);
-    let mut churn = Churn { node: &node, addresses, endings: &endings, random: Rng::with_seed(1) };
+    let (serving, leaving) = ([true; BACKENDS], [false; BACKENDS]);
+    let mut churn = Churn { node: &node, addresses, serving, leaving, endings: &endings, random: Rng::with_seed(1) };
     (0..BACKENDS).for_each(|number| churn.announce(number, AnnouncedState::Up));
     std::thread::scope(|scope| {
-        let clients = (0..CLIENTS).map(|client| {
-            let (endings, ends) = (&endings, &ends);
+        let (change, changes) = mpsc::sync_channel(CLIENTS * PIECES);
+        for client in 0..CLIENTS {
+            let (change, endings, ends) = (change.clone(), &endings, &ends);
             scope.spawn(move || {
                 let mut random = Rng::with_seed(client as u64);
-                (0..CONNECTIONS).for_each(|_| converse(&mut random, endings, ends));
-            })
-        });
-        let clients = clients.collect::<Vec<_>>();
-        let mut changes = 0;
-        while changes < CHANGES || !clients.iter().all(std::thread::ScopedJoinHandle::is_finished) {
-            churn.change();
-            changes += 1;
+                (0..CONNECTIONS).for_each(|_| converse(&mut random, &change, endings, ends));
+            });
         }
+        drop(change);
+        // A few in the life of each connection: what is cut without a reason shows.
+        changes.iter().for_each(|()| churn.change());
     });
     // What is open is cut with the authority; then nothing is left.
     let mut open = Vec::new();

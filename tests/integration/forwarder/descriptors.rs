@@ -15,7 +15,7 @@ use super::node::Node;
 use crate::support::{
     eventually::eventually,
     life::{Hear, Life, Part, Say, Stage, Until},
-    peer::{TcpPeer, V4, connect, ping},
+    peer::{TcpPeer, V4, connect, is_reset, ping},
 };
 
 /// Set in the process that has few.
@@ -64,6 +64,25 @@ fn without_descriptors_traffic_goes_on_nothing_spins_and_accepting_resumes() {
     drop(wasted);
     ping(&mut waiting, b"y");
     ping(&mut before, b"x");
+}
+
+#[test]
+fn without_a_descriptor_for_the_backends_socket_no_backend_is_blamed() {
+    if !has_few_descriptors("without_a_descriptor_for_the_backends_socket_no_backend_is_blamed") {
+        return;
+    }
+    let backend = TcpPeer::echo(V4);
+    let node = Node::with(1, ForwarderLimits { max_sockets: 10_000, ..ForwarderLimits::default() });
+    node.tcp(22205, backend.address);
+    let mut wasted = take_all();
+    // One for the client, and one for its accepted socket.
+    wasted.truncate(wasted.len() - 2);
+    assert!(is_reset(&mut connect(V4, 22205)));
+    let closed = |reason| node.sample(&format!("harbor_connections_closed_total{{reason=\"{reason}\"}}"));
+    assert_eq!([closed("exhausted"), closed("no_backend")], [1, 0]);
+    assert_eq!(node.sample("harbor_connects_failed_total"), 0);
+    drop(wasted);
+    ping(&mut connect(V4, 22205), b"x");
 }
 
 #[test]

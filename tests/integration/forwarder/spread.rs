@@ -47,9 +47,10 @@ fn outgrow(node: &Node, port: u16, over: impl Fn() -> bool) {
     thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
-                node.advance(Duration::from_millis(150));
+                node.advance(Duration::from_millis(50));
             }
         });
+        let _done = SetOnDrop(&done);
         let mut sent = turned_away();
         while !over() {
             assert!(started.elapsed() < PATIENCE, "the port is not spread");
@@ -62,8 +63,16 @@ fn outgrow(node: &Node, port: u16, over: impl Fn() -> bool) {
             sent += went as u64;
             eventually("the burst has arrived", || (turned_away() >= sent).then_some(()));
         }
-        done.store(true, Ordering::SeqCst);
     });
+}
+
+/// Tells a thread to end, also when an assertion fails.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 /// How many sockets have a port.
@@ -103,8 +112,8 @@ fn check_that_sessions_survive(workers: usize, port: u16) {
                 assert_eq!(ask(&steady, &question), question);
             }
         });
+        let _done = SetOnDrop(&done);
         outgrow(&node, port, || sockets_on(port) == workers);
-        done.store(true, Ordering::SeqCst);
     });
 
     let before = carried(&node);

@@ -122,10 +122,29 @@ fn a_writer_to_a_backend_that_never_reads_is_held_back() {
     node.tcp(21030, listener.local_addr().unwrap());
     let mut client = connect(V4, 21030);
     let (silent, _) = listener.accept().unwrap();
+    let taken = fill(&node, &mut client);
+    // Four socket buffers and one remainder; nothing else may keep bytes.
+    assert!(taken < 24 << 20, "{taken} bytes were taken for a backend that reads none");
+    let mut other = connect(V4, 21030);
+    let (mut served, _) = listener.accept().unwrap();
+    other.write_all(b"not stuck").unwrap();
+    assert_eq!(read(&mut served, 9), b"not stuck");
+    // It all arrives once the backend reads.
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut silent = silent;
+    assert_eq!(io::copy(&mut silent, &mut io::sink()).unwrap(), taken as u64);
+}
+
+/// Bytes that were carried to backends.
+fn carried(node: &Node) -> u64 {
+    node.sample("harbor_carried_bytes_total{transport=\"tcp\",direction=\"to_backend\"}")
+}
+
+/// Writes to a backend that reads nothing until all that can be full is. Returns how many bytes were taken.
+fn fill(node: &Node, client: &mut TcpStream) -> usize {
     client.set_nonblocking(true).unwrap();
     let (chunk, mut taken) = (pattern(64 * 1024, 4), 0);
     // Full is when the socket takes nothing and the forwarder has stopped carrying.
-    let carried = || node.sample("harbor_carried_bytes_total{transport=\"tcp\",direction=\"to_backend\"}");
     let mut before = u64::MAX;
     eventually("the writer is held back", || match client.write(&chunk) {
         Ok(written) => {
@@ -134,20 +153,31 @@ fn a_writer_to_a_backend_that_never_reads_is_held_back() {
         }
         Err(error) => {
             assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-            (std::mem::replace(&mut before, carried()) == carried()).then_some(())
+            (std::mem::replace(&mut before, carried(node)) == carried(node)).then_some(())
         }
     });
-    // Four socket buffers and one remainder; nothing else may keep bytes.
-    assert!(taken < 24 << 20, "{taken} bytes were taken for a backend that reads none");
-    let mut other = connect(V4, 21030);
-    let (mut served, _) = listener.accept().unwrap();
-    other.write_all(b"not stuck").unwrap();
-    assert_eq!(read(&mut served, 9), b"not stuck");
-    // It all arrives once the backend reads.
     client.set_nonblocking(false).unwrap();
-    client.shutdown(Shutdown::Write).unwrap();
-    let mut silent = silent;
-    assert_eq!(io::copy(&mut silent, &mut io::sink()).unwrap(), taken as u64);
+    taken
+}
+
+#[test]
+fn what_stalls_for_the_idle_time_out_is_cut_off_not_ended() {
+    let listener = TcpListener::bind((V4, 0)).unwrap();
+    let node = Node::start();
+    node.tcp(21035, listener.local_addr().unwrap());
+    node.limit(|limits| limits.idle_timeout_tcp = Duration::from_secs(100));
+    let mut client = connect(V4, 21035);
+    let (mut silent, _) = listener.accept().unwrap();
+    let taken = fill(&node, &mut client);
+    node.advance(Duration::from_secs(101));
+    node.wait_for_flows(0);
+    assert_eq!(node.sample("harbor_connections_closed_total{reason=\"idle\"}"), 1);
+    // The backend reads on too late: what it gets is not whole, and does not look so.
+    let mut got = Vec::new();
+    let end = silent.read_to_end(&mut got).map_err(|error| error.kind());
+    assert!(got.len() < taken, "{} of {taken} bytes", got.len());
+    assert_eq!(end, Err(io::ErrorKind::ConnectionReset));
+    assert!(is_reset(&mut client));
 }
 
 #[test]
@@ -174,10 +204,17 @@ fn one_stream_does_not_starve_the_others_of_its_worker() {
                 bulk.write_all(&chunk).unwrap();
             }
         });
-        for _ in 0..200 {
+        let meanwhile = (0..200).map(|_| {
+            let before = carried(&node);
             ping(&mut small, b"still here");
-        }
+            carried(&node) - before
+        });
+        let mut meanwhile = meanwhile.collect::<Vec<_>>();
         stop.store(true, std::sync::atomic::Ordering::SeqCst);
+        // A few slices of half a MiB, whatever the stream would have had to say; it may have more while this thread has
+        // no core.
+        meanwhile.sort_unstable();
+        assert!(meanwhile[100] < 8 << 20, "{meanwhile:?}");
     });
 }
 

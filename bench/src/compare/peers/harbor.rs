@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use serde_json::{Value, json};
 
-use super::{Peer, Process, Site, version_line};
+use super::{Peer, Process, Site, WORKERS, version_line};
 use crate::compare::http;
 
 /// `harbor:secret`.
@@ -139,6 +139,7 @@ host = "127.0.0.1"
 
 [forwarder]
 max_connections_per_port = {CONNECTIONS}
+workers = {WORKERS}
 "#,
         broker = api(site, 0),
         admin = api(site, 1),

@@ -2,7 +2,7 @@
 
 use std::{env, process::Command};
 
-use super::{Peer, Process, Site};
+use super::{Peer, Process, Site, WORKERS};
 
 #[derive(Debug)]
 pub struct Naive;
@@ -19,6 +19,7 @@ impl Peer for Naive {
     fn start(&self, site: &Site) -> anyhow::Result<Option<Process>> {
         let mut command = Command::new(env::current_exe()?);
         command.args(["naive", "--listen", &self.target(site).to_string(), "--backend", &site.backend.to_string()]);
+        command.arg("--workers").arg(WORKERS.to_string());
         if site.udp {
             command.arg("--udp");
         }

@@ -122,11 +122,7 @@ impl Connection {
             };
         }
         if event.is_readable() && self.interest().contains(Interest::IN) {
-            let read = match self.state {
-                State::Swallow { .. } | State::Both { .. } => sockets::receive(&self.socket, scratch)?,
-                _ => sockets::receive(&self.socket, scratch)?,
-            };
-            match read {
+            match sockets::receive(&self.socket, scratch)? {
                 Some(0) => {
                     if let Progress::Done = self.ended()? {
                         return Ok(Progress::Done);

@@ -134,9 +134,11 @@ impl Flood {
             behind = behind.min(most);
             while behind > 0 {
                 let burst = behind.min(BURST);
-                sockets::send_copies(&self.flows[self.next_flow], &self.datagram, burst as usize);
+                let gone = sockets::send_copies(&self.flows[self.next_flow], &self.datagram, burst as usize) as u64;
                 self.next_flow = (self.next_flow + 1) % self.flows.len();
-                sent += burst;
+                sent += gone;
+                // What the kernel did not take was never on the way.
+                skipped += burst - gone;
                 behind -= burst;
             }
             self.poll.wait(&mut self.events, Some(schedule.at(sent + skipped).max(now + TICK)))?;

@@ -19,6 +19,13 @@ pub(super) struct Piece<'a> {
     pub length: usize,
 }
 
+impl Piece<'_> {
+    /// How many datagrams it holds; an empty one is one, too.
+    pub(super) fn count(&self) -> u64 {
+        self.bytes.len().div_ceil(self.length.max(1)).max(1) as u64
+    }
+}
+
 /// Datagrams that are sent as one, or a single one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Run {

@@ -13,7 +13,7 @@ use std::{
 
 use rustix::event::epoll::EventFlags;
 
-use super::{Peer, Udp, UdpPort, Upstream, runs::Piece};
+use super::{Behind, Peer, Udp, UdpPort, Upstream, runs::Piece};
 use crate::{
     forwarder::{
         epoll::{
@@ -31,6 +31,9 @@ use crate::{
 
 /// How long a port's queue may not become empty before the port is spread.
 const OUTGROWN_AFTER: Duration = Duration::from_millis(100);
+/// A turn that left datagrams behind so long ago has nothing to do with one that does now: what it left was received
+/// without anybody having seen that the queue was empty.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
 
 /// Datagrams that wait for a worker because they arrived at another one, and their bytes.
 const MAX_WAITING: usize = 4096;
@@ -120,14 +123,17 @@ impl Udp {
     /// Sees whether a port is kept up with: whether all that waited at one of its sockets could be received in a turn.
     pub(super) fn keep_up(&mut self, port: Key, address: u8, emptied: bool, tools: &Tools) {
         let Some(entry) = self.ports.get_mut(port) else { return };
-        match entry.behind_since {
-            Some((behind, _)) if emptied && behind == address => entry.behind_since = None,
-            None if !emptied => entry.behind_since = Some((address, tools.now)),
-            Some((_, since)) if !emptied && !entry.outgrown && tools.now >= since + OUTGROWN_AFTER => {
-                entry.outgrown = true;
-                (tools.shared.outgrown)(&entry.listener.id);
+        match &mut entry.behind {
+            Some(behind) if emptied && behind.address == address => entry.behind = None,
+            _ if emptied => {}
+            Some(behind) if tools.now < behind.until + FORGOTTEN_AFTER => {
+                behind.until = tools.now;
+                if !entry.outgrown && tools.now >= behind.since + OUTGROWN_AFTER {
+                    entry.outgrown = true;
+                    (tools.shared.outgrown)(&entry.listener.id);
+                }
             }
-            _ => {}
+            _ => entry.behind = Some(Behind { address, since: tools.now, until: tools.now }),
         }
     }
 
@@ -159,11 +165,9 @@ impl Udp {
                 parts[place - 1].sessions.push(session);
             }
         }
-        for part in parts {
-            let worker = &share.workers[part.share.place];
-            worker.mailbox.put(part);
-            worker.wake();
-        }
+        // All have their parts before the first passes something on to another.
+        parts.into_iter().for_each(|part| share.workers[part.share.place].mailbox.put(part));
+        share.workers.iter().for_each(|worker| worker.wake());
         entry.share = Some(share);
         self.arm(port, tools);
     }
@@ -173,8 +177,11 @@ impl Udp {
         match letter {
             Letter::Part(part) => self.take_part(*part, tools),
             Letter::Datagrams(Datagrams { listener, peer, bytes, length }) => {
-                // The port may have been closed meanwhile.
-                let Some(port) = self.by_id.get(&listener.id).copied() else { return };
+                let Some(port) = self.by_id.get(&listener.id).copied() else {
+                    // It has been closed meanwhile.
+                    let lost = Piece { bytes: &bytes, length }.count();
+                    return tools.tally.datagrams_dropped.of(Refusal::NoBackend).more(lost);
+                };
                 let session = self.ports.get(port).and_then(|port| port.sessions.find(&peer));
                 self.pass_on(port, (peer, session), &[Piece { bytes: &bytes, length }], tools);
                 self.arm(port, tools);
@@ -221,8 +228,7 @@ impl Udp {
             let listener = Arc::clone(listener);
             let datagrams = Datagrams { listener, peer, bytes: bytes.into(), length };
             if !share.workers[place].mailbox.offer(datagrams) {
-                let lost = bytes.len().div_ceil(length.max(1)).max(1);
-                tools.tally.datagrams_dropped.of(Refusal::Undeliverable).more(lost as u64);
+                tools.tally.datagrams_dropped.of(Refusal::Undeliverable).more(Piece { bytes, length }.count());
             }
         }
         share.workers[place].wake();
