@@ -45,7 +45,7 @@ pub struct Args {
     /// How often each proxy does each work
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_ROUNDS)))]
     rounds: u32,
-    /// How long each time
+    /// How long each time; three times as long where latencies are held to a bound
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
     /// These works only
@@ -159,7 +159,7 @@ fn measure_round(arena: &Arena, work: &Work, round: u32, args: &Args, results: &
     let first = round as usize % peers.len().max(1);
     for (turn, peer) in peers[first..].iter().chain(&peers[..first]).enumerate() {
         let measured = match work.kind {
-            Kind::Load(arguments) => load::measure(arena, work, peer, arguments, args.seconds),
+            Kind::Load(arguments) => load::measure(arena, work, peer, arguments, args.seconds * work.lasts),
             Kind::Idle => idle::measure(arena, peer),
             Kind::Listeners => listeners::measure(arena, peer),
         };

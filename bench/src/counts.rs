@@ -103,10 +103,17 @@ fn read(file: &Path) -> anyhow::Result<Record> {
 fn count(program: &Path, path: &replay::Path, profiles: &Path) -> anyhow::Result<Figures> {
     let units = f64::from(path.steps) * path.units_per_step;
     // The run with more steps is the last one: its profile stays.
-    let instructions = [1, 2].map(|times| callgrind::instructions(program, path, times * path.steps, profiles));
-    let calls = [1, 2].map(|times| strace::system_calls(program, path, times * path.steps, profiles));
-    let ([fewer, more], [fewer_calls, more_calls]) = (instructions, calls);
-    Ok(Figures::new(path.unit, units, [fewer?, more?], &[fewer_calls?, more_calls?]))
+    let instructions = |times| {
+        let counts = (0..path.runs).map(|_| callgrind::instructions(program, path, times * path.steps, profiles));
+        counts.collect::<anyhow::Result<Vec<_>>>().map(|counts| counts.into_iter().min().unwrap_or(0))
+    };
+    let calls = |times| {
+        let counts = (0..path.runs).map(|_| strace::system_calls(program, path, times * path.steps, profiles));
+        let least = |counts: Vec<strace::Calls>| counts.into_iter().min_by_key(|calls| calls.values().sum::<u64>());
+        counts.collect::<anyhow::Result<_>>().map(|counts| least(counts).unwrap_or_default())
+    };
+    let instructions = [instructions(1)?, instructions(2)?];
+    Ok(Figures::new(path.unit, units, instructions, &[calls(1)?, calls(2)?]))
 }
 
 /// Runs the replay under a tool.

@@ -1,6 +1,7 @@
 //! The tables of a run, in Markdown, and the chart: from results alone, so that they can be made again.
 
 use std::{
+    collections::BTreeSet,
     fmt::Write as _,
     fs,
     io::Write as _,
@@ -79,7 +80,11 @@ macro_rules! line {
 
 fn heading(text: &mut String, results: &Results) {
     let machine = &results.machine;
-    let rounds = results.cells.iter().map(|cell| cell.round + 1).max().unwrap_or(0);
+    let rounds_of = |work: &String| {
+        let rounds = results.cells.iter().filter(|cell| cell.work == *work).map(|cell| cell.round);
+        rounds.collect::<BTreeSet<_>>().len()
+    };
+    let rounds = results.works.iter().map(rounds_of).max().unwrap_or(0);
     let versions = results.versions.iter().filter(|(peer, _)| *peer != "direct" && *peer != "naive");
     let versions = versions.map(|(peer, version)| format!("{peer}: {version}")).collect::<Vec<_>>().join("; ");
     line!(
