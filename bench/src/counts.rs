@@ -28,6 +28,11 @@ const PROFILE: &str = "counts";
 /// Where callgrind's files stay, beside this program, for `callgrind_annotate`.
 const PROFILES: &str = "profiles";
 
+const SEND_BUFFERS: &str = "/proc/sys/net/ipv4/tcp_wmem";
+/// Least, usual and most bytes of a send buffer: the usual one takes what a step carries. Otherwise it is chance how often
+/// the kernel tells of room.
+const SEND_BUFFER_SIZES: &str = "4096 4194304 4194304";
+
 /// What to count, and what for.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -66,6 +71,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return namespace::run_inside(&[]);
     }
     namespace::prepare()?;
+    fs::write(SEND_BUFFERS, SEND_BUFFER_SIZES).context("cannot set the size of send buffers")?;
     let before = read(&args.file)?;
     let (extent, paths) = match args.path.as_slice() {
         [] => (Extent::All, replay::PATHS.iter().collect()),
@@ -103,15 +109,8 @@ fn read(file: &Path) -> anyhow::Result<Record> {
 fn count(program: &Path, path: &replay::Path, profiles: &Path) -> anyhow::Result<Figures> {
     let units = f64::from(path.steps) * path.units_per_step;
     // The run with more steps is the last one: its profile stays.
-    let instructions = |times| {
-        let counts = (0..path.runs).map(|_| callgrind::instructions(program, path, times * path.steps, profiles));
-        counts.collect::<anyhow::Result<Vec<_>>>().map(|counts| counts.into_iter().min().unwrap_or(0))
-    };
-    let calls = |times| {
-        let counts = (0..path.runs).map(|_| strace::system_calls(program, path, times * path.steps, profiles));
-        let least = |counts: Vec<strace::Calls>| counts.into_iter().min_by_key(|calls| calls.values().sum::<u64>());
-        counts.collect::<anyhow::Result<_>>().map(|counts| least(counts).unwrap_or_default())
-    };
+    let instructions = |times| callgrind::instructions(program, path, times * path.steps, profiles);
+    let calls = |times| strace::system_calls(program, path, times * path.steps, profiles);
     let instructions = [instructions(1)?, instructions(2)?];
     Ok(Figures::new(path.unit, units, instructions, &[calls(1)?, calls(2)?]))
 }

@@ -37,28 +37,17 @@ pub struct Path {
     pub units_per_step: f64,
     /// Enough of them that what the start costs more or less by chance, some 50,000 instructions, is little in each.
     pub steps: u32,
-    /// How often it is counted; the least is the figure. More than once where the kernel, or who wakes whom, adds something
-    /// to it by chance.
-    pub runs: u32,
     start: fn(&Node) -> anyhow::Result<Box<dyn Work>>,
 }
 
 /// All that is counted.
 pub const PATHS: &[Path] = &[
-    Path {
-        name: "exchange-1",
-        unit: "request and answer of 64 B",
-        units_per_step: 1.0,
-        steps: 4000,
-        runs: 1,
-        start: tcp::one,
-    },
+    Path { name: "exchange-1", unit: "request and answer of 64 B", units_per_step: 1.0, steps: 4000, start: tcp::one },
     Path {
         name: "exchange-64",
         unit: "request and answer of 64 B, 64 at once",
         units_per_step: 64.0,
         steps: 60,
-        runs: 1,
         start: tcp::many,
     },
     Path {
@@ -66,7 +55,6 @@ pub const PATHS: &[Path] = &[
         unit: "request of 64 B, answer of 16 KiB",
         units_per_step: 1.0,
         steps: 1000,
-        runs: 1,
         start: tcp::large,
     },
     Path {
@@ -74,49 +62,25 @@ pub const PATHS: &[Path] = &[
         unit: "connect, exchange, end",
         units_per_step: 1.0,
         steps: 600,
-        runs: 1,
         start: tcp::connection,
     },
-    Path { name: "bulk", unit: "MiB one way", units_per_step: 0.25, steps: 3200, runs: 1, start: tcp::bulk },
-    Path { name: "bulk-both", unit: "MiB each way", units_per_step: 0.25, steps: 3200, runs: 1, start: tcp::bulk_both },
-    Path {
-        name: "udp-exchange-1",
-        unit: "datagram and answer",
-        units_per_step: 1.0,
-        steps: 1000,
-        runs: 1,
-        start: udp::one,
-    },
+    Path { name: "bulk", unit: "MiB one way", units_per_step: 0.25, steps: 3200, start: tcp::bulk },
+    Path { name: "bulk-both", unit: "MiB each way", units_per_step: 0.25, steps: 3200, start: tcp::bulk_both },
+    Path { name: "udp-exchange-1", unit: "datagram and answer", units_per_step: 1.0, steps: 1000, start: udp::one },
     Path {
         name: "udp-exchange-64",
         unit: "datagram and answer, 64 flows at once",
         units_per_step: 64.0,
         steps: 60,
-        runs: 1,
         start: udp::many,
     },
-    Path {
-        name: "udp-session",
-        unit: "session of one exchange",
-        units_per_step: 1.0,
-        steps: 600,
-        runs: 1,
-        start: udp::session,
-    },
-    Path {
-        name: "udp-batch",
-        unit: "datagram of 32 equal ones",
-        units_per_step: 32.0,
-        steps: 100,
-        runs: 1,
-        start: udp::equal,
-    },
+    Path { name: "udp-session", unit: "session of one exchange", units_per_step: 1.0, steps: 600, start: udp::session },
+    Path { name: "udp-batch", unit: "datagram of 32 equal ones", units_per_step: 32.0, steps: 100, start: udp::equal },
     Path {
         name: "udp-batch-mixed",
         unit: "datagram of 32 of several sizes",
         units_per_step: 32.0,
         steps: 100,
-        runs: 1,
         start: udp::mixed,
     },
     Path {
@@ -124,15 +88,13 @@ pub const PATHS: &[Path] = &[
         unit: "datagram of 32 that the sender's kernel joined",
         units_per_step: 32.0,
         steps: 400,
-        runs: 1,
         start: udp::joined,
     },
     Path {
         name: "provision",
         unit: "port more and less, beside 1,000",
         units_per_step: 1.0,
-        steps: 100,
-        runs: 5,
+        steps: 500,
         start: provision::start,
     },
 ];

@@ -26,37 +26,9 @@ pub struct Figures {
     pub unit: String,
     pub instructions: f64,
     pub system_calls: BTreeMap<String, f64>,
-    /// For a path that chance has a part in. Written by hand; recording keeps it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tolerance: Option<Tolerance>,
-}
-
-/// What is allowed instead of the usual.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Tolerance {
-    /// Where chance is in one figure only; the other keeps the usual.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub of: Option<Figure>,
-    pub percent: f64,
-    pub reason: String,
-}
-
-/// What is counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Figure {
-    Instructions,
-    SystemCalls,
 }
 
 impl Figures {
-    /// How many percent more are dearer; the usual is `otherwise`.
-    pub fn percent(&self, of: Figure, otherwise: f64) -> f64 {
-        let tolerance = self.tolerance.as_ref().filter(|tolerance| tolerance.of.is_none_or(|figure| figure == of));
-        tolerance.map_or(otherwise, |tolerance| tolerance.percent)
-    }
-
     /// Of two runs, of which the second did so many units more.
     pub fn new(unit: &str, units: f64, instructions: [u64; 2], calls: &[Calls; 2]) -> Self {
         let [fewer, more] = calls;
@@ -67,7 +39,6 @@ impl Figures {
             unit: unit.to_owned(),
             instructions: rounded((instructions[1] as f64 - instructions[0] as f64) / units, 1.0),
             system_calls: system_calls.filter(|(_, calls)| *calls > NEGLIGIBLE).collect(),
-            tolerance: None,
         }
     }
 
@@ -89,10 +60,7 @@ impl Record {
         if extent == Extent::All || !self.is_comparable(&now) {
             self.paths.retain(|name, _| now.paths.contains_key(name));
         }
-        for (name, mut figures) in now.paths {
-            figures.tolerance = self.paths.remove(&name).and_then(|before| before.tolerance);
-            self.paths.insert(name, figures);
-        }
+        self.paths.extend(now.paths);
         Self { paths: self.paths, ..now }
     }
 
@@ -124,21 +92,20 @@ mod tests {
     }
 
     #[test]
-    fn recording_keeps_tolerances_and_what_another_compiler_has_not_made_old() {
-        let figures = Figures::new("exchange", 1.0, [0, 100], &[Calls::new(), Calls::new()]);
-        let tolerance = Some(Tolerance { of: None, percent: 10.0, reason: "chance".into() });
-        let tolerant = Figures { tolerance, ..figures.clone() };
+    fn recording_keeps_what_another_compiler_has_not_made_old() {
+        let cheap = Figures::new("exchange", 1.0, [0, 100], &[Calls::new(), Calls::new()]);
+        let dear = Figures { instructions: 200.0, ..cheap.clone() };
         let record = |compiler: &str, paths: &[(&str, &Figures)]| Record {
             compiler: compiler.into(),
             target: "here".into(),
             paths: paths.iter().map(|(name, figures)| ((*name).to_owned(), (*figures).clone())).collect(),
         };
-        let before = record("1", &[("a", &tolerant), ("b", &figures)]);
-        let same_compiler = before.clone().updated(record("1", &[("a", &figures)]), Extent::Some);
-        assert_eq!(same_compiler, before);
-        let all = before.clone().updated(record("1", &[("a", &figures)]), Extent::All);
-        assert_eq!(all, record("1", &[("a", &tolerant)]));
-        let other_compiler = before.updated(record("2", &[("a", &figures)]), Extent::Some);
-        assert_eq!(other_compiler, record("2", &[("a", &tolerant)]));
+        let before = record("1", &[("a", &cheap), ("b", &cheap)]);
+        let same_compiler = before.clone().updated(record("1", &[("a", &dear)]), Extent::Some);
+        assert_eq!(same_compiler, record("1", &[("a", &dear), ("b", &cheap)]));
+        let all = before.clone().updated(record("1", &[("a", &dear)]), Extent::All);
+        assert_eq!(all, record("1", &[("a", &dear)]));
+        let other_compiler = before.updated(record("2", &[("a", &dear)]), Extent::Some);
+        assert_eq!(other_compiler, record("2", &[("a", &dear)]));
     }
 }

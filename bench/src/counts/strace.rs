@@ -23,7 +23,10 @@ pub fn system_calls(program: &Path, path: &replay::Path, steps: u32, profiles: &
     Ok(calls)
 }
 
-/// The calls of those threads that call themselves what the counted ones are called, without the gate's.
+/// Calls that are not Harbor's, or of whose number chance decides: who waits for a lock, and who is asleep and must be woken.
+const NOT_COUNTED: [&str; 2] = [replay::GATE_SYSTEM_CALL, "futex"];
+
+/// The calls that count of those threads that call themselves what the counted ones are called.
 fn of_threads(trace: &str) -> Calls {
     let lines =
         || trace.lines().filter_map(|line| line.split_once(' ')).map(|(thread, call)| (thread, call.trim_start()));
@@ -35,7 +38,7 @@ fn of_threads(trace: &str) -> Calls {
         // Whatever was interrupted by another thread's line is resumed later, in a line that begins with `<`.
         let Some((name, _)) = call.split_once('(') else { continue };
         let is_name = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
-        if is_name && threads.contains(thread) && name != replay::GATE_SYSTEM_CALL {
+        if is_name && threads.contains(thread) && !NOT_COUNTED.contains(&name) {
             *calls.entry(name.to_owned()).or_default() += 1;
         }
     }
@@ -56,14 +59,15 @@ mod tests {
 11 epoll_pwait(4, [], 256, -1, NULL, 8) = 1
 12 prctl(PR_SET_NAME, "reconcile") = 0
 11 readv(5, [{iov_base="\1\0", iov_len=8}], 1) = 8
+11 futex(0x7f, FUTEX_WAKE_PRIVATE, 1) = 0
 11 recvfrom(6, "epoll_pwait(", 65536, 0, NULL, NULL) = 12
 11 epoll_pwait(4,  <unfinished ...>
-12 futex(0x7f, FUTEX_WAKE_PRIVATE, 1) = 0
+12 openat(AT_FDCWD, "x", O_RDONLY) = 3
 11 <... epoll_pwait resumed>[], 256, -1, NULL, 8) = 1
 11 --- SIGPIPE {si_signo=SIGPIPE} ---
 11 +++ exited with 0 +++
 "#;
-        let expected = [("epoll_pwait", 2), ("futex", 1), ("prctl", 2), ("recvfrom", 1)];
+        let expected = [("epoll_pwait", 2), ("openat", 1), ("prctl", 2), ("recvfrom", 1)];
         assert_eq!(of_threads(trace), expected.map(|(name, count)| (name.to_owned(), count)).into());
     }
 }

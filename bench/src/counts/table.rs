@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, fmt};
 
 use super::{
     Extent,
-    record::{Figure, Figures, Record},
+    record::{Figures, Record},
 };
 
-/// More than this is dearer, or cheaper; where chance has a part in it the record says what is.
+/// More than this is dearer, or cheaper.
 const PERCENT: f64 = 5.0;
 
 /// What a comparison says, the worst last.
@@ -55,18 +55,14 @@ pub fn compare(before: &Record, now: &Record, extent: Extent) -> Comparison {
             comparison.remarks.push(format!("{path} is not on record."));
             continue;
         };
-        let mut row = |of, before, now, details| {
-            let verdict = verdict(before, now, recorded.percent(of, PERCENT));
-            let what = match of {
-                Figure::Instructions => "instructions",
-                Figure::SystemCalls => "system calls",
-            };
+        let mut row = |what, before, now, details| {
+            let verdict = verdict(before, now);
             comparison.rows.push(Row { path: path.clone(), what, recorded: before, now, verdict, details });
         };
         if comparable {
-            row(Figure::Instructions, recorded.instructions, figures.instructions, String::new());
+            row("instructions", recorded.instructions, figures.instructions, String::new());
         }
-        row(Figure::SystemCalls, recorded.calls(), figures.calls(), changed_calls(recorded, figures));
+        row("system calls", recorded.calls(), figures.calls(), changed_calls(recorded, figures));
     }
     if extent == Extent::All {
         for path in before.paths.keys().filter(|path| !now.paths.contains_key(*path)) {
@@ -77,8 +73,8 @@ pub fn compare(before: &Record, now: &Record, extent: Extent) -> Comparison {
     comparison
 }
 
-fn verdict(recorded: f64, now: f64, percent: f64) -> Verdict {
-    let allowed = recorded * percent / 100.0;
+fn verdict(recorded: f64, now: f64) -> Verdict {
+    let allowed = recorded * PERCENT / 100.0;
     if now > recorded + allowed {
         Verdict::Dearer
     } else if now < recorded - allowed {
@@ -93,7 +89,7 @@ fn changed_calls(recorded: &Figures, now: &Figures) -> String {
     let names = names.map(|name| (name, ())).collect::<BTreeMap<_, _>>().into_keys();
     let of = |figures: &Figures, name: &String| figures.system_calls.get(name).copied().unwrap_or(0.0);
     let pairs = names.map(|name| (name, of(recorded, name), of(now, name)));
-    let changed = pairs.filter(|(_, recorded, now)| verdict(*recorded, *now, PERCENT) != Verdict::Same);
+    let changed = pairs.filter(|(_, recorded, now)| verdict(*recorded, *now) != Verdict::Same);
     changed.map(|(name, recorded, now)| format!("{name} {recorded:.2} to {now:.2}")).collect::<Vec<_>>().join(", ")
 }
 
@@ -130,14 +126,13 @@ impl fmt::Display for Comparison {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::record::Tolerance, *};
+    use super::*;
 
     fn record(compiler: &str, instructions: f64, calls: &[(&str, f64)]) -> Record {
         let figures = Figures {
             unit: "exchange".into(),
             instructions,
             system_calls: calls.iter().map(|(name, calls)| ((*name).to_owned(), *calls)).collect(),
-            tolerance: None,
         };
         Record { compiler: compiler.into(), target: "here".into(), paths: [("a".to_owned(), figures)].into() }
     }
@@ -159,33 +154,6 @@ mod tests {
         check(1000.0, 2.2, Verdict::Dearer);
         check(949.0, 2.0, Verdict::Cheaper);
         check(949.0, 2.2, Verdict::Dearer);
-    }
-
-    #[test]
-    fn a_path_with_a_tolerance_has_that_instead() {
-        let mut before = record("1", 1000.0, &[]);
-        let figures = before.paths.get_mut("a").expect("it is there");
-        figures.tolerance = Some(Tolerance { of: None, percent: 20.0, reason: "chance".into() });
-        assert_eq!(compare_all(&before, &record("1", 1190.0, &[])).verdict(), Verdict::Same);
-        assert_eq!(compare_all(&before, &record("1", 1210.0, &[])).verdict(), Verdict::Dearer);
-    }
-
-    #[test]
-    fn a_tolerance_of_one_figure_leaves_the_other_as_it_is() {
-        let check = |of, instructions, calls, expect| {
-            let mut before = record("1", 1000.0, &[("send", 2.0)]);
-            let figures = before.paths.get_mut("a").expect("it is there");
-            figures.tolerance = Some(Tolerance { of: Some(of), percent: 20.0, reason: "chance".into() });
-            assert_eq!(
-                compare_all(&before, &record("1", instructions, &[("send", calls)])).verdict(),
-                expect,
-                "{of:?}"
-            );
-        };
-        check(Figure::Instructions, 1190.0, 2.0, Verdict::Same);
-        check(Figure::Instructions, 1000.0, 2.2, Verdict::Dearer);
-        check(Figure::SystemCalls, 1000.0, 2.2, Verdict::Same);
-        check(Figure::SystemCalls, 1190.0, 2.0, Verdict::Dearer);
     }
 
     #[test]

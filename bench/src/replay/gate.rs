@@ -1,4 +1,4 @@
-//! The clock that holds the worker while a step sends.
+//! The clock that holds the worker while a step sends, and the wait for all that a step causes.
 
 use std::{
     fs,
@@ -22,9 +22,18 @@ use super::node::PATIENCE;
 /// How the worker waits at the gate: a call that the data plane does not make.
 pub const SYSTEM_CALL: &str = "readv";
 
-/// The numbers of `epoll_pwait` on ARM, of `epoll_wait` and `epoll_pwait` on x86, and of `epoll_pwait2`. A thread does not
-/// wait in what has these numbers on the other machine.
-const WAITS: [&str; 4] = ["22", "232", "281", "441"];
+/// A thread that is counted, and what it waits in when it has nothing to do: numbers of system calls, of ARM and of x86. It
+/// does not wait in what has these numbers on the other machine.
+struct Counted {
+    name: &'static str,
+    waits: &'static [&'static str],
+}
+
+/// The worker waits in `epoll_pwait`, `epoll_wait` or `epoll_pwait2`, the reconciler in `futex`.
+const COUNTED: [Counted; 2] = [
+    Counted { name: super::THREADS[0], waits: &["22", "232", "281", "441"] },
+    Counted { name: super::THREADS[1], waits: &["98", "202"] },
+];
 
 /// What time goes on with each look at it. Slower than real time, so that no timer fires unasked.
 const TICK: Duration = Duration::from_nanos(100);
@@ -38,8 +47,8 @@ pub struct Gate {
     /// A semaphore of openings. The worker takes one per closing, whether it has to wait or not: each step costs it the
     /// same.
     openings: OwnedFd,
-    /// Where the kernel says what the worker waits in.
-    worker: OnceLock<PathBuf>,
+    /// Where the kernel says what the counted threads wait in.
+    waits: OnceLock<[PathBuf; COUNTED.len()]>,
 }
 
 impl Gate {
@@ -49,7 +58,7 @@ impl Gate {
             elapsed_ns: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             openings: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::SEMAPHORE)?,
-            worker: OnceLock::new(),
+            waits: OnceLock::new(),
         })
     }
 
@@ -69,20 +78,25 @@ impl Gate {
         self.elapsed_ns.fetch_add(nanoseconds(duration), Ordering::SeqCst);
     }
 
-    /// Waits until the worker has nothing left to do.
+    /// Waits until the counted threads have nothing left to do.
     pub fn rest(&self) -> anyhow::Result<()> {
-        let worker = self.worker.get_or_init(|| worker().unwrap_or_default());
+        let waits = self.waits.get_or_init(|| COUNTED.map(|thread| find(thread.name).unwrap_or_default()));
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            let call = fs::read_to_string(worker).context("the kernel does not say what the worker waits in")?;
-            if call.split(' ').next().is_some_and(|number| WAITS.contains(&number)) {
-                return Ok(());
-            }
+        // Each may have woken another after that one was looked at: all must wait in two looks.
+        let mut looks = 0;
+        while looks < 2 {
+            let calls = waits.iter().map(fs::read_to_string).collect::<io::Result<Vec<_>>>();
+            let calls = calls.context("the kernel does not say what threads wait in")?;
+            let waits = |(thread, call): (&Counted, &String)| {
+                call.split(' ').next().is_some_and(|number| thread.waits.contains(&number))
+            };
+            looks = if COUNTED.iter().zip(&calls).all(waits) { looks + 1 } else { 0 };
             if Instant::now() > deadline {
-                bail!("the worker has not come to rest within {PATIENCE:?}: {call}");
+                bail!("the forwarder has not come to rest within {PATIENCE:?}: {calls:?}");
             }
             thread::yield_now();
         }
+        Ok(())
     }
 
     fn wait(&self) {
@@ -93,7 +107,7 @@ impl Gate {
 
 impl Clock for Gate {
     fn now(&self) -> Instant {
-        let worker = || thread::current().name() == Some(super::THREADS[0]);
+        let worker = || thread::current().name() == Some(COUNTED[0].name);
         if self.closed.load(Ordering::SeqCst) && worker() {
             self.closed.store(false, Ordering::SeqCst);
             self.wait();
@@ -107,11 +121,11 @@ impl Clock for Gate {
     }
 }
 
-/// Finds the worker among the threads of this process.
-fn worker() -> io::Result<PathBuf> {
+/// Finds a thread of this process.
+fn find(name: &str) -> io::Result<PathBuf> {
     for task in fs::read_dir("/proc/self/task")? {
         let task = task?.path();
-        if fs::read_to_string(task.join("comm"))?.trim() == super::THREADS[0] {
+        if fs::read_to_string(task.join("comm"))?.trim() == name {
             return Ok(task.join("syscall"));
         }
     }

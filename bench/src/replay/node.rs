@@ -29,7 +29,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The first port that is listened on; the others follow.
 pub const FIRST_PORT: u16 = 30_000;
 /// Ports that there may be.
-const PORTS: u16 = 2_000;
+pub const PORTS: u16 = 2_000;
 
 /// A running forwarder.
 pub struct Node {

@@ -278,6 +278,9 @@ impl Tcp {
         for accepted in 0..accepts {
             let Some(entry) = self.ports.get_mut(port) else { return };
             let Some(sockets) = &entry.sockets else { return };
+            if entry.paused_until.is_some() {
+                return;
+            }
             match sockets::accept(sockets[usize::from(address)].as_fd()) {
                 Ok((client, address)) => {
                     let handed = Handed { listener: Arc::clone(&entry.listener), client, address };

@@ -2,14 +2,17 @@
 
 use std::{
     fs::File,
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream},
     process::Command,
     time::{Duration, Instant},
 };
 
 use fastrand::Rng;
 use harbor::model::desired::ForwarderLimits;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::{
+    net::{self, AddressFamily, SocketType},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
 
 use super::node::Node;
 use crate::support::{
@@ -83,6 +86,31 @@ fn without_a_descriptor_for_the_backends_socket_no_backend_is_blamed() {
     assert_eq!(node.sample("harbor_connects_failed_total"), 0);
     drop(wasted);
     ping(&mut connect(V4, 22205), b"x");
+}
+
+#[test]
+fn of_clients_that_wait_while_backends_get_no_socket_one_is_reset_per_pause() {
+    if !has_few_descriptors("of_clients_that_wait_while_backends_get_no_socket_one_is_reset_per_pause") {
+        return;
+    }
+    const CLIENTS: usize = 8;
+    let backend = TcpPeer::echo(V4);
+    let node = Node::with(1, ForwarderLimits { max_sockets: 10_000, ..ForwarderLimits::default() });
+    node.tcp(22215, backend.address);
+    let clients = [(); CLIENTS].map(|()| net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap());
+    let mut wasted = take_all();
+    // For one accepted socket.
+    wasted.pop();
+    let start = Instant::now();
+    for client in &clients {
+        net::connect(client, &SocketAddr::new(V4, 22215)).unwrap();
+    }
+    // All stay until the last is reset: each that ends would leave its descriptor to the node.
+    let mut clients = clients.map(TcpStream::from);
+    assert!(clients.iter_mut().all(is_reset));
+    // Without a pause between them, one more would be reset after each pause: 1 + 2 + 3 + 2 in three pauses.
+    assert!(start.elapsed() > Duration::from_millis(500), "{:?}", start.elapsed());
+    assert_eq!(node.sample("harbor_connections_closed_total{reason=\"exhausted\"}"), CLIENTS as u64);
 }
 
 #[test]
