@@ -13,6 +13,8 @@ use crate::support::{
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
+/// What one read takes in before the switch.
+const BUFFER: usize = 64 * KIB;
 /// Lives that are played at the same time.
 const BATCH: usize = 12;
 
@@ -128,6 +130,23 @@ fn a_stream_may_stop_and_go_on_at_any_byte_around_the_switch() {
     });
     // Small segments: the kernel would have room for all of it otherwise.
     play_all_on(stage(22613, Stage::with_small_segments), lives.collect());
+}
+
+/// A stream of which so many bytes come first, by themselves: with them moves where it is found to be bulk, and where it is
+/// found to be so no more.
+fn switches_after(offset: usize) -> Life {
+    let all_read = Say::Wait(Until::AllIsRead);
+    let start = [write(offset, MIB), all_read, write(6 * BUFFER, MIB), all_read];
+    let speaker = says(&[start.as_slice(), &[write(1, 1), all_read].repeat(6), &[write(2, 1)]].concat());
+    match offset % 2 {
+        0 => Life { client: speaker, backend: Part::default() },
+        _ => Life { client: Part::default(), backend: speaker },
+    }
+}
+
+#[test]
+fn the_switch_may_be_at_every_byte_of_a_buffer() {
+    play_all(22616, (0..BUFFER).map(switches_after).collect());
 }
 
 #[test]
