@@ -28,11 +28,6 @@ const PROFILE: &str = "counts";
 /// Where callgrind's files stay, beside this program, for `callgrind_annotate`.
 const PROFILES: &str = "profiles";
 
-const SEND_BUFFERS: &str = "/proc/sys/net/ipv4/tcp_wmem";
-/// Least, usual and most bytes of a send buffer: the usual one takes what a step carries. Otherwise it is chance how often
-/// the kernel tells of room.
-const SEND_BUFFER_SIZES: &str = "4096 4194304 4194304";
-
 /// What to count, and what for.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -71,7 +66,6 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return namespace::run_inside(&[]);
     }
     namespace::prepare()?;
-    fs::write(SEND_BUFFERS, SEND_BUFFER_SIZES).context("cannot set the size of send buffers")?;
     let before = read(&args.file)?;
     let (extent, paths) = match args.path.as_slice() {
         [] => (Extent::All, replay::PATHS.iter().collect()),

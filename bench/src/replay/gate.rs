@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use harbor::model::{Clock, Timestamp};
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -62,15 +62,32 @@ impl Gate {
         })
     }
 
-    /// Waits until the worker has nothing left to do, and holds it in the turn that it begins next until `send` is
-    /// through.
-    pub fn together<T>(&self, send: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    /// Sends each while the worker is held in the turn that the first one wakes it for: which of them it is told of
+    /// before it is held would be chance if they were under way together.
+    pub fn together<T>(
+        &self,
+        what: impl IntoIterator<Item = T>,
+        mut send: impl FnMut(T) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut what = what.into_iter();
+        let Some(first) = what.next() else { return Ok(()) };
+        let ((), _held) = self.hold(|| send(first))?;
+        what.try_for_each(send)
+    }
+
+    /// Waits until the worker has nothing left to do, and holds it in the turn that `wake` makes it begin.
+    pub fn hold<T>(&self, wake: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, Held<'_>)> {
         self.rest()?;
         self.closed.store(true, Ordering::SeqCst);
-        let sent = send();
-        // Also after an error: the forwarder is to end.
-        rustix::io::write(&self.openings, &1_u64.to_ne_bytes())?;
-        sent
+        // Opens also after an error: the forwarder is to end.
+        let held = Held(self);
+        let woken = wake()?;
+        let deadline = Instant::now() + PATIENCE;
+        while self.closed.load(Ordering::SeqCst) {
+            ensure!(Instant::now() < deadline, "the forwarder has not begun a turn within {PATIENCE:?}");
+            thread::yield_now();
+        }
+        Ok((woken, held))
     }
 
     /// Puts the time forward.
@@ -102,6 +119,16 @@ impl Gate {
     fn wait(&self) {
         let mut count = [0; 8];
         rustix::io::readv(&self.openings, &mut [IoSliceMut::new(&mut count)]).expect("nothing else takes from it");
+    }
+}
+
+/// The worker waits while there is this.
+pub struct Held<'a>(&'a Gate);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        rustix::io::write(&self.0.openings, &1_u64.to_ne_bytes())
+            .expect("it has room for more openings than there are steps");
     }
 }
 

@@ -45,11 +45,9 @@ impl Route {
 
     /// A connection through which one message has gone each way.
     fn connect(&self, node: &Node) -> anyhow::Result<Pair> {
-        let client = node.gate.together(|| {
-            let mut client = TcpStream::connect(self.target)?;
-            client.write_all(&[0; MESSAGE])?;
-            Ok(client)
-        })?;
+        let (mut client, held) = node.gate.hold(|| Ok(TcpStream::connect(self.target)?))?;
+        client.write_all(&[0; MESSAGE])?;
+        drop(held);
         let (backend, _) = self.backend.accept()?;
         sockopt::set_socket_send_buffer_size(&client, 2 * CHUNK)?;
         for socket in [&client, &backend] {
@@ -77,10 +75,10 @@ fn exchange<'a>(
     let mut pairs = pairs.collect::<Vec<_>>();
     let mut buffer = vec![0; request.len().max(answer.len())];
     if !request.is_empty() {
-        node.gate.together(|| Ok(pairs.iter_mut().try_for_each(|pair| pair.client.write_all(request))?))?;
+        node.gate.together(&mut pairs, |pair| Ok(pair.client.write_all(request)?))?;
         pairs.iter_mut().try_for_each(|pair| read(&mut pair.backend, &mut buffer[..request.len()]))?;
     }
-    node.gate.together(|| Ok(pairs.iter_mut().try_for_each(|pair| pair.backend.write_all(answer))?))?;
+    node.gate.together(&mut pairs, |pair| Ok(pair.backend.write_all(answer)?))?;
     pairs.iter_mut().try_for_each(|pair| read(&mut pair.client, &mut buffer[..answer.len()]))
 }
 
@@ -122,9 +120,9 @@ struct Connections(Route);
 impl Work for Connections {
     fn step(&mut self, node: &Node) -> anyhow::Result<()> {
         let Pair { mut client, mut backend } = self.0.connect(node)?;
-        node.gate.together(|| Ok(client.shutdown(Shutdown::Write)?))?;
+        node.gate.together([&client], |client| Ok(client.shutdown(Shutdown::Write)?))?;
         ensure!(uninterrupted(|| backend.read(&mut [0]))? == 0, "more than was sent");
-        node.gate.together(|| {
+        node.gate.together([backend], |backend| {
             drop(backend);
             Ok(())
         })?;
@@ -161,10 +159,12 @@ fn fill(socket: &TcpStream, chunk: &[u8]) -> anyhow::Result<()> {
 
 impl Work for Bulk {
     fn step(&mut self, node: &Node) -> anyhow::Result<()> {
-        node.gate.together(|| {
-            fill(&self.pair.client, &self.chunk)?;
-            if self.both { fill(&self.pair.backend, &self.chunk) } else { Ok(()) }
-        })?;
+        let Pair { client, backend } = &self.pair;
+        // The first part is what the worker is woken by.
+        let (first, second) = self.chunk.split_at(CHUNK / 2);
+        let back = self.both.then_some((backend, self.chunk.as_slice()));
+        let parts = [(client, first), (client, second)].into_iter().chain(back);
+        node.gate.together(parts, |(socket, part)| fill(socket, part))?;
         // What it carries at once would depend on how fast it is read.
         node.gate.rest()?;
         read(&mut self.pair.backend, &mut self.arrived)?;

@@ -57,19 +57,9 @@ impl Route {
 
     /// A datagram on all flows at once, then all answers at once.
     fn exchange(&self, node: &Node, flows: &[UdpSocket]) -> anyhow::Result<()> {
-        node.gate.together(|| {
-            for flow in flows {
-                flow.send(&[0; DATAGRAM])?;
-            }
-            Ok(())
-        })?;
+        node.gate.together(flows, |flow| Ok(flow.send(&[0; DATAGRAM]).map(drop)?))?;
         let from = flows.iter().map(|_| read(&self.backend)).collect::<anyhow::Result<Vec<_>>>()?;
-        node.gate.together(|| {
-            for to in from {
-                self.backend.send_to(&[0; DATAGRAM], to)?;
-            }
-            Ok(())
-        })?;
+        node.gate.together(from, |to| Ok(self.backend.send_to(&[0; DATAGRAM], to).map(drop)?))?;
         flows.iter().try_for_each(|flow| read(flow).map(drop))
     }
 }
@@ -147,9 +137,9 @@ impl Batches {
 impl Work for Batches {
     fn step(&mut self, node: &Node) -> anyhow::Result<()> {
         let contents = [0; BATCH * BATCHED];
-        node.gate.together(|| match &self.batch {
+        match &self.batch {
             Batch::Single(sizes) => {
-                Ok(sizes.iter().try_for_each(|size| self.flow.send(&contents[..*size]).map(drop))?)
+                node.gate.together(sizes, |size| Ok(self.flow.send(&contents[..*size]).map(drop)?))?;
             }
             Batch::Joined(state) => {
                 let transmit = Transmit {
@@ -159,9 +149,9 @@ impl Work for Batches {
                     segment_size: Some(BATCHED),
                     src_ip: None,
                 };
-                Ok(state.try_send((&self.flow).into(), &transmit)?)
+                node.gate.together([transmit], |transmit| Ok(state.try_send((&self.flow).into(), &transmit)?))?;
             }
-        })?;
+        }
         (0..BATCH).try_for_each(|_| read(&self.route.backend).map(drop))
     }
 }
