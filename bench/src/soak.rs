@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::compare::{
     accounting,
     arena::{self, BACKEND},
-    load, namespace,
+    generator, namespace,
     peers::{self, Peer as _, Site, harbor::Harbor},
     process::Process,
     say, wait,
@@ -131,7 +131,7 @@ fn soak(args: &Args, folder: &Path) -> anyhow::Result<ExitCode> {
 
     let seconds = f64::from(args.minutes) * MINUTE.as_secs_f64();
     let rate = args.rate.to_string();
-    let mut command = load::command(
+    let mut command = generator::command(
         &program,
         &["resets", "--rate", &rate, "--udp-flows", UDP_FLOWS],
         peer.target(&site),

@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context as _;
 
 use super::{
-    Args, load,
+    Args, generator,
     peers::{
         self, Peer, Site, direct::Direct, envoy::Envoy, haproxy::Haproxy, harbor::Harbor, naive::Naive, nginx::Nginx,
     },
@@ -150,7 +150,7 @@ impl Arena {
             Ok(process) => {
                 self.running.extend(process.map(|process| (name, process)));
                 for transport in if site.udp { [Tcp, Udp].as_slice() } else { &[Tcp] } {
-                    let verified = load::verify(&self.program, peer.target(&site), *transport);
+                    let verified = generator::verify(&self.program, peer.target(&site), *transport);
                     failures.extend(verified.err().map(|error| (*transport, error)));
                 }
             }

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use super::{
     accounting::{Cpu, memory_kib},
     arena::{Arena, Stay},
-    load::{self, Measured},
+    generator,
+    load::Measured,
     metric::Metric,
     peers,
     process::Process,
@@ -49,7 +50,7 @@ pub fn measure(arena: &Arena, name: &str) -> anyhow::Result<Measured> {
     let site = arena.site(name, Stay::Idle);
     let peer = arena.peer(name);
     let process = peers::start(peer, &site)?.context("there is no process to measure")?;
-    load::warm_up(arena.program(), peer.target(&site))?;
+    generator::warm_up(arena.program(), peer.target(&site))?;
     let before = at_rest(&process)?;
     let (mut metrics, mut absolute, mut holding, mut held) = (BTreeMap::new(), vec![before], 0, Vec::new());
     for (connections, metric) in STEPS {
@@ -75,7 +76,7 @@ fn at_rest(process: &Process) -> anyhow::Result<u64> {
 fn hold(arena: &Arena, target: std::net::SocketAddr, connections: u32) -> anyhow::Result<Held> {
     let (count, rate) = (connections.to_string(), PER_SECOND.to_string());
     let arguments = ["idle", "--connections", &count, "--per-second", &rate];
-    let mut command = load::command(arena.program(), &arguments, target, None);
+    let mut command = generator::command(arena.program(), &arguments, target, None);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut held = Held(command.spawn().context("cannot start the load")?);
     let mut line = String::new();

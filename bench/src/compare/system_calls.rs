@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use super::{
     arena::{Arena, Stay},
-    load,
+    generator, load,
     metric::Metric,
     results::SystemCalls,
     say,
@@ -55,14 +55,14 @@ fn one(
     let site = arena.site(peer, Stay::Lasting);
     let backend = site.backend.to_string();
     let arguments = load::arguments(work, given, &backend);
-    let load = load::command(arena.program(), &arguments, arena.peer(peer).target(&site), Some(seconds));
+    let load = generator::command(arena.program(), &arguments, arena.peer(peer).target(&site), Some(seconds));
     let counts = site.directory.join("system-calls");
     let pids = pids.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
     // Attached before it starts the load, and done when that ends.
     let mut command = Command::new("perf");
     command.args(["stat", "-x", ";", "-e", ALL, "-e", SPLICE, "-p", &pids, "-o"]).arg(&counts).arg("--");
     command.arg(load.get_program()).args(load.get_args());
-    let said = load::run(command).context("perf is needed for this")?;
+    let said = generator::run(command).context("perf is needed for this")?;
     let text = fs::read_to_string(counts)?;
     let units = said["units"].as_f64().filter(|units| *units > 0.0).context("nothing was carried")?;
     let value = |event| parse(&text, event).with_context(|| format!("perf did not count {event}"));

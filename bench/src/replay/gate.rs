@@ -17,7 +17,8 @@ use anyhow::{Context as _, bail, ensure};
 use harbor::model::{Clock, Timestamp};
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::node::PATIENCE;
+/// How long to wait for what takes no time unless something is wrong; everything is slow while it is counted.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How the worker waits at the gate: a call that the data plane does not make.
 pub const SYSTEM_CALL: &str = "readv";

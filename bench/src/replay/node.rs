@@ -21,10 +21,7 @@ use harbor::{
     telemetry::metrics::Metrics,
 };
 
-use super::gate::Gate;
-
-/// How long to wait for what takes no time unless something is wrong; everything is slow while it is counted.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+use super::gate::{Gate, PATIENCE};
 
 /// The first port that is listened on; the others follow.
 pub const FIRST_PORT: u16 = 30_000;

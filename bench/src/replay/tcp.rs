@@ -10,11 +10,7 @@ use anyhow::{Context as _, ensure};
 use harbor::model::Transport;
 use rustix::net::{SendFlags, send, sockopt};
 
-use super::{
-    Work,
-    node::{Node, PATIENCE},
-    uninterrupted,
-};
+use super::{Work, gate::PATIENCE, node::Node, uninterrupted};
 
 const MESSAGE: usize = 64;
 const LARGE_ANSWER: usize = 16 << 10;

@@ -9,11 +9,7 @@ use anyhow::Context as _;
 use harbor::model::{Transport, desired::ForwarderLimits};
 use quinn_udp::{Transmit, UdpSocketState};
 
-use super::{
-    Work,
-    node::{Node, PATIENCE},
-    uninterrupted,
-};
+use super::{Work, gate::PATIENCE, node::Node, uninterrupted};
 
 const DATAGRAM: usize = 64;
 /// Datagrams of a batch, and the size of those that are equal.
