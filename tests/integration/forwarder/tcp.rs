@@ -14,7 +14,7 @@ use harbor::model::{
 use super::node::Node;
 use crate::support::{
     eventually::eventually,
-    peer::{TcpPeer, V4, V6, connect, is_reset, is_turned_away, ping, read},
+    peer::{Nobody, TcpPeer, V4, V6, connect, is_reset, is_turned_away, ping, read},
 };
 
 /// What each side sends in the tests of bulk.
@@ -301,11 +301,11 @@ fn an_idle_connection_ends_and_a_busy_one_does_not() {
 
 #[test]
 fn a_backend_that_cannot_be_reached_is_skipped_and_put_aside() {
-    let gone = TcpPeer::echo(V4).address;
+    let gone = Nobody::tcp();
     let alive = TcpPeer::named("alive");
     let node = Node::start();
     node.open(21090, Protocol::Tcp, Settings { balance: Some(Balance::Failover), ..Settings::default() });
-    node.announce(21090, Transport::Tcp, gone);
+    node.announce(21090, Transport::Tcp, gone.address);
     node.announce(21090, Transport::Tcp, alive.address);
     for _ in 0..3 {
         assert_eq!(read(&mut connect(V4, 21090), 5), b"alive");
@@ -318,11 +318,11 @@ fn a_backend_that_cannot_be_reached_is_skipped_and_put_aside() {
 
 #[test]
 fn each_backend_is_tried_once_and_then_the_client_is_reset() {
-    let gone = [(); 3].map(|()| TcpPeer::echo(V4).address);
+    let gone = [(); 3].map(|()| Nobody::tcp());
     for (port, balance) in (21100..).zip(Balance::ALL) {
         let node = Node::start();
         node.open(port, Protocol::Tcp, Settings { balance: Some(balance), ..Settings::default() });
-        gone.iter().for_each(|backend| node.announce(port, Transport::Tcp, *backend));
+        gone.iter().for_each(|backend| node.announce(port, Transport::Tcp, backend.address));
         assert!(is_turned_away(V4, port), "{balance:?}");
         assert_eq!(node.sample("harbor_connects_failed_total"), 3, "{balance:?}");
     }

@@ -18,7 +18,7 @@ use quinn_udp::{Transmit, UdpSockRef, UdpSocketState};
 use super::node::{Node, id};
 use crate::support::{
     eventually::eventually,
-    peer::{UdpPeer, V4, V6, ask, hear, udp_client},
+    peer::{Nobody, UdpPeer, V4, V6, ask, hear, udp_client},
 };
 
 #[test]
@@ -231,10 +231,10 @@ fn datagrams_without_a_backend_or_from_clients_outside_allow_cost_nothing() {
 
 #[test]
 fn a_refusing_backend_is_put_aside_and_its_clients_move() {
-    let gone = UdpPeer::echo(V4).address;
+    let gone = Nobody::udp();
     let alive = UdpPeer::named("alive");
     let node = Node::start();
-    node.udp(21580, gone);
+    node.udp(21580, gone.address);
     node.announce(21580, Transport::Udp, alive.address);
     let client = udp_client(V4, 21580);
     client.send(b"lost").unwrap();

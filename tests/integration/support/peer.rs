@@ -5,12 +5,15 @@
 use std::{
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::OwnedFd,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
 };
+
+use socket2::{Domain, Socket, Type};
 
 use super::eventually::PATIENCE;
 
@@ -158,6 +161,35 @@ impl Drop for UdpPeer {
         let rouser = UdpSocket::bind((unspecified, 0)).expect("a free port of loopback");
         rouser.send_to(&[], self.address).expect("loopback takes it");
         self.thread.take().expect("dropped once").join().expect("a peer does not panic");
+    }
+}
+
+/// An address of loopback at which nobody serves, kept while this lives: one that were free again could become
+/// another test's. What is sent there is refused.
+#[derive(Debug)]
+pub struct Nobody {
+    pub address: SocketAddr,
+    _held: OwnedFd,
+}
+
+impl Nobody {
+    /// A TCP address: bound, and nobody listens.
+    pub fn tcp() -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("descriptors are left");
+        socket.bind(&SocketAddr::new(V4, 0).into()).expect("a free port of loopback");
+        Self::holding(socket)
+    }
+
+    /// A UDP address: its socket is connected, to itself, and so is nobody's to all others.
+    pub fn udp() -> Self {
+        let socket = UdpSocket::bind((V4, 0)).expect("a free port of loopback");
+        socket.connect(socket.local_addr().expect("bound")).expect("loopback takes it");
+        Self::holding(socket.into())
+    }
+
+    fn holding(socket: Socket) -> Self {
+        let address = socket.local_addr().expect("bound").as_socket().expect("of the internet");
+        Self { address, _held: socket.into() }
     }
 }
 
