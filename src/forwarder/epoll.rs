@@ -4,6 +4,7 @@
 //! [`super::sessions`]); the shells here make the system calls. Threads share listening sockets, limits and immutable
 //! snapshots, nothing else.
 
+mod barrier;
 mod handover;
 mod pipes;
 mod tcp;
@@ -21,6 +22,7 @@ use std::{
 };
 
 use self::{
+    barrier::Barrier,
     handover::{Desk, Desks},
     udp::Share,
     worker::{Command, MAX_COMMANDS, Waker, Worker},
@@ -141,10 +143,7 @@ impl Engine for Epoll {
     }
 
     fn settle(&self) {
-        let (done, all_done) = sync_channel(self.workers.len());
-        self.tell(|| Command::Barrier(done.clone()));
-        drop(done);
-        all_done.iter().for_each(drop);
+        Barrier::wait(|barrier| self.tell(|| Command::Barrier(Arc::clone(barrier))));
     }
 
     fn export_sessions(&self) -> Vec<ExportedSession> {

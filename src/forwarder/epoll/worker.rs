@@ -23,6 +23,7 @@ use rustix::{
 
 use super::{
     super::{engine::ExportedSession, listener::Listener, relay::Side, shared::Shared, sockets::DatagramSocket},
+    barrier::Barrier,
     handover::Desks,
     tcp::Tcp,
     tools::{Token, Tools},
@@ -49,7 +50,7 @@ pub(super) enum Command {
     /// Let go of listening sockets and begin no sessions, but go on with what is open.
     CloseListeners,
     /// Say when everything before has been done.
-    Barrier(SyncSender<()>),
+    Barrier(Arc<Barrier>),
     /// Hand out copies of all sessions.
     Export(SyncSender<Vec<ExportedSession>>),
     /// End everything.
@@ -208,10 +209,10 @@ impl Worker {
                     tcp.close_listeners(tools);
                     udp.begin_no_more();
                 }
-                Ok(Command::Barrier(done)) => {
+                Ok(Command::Barrier(barrier)) => {
                     // What was handed over before the barrier was asked for is before it.
                     read_letters(udp, tools);
-                    done.send(()).expect("whoever asked waits for it");
+                    drop(barrier);
                 }
                 Ok(Command::Export(sessions)) => {
                     let exported = udp.export();
