@@ -2,7 +2,7 @@
 //!
 //! It only looks: each answer is made of what the other parts publish, at the moment it is asked for.
 
-use std::{fmt, sync::Arc};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -18,7 +18,8 @@ use crate::{
     control::Control,
     http::{refusal, with_fallbacks},
     model::{
-        Clock, NodeId, Timestamp,
+        Clock, NodeId, ServiceInstanceId, Timestamp,
+        announcement::Refusal,
         observed::{Link, Mode, Observations},
     },
     telemetry::metrics::Metrics,
@@ -48,6 +49,8 @@ pub struct Sources {
     pub observations: watch::Receiver<Arc<Observations>>,
     /// Who serves.
     pub backends: Backends,
+    /// Which announcements were refused lately, and of which service instance; none: of none that there is.
+    pub refusals: Box<dyn Fn() -> HashMap<Option<ServiceInstanceId>, Vec<Refusal>> + Send + Sync>,
     /// The link to the store.
     pub store: watch::Receiver<Link>,
     /// The link to NATS.

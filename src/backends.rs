@@ -12,5 +12,5 @@ mod set;
 mod table;
 
 pub use instance::{BackendState, stands};
-pub use set::{Backend, BackendSet, Phase, Slot};
+pub use set::{Backend, BackendSet, Health, Phase, Slot};
 pub use table::{Backends, Change, Counts};

@@ -1,13 +1,16 @@
 //! Announcements: from bytes over NATS or HTTP to backends in the table.
 //!
 //! Every message takes the same way: [`wire`] (form) → [`matching`] (which service instance) → [`authority`] (who says
-//! so) → [`address`] (where it may be) → [`crate::backends`]. The steps are pure; [`Discovery`] joins them to the live
+//! so) → [`address`] (where it may be; on a Diego cell, by [`attribution`], only what the platform has given the app) →
+//! [`crate::backends`]. The steps are pure; [`Discovery`] joins them to the live
 //! directory and table, and [`nats`], [`announce`] and [`upkeep`] are the shells that do the I/O. Nothing here touches
 //! a socket of a port.
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    ops::RangeInclusive,
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -18,12 +21,17 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     backends::{Backends, Change},
-    model::{Clock, ServiceInstanceId, Timestamp, announcement::AnnouncementRefusal, directory::Directory},
+    model::{
+        AppId, Clock, ServiceInstanceId, Timestamp,
+        announcement::{AnnouncementRefusal, Refusal},
+        directory::Directory,
+    },
     telemetry::metrics::DiscoveryMetrics,
 };
 
 pub mod address;
 pub mod announce;
+pub mod attribution;
 pub mod authority;
 pub mod judge;
 pub mod matching;
@@ -40,9 +48,10 @@ mod tally;
 mod fixture;
 
 pub use announce::announce_router;
-pub use refusals::{MAX_REFUSALS, Refusal};
+pub use refusals::MAX_REFUSALS;
 
-use judge::{Accepted, Refused, Rules};
+use attribution::Attribution;
+use judge::{Accepted, Given, Known, Refused, Rules};
 use refusals::Refusals;
 use source::{Action, Source};
 use tally::Tally;
@@ -72,6 +81,7 @@ pub struct Discovery {
     metrics: Arc<DiscoveryMetrics>,
     tally: Tally,
     refusals: Mutex<Refusals>,
+    attribution: Mutex<Attribution>,
     relays: mpsc::Sender<Relay>,
 }
 
@@ -104,6 +114,7 @@ impl Discovery {
             tally: Tally::new(&metrics),
             metrics,
             refusals: Mutex::default(),
+            attribution: Mutex::default(),
             relays,
         };
         (Arc::new(discovery), Relays(waiting))
@@ -120,10 +131,20 @@ impl Discovery {
         address::check(address, &self.settings.load().rules.addresses).is_ok()
     }
 
-    /// The last refusals of a service instance, the latest first.
+    /// The last refusals of a service instance, or of messages that name none that there is; the latest first.
     #[must_use]
-    pub fn refusals(&self, id: &ServiceInstanceId) -> Vec<Refusal> {
-        self.refusals.lock().expect("nothing panics while it holds the refusals").of(id)
+    pub fn refusals(&self, whose: &Option<ServiceInstanceId>) -> Vec<Refusal> {
+        self.known_refusals().of(whose)
+    }
+
+    /// The last refusals of each.
+    #[must_use]
+    pub fn all_refusals(&self) -> HashMap<Option<ServiceInstanceId>, Vec<Refusal>> {
+        self.known_refusals().all()
+    }
+
+    fn known_refusals(&self) -> MutexGuard<'_, Refusals> {
+        self.refusals.lock().expect("nothing panics while it holds the refusals")
     }
 
     /// Takes a message from NATS. What it is worth is counted; nothing in it is fatal.
@@ -132,19 +153,71 @@ impl Discovery {
             Ok(message) => message,
             Err(malformed) => {
                 tracing::debug!(source = source.as_str(), %malformed, "an announcement is malformed");
-                return self.tally.refused(source, AnnouncementRefusal::Malformed);
+                return self.refused(source, None, AnnouncementRefusal::Malformed, &wire::Announcement::default());
             }
         };
-        if (source, action) == (Source::Router, Action::Register)
-            && let Some((address, app)) = judge::address_given(&message)
-            && self.backends.evict_address(address, &app)
-        {
-            tracing::debug!(%address, %app, "backends gave way to the app that their address belongs to now");
-            self.metrics.evictions.inc();
-            self.show_counts();
+        let given = judge::given(&message, source);
+        if let (Some(given), Action::Register) = (&given, action) {
+            self.give(given, source, judge::time_to_live(&message, self.settings.load().rules.stale_after));
         }
         // A refusal is counted and kept for who may ask; the sender of a message on NATS is not known.
         let _ = self.decide(&message, action, source);
+        if let (Some(given), Action::Unregister) = (&given, action) {
+            self.take(given, source);
+        }
+    }
+
+    /// The platform has given addresses to an app: nobody else's backend is there any more.
+    fn give(&self, given: &Given<'_>, source: Source, time_to_live: Duration) {
+        let app = given.speaker.and_then(|speaker| AppId::new(speaker.app).ok());
+        let expires_at = self.clock.now() + time_to_live;
+        for addresses in &given.addresses {
+            let on_cell = source == Source::Router && self.is_on_cell(*addresses.start());
+            if on_cell && self.attribution().set(*addresses.start(), given.speaker, expires_at).is_err() {
+                self.metrics.attributions_dropped.inc();
+            }
+            // Elsewhere than on a cell what is no app's may be announced by whoever it is.
+            if app.is_some() || on_cell {
+                self.evict(addresses, app.as_ref());
+            }
+        }
+    }
+
+    /// The platform has taken addresses from an app: on a cell nothing is believed to be there any more.
+    fn take(&self, given: &Given<'_>, source: Source) {
+        let (Some(speaker), Source::Router) = (given.speaker, source) else { return };
+        for addresses in &given.addresses {
+            if self.is_on_cell(*addresses.start()) && self.attribution().take(*addresses.start(), speaker) {
+                self.evict(addresses, None);
+            }
+        }
+    }
+
+    /// Forgets to whom addresses on cells were given when that has not been said again in time.
+    fn expire_attribution(&self) {
+        let expired = self.attribution().expire(self.clock.now());
+        for address in expired {
+            self.evict(&(address..=address), None);
+        }
+        let known = self.attribution().len();
+        self.metrics.attributed_addresses.set(i64::try_from(known).unwrap_or(i64::MAX));
+    }
+
+    fn evict(&self, addresses: &RangeInclusive<SocketAddr>, owner: Option<&AppId>) {
+        if self.backends.evict(addresses, owner) {
+            let owner = owner.map(AppId::as_str);
+            tracing::debug!(address = %addresses.start(), owner, "backends gave way: their address is another's now");
+            self.metrics.evictions.inc();
+            self.show_counts();
+        }
+    }
+
+    fn is_on_cell(&self, address: SocketAddr) -> bool {
+        self.settings.load().rules.addresses.is_on_cell(address.ip())
+    }
+
+    fn attribution(&self) -> MutexGuard<'_, Attribution> {
+        self.attribution.lock().expect("nothing panics while it holds the attribution")
     }
 
     /// Judges a message and, when it is accepted, applies it.
@@ -155,7 +228,10 @@ impl Discovery {
         if !Arc::ptr_eq(&directory, &self.directory.borrow()) {
             // A newer one came meanwhile, and its eviction may have run before the backend was there.
             let newer = Arc::clone(&self.directory.borrow());
-            self.backends.retain_authorised(&newer);
+            match newer.changed_since(&directory) {
+                Some(changed) => self.backends.retain_authorised_of(&changed, &newer),
+                None => self.backends.retain_authorised(&newer),
+            }
         }
         match &outcome {
             Ok(change) => {
@@ -165,16 +241,31 @@ impl Discovery {
                 }
             }
             Err(Refused { service_instance_id, reason }) => {
-                self.tally.refused(source, *reason);
-                if let Some(id) = service_instance_id {
-                    let host = message.host.clone().unwrap_or_default();
-                    tracing::debug!(service_instance = %id, ?host, reason = reason.as_str(), "an announcement is refused");
-                    let refusal = Refusal { at: wall, source, reason: *reason, host, port: message.port };
-                    self.refusals.lock().expect("nothing panics while it holds the refusals").push(id, refusal);
-                }
+                self.refused(source, service_instance_id.clone(), *reason, message);
             }
         }
         outcome
+    }
+
+    /// Counts a refusal, and keeps it for who asks; not so of somebody's HTTP route, which is no concern of Harbor's.
+    fn refused(
+        &self,
+        source: Source,
+        whose: Option<ServiceInstanceId>,
+        reason: AnnouncementRefusal,
+        message: &wire::Announcement,
+    ) {
+        self.tally.refused(source, reason);
+        if reason == AnnouncementRefusal::NotAddressed {
+            return;
+        }
+        let (host, port, at) = (message.host.clone().unwrap_or_default(), message.port, self.clock.wall());
+        let refusal = Refusal { at, source, reason, host: host.clone(), port };
+        if self.known_refusals().push(&whose, refusal, self.clock.now()) {
+            let (whose, app) = (whose.as_ref().map(ServiceInstanceId::as_str), message.app.as_deref());
+            let (source, reason) = (source.as_str(), reason.as_str());
+            tracing::warn!(service_instance = whose, app, ?host, port, source, reason, "an announcement is refused");
+        }
     }
 
     fn judge_and_apply(
@@ -186,7 +277,11 @@ impl Discovery {
         wall: Timestamp,
     ) -> Result<Change, Refused> {
         let now = self.clock.now();
-        let accepted = judge::judge(message, action, source, directory, &self.settings.load().rules, wall)?;
+        let accepted = {
+            let (settings, attribution) = (self.settings.load(), self.attribution());
+            let known = Known { directory, attribution: &attribution, rules: &settings.rules, wall };
+            judge::judge(message, action, source, &known)?
+        };
         let (id, outcome) = match &accepted {
             Accepted::Register(registration) => {
                 (&registration.service_instance_id, self.backends.apply(registration, now))

@@ -87,6 +87,7 @@ pub enum Provision {
 }
 
 /// What became of [`Store::move_port`] and [`Store::update`].
+#[expect(clippy::large_enum_variant, reason = "one a call, taken apart at once")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// Committed, with its revision set.

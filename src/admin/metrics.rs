@@ -60,6 +60,15 @@ fn state(status: &Status) -> Registry {
         listeners.get_or_create(&StateLabels { state }).set(count(listener_count));
     }
     registry.register("listeners", "Service instances by the state of their port", listeners);
+    let passed_over = Family::<StateLabels, Gauge>::default();
+    for (state, backend_count) in [("aside", status.backends.aside), ("down", status.backends.down)] {
+        passed_over.get_or_create(&StateLabels { state }).set(count(backend_count));
+    }
+    registry.register(
+        "backends_passed_over",
+        "Backends that others come before: connecting to them failed a short while ago (aside), or their check fails (down)",
+        passed_over,
+    );
     let ports = Family::<PoolLabels, Gauge>::default();
     for pool in &status.pools {
         for (state, port_count) in [

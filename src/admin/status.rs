@@ -1,16 +1,16 @@
 //! `/admin/v1/status`: the node and what is around it, and what of that is wrong.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Instant};
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{Sources, wire};
 use crate::{
-    backends::{BackendState, Phase},
+    backends::{BackendState, Health, Phase},
     control::PoolUsage,
     model::{
         Revision, ServiceInstanceId, Timestamp, Transport,
-        announcement::{AnnouncedState, Authority},
+        announcement::{AnnouncedState, Authority, Refusal},
         desired::ListenerSpec,
         observed::{Link, ListenerObservation, ListenerState, Mode, Observations},
     },
@@ -28,14 +28,18 @@ pub async fn status(sources: &Sources) -> wire::Status {
     for (id, backend) in sources.backends.export() {
         backends.entry(id).or_default().push(backend);
     }
+    let (now, wall) = (sources.clock.now(), sources.clock.wall());
     let mut backend_counts = wire::BackendCounts::default();
     for backend in backends.values().flatten() {
         match backend.backend.endpoint.transport {
             Transport::Tcp => backend_counts.tcp += 1,
             Transport::Udp => backend_counts.udp += 1,
         }
+        backend_counts.aside += usize::from(backend.backend.aside(now).is_some());
+        backend_counts.down += usize::from(backend.backend.health().0 == Health::Down);
     }
-    let now = sources.clock.now();
+    let past = |moment: Instant| rfc3339(wall.minus(now.saturating_duration_since(moment)));
+    let mut refusals = (sources.refusals)();
     let backend = |state: &BackendState| wire::Backend {
         transport: state.backend.endpoint.transport.as_str().into(),
         address: state.backend.endpoint.address.to_string(),
@@ -49,7 +53,11 @@ pub async fn status(sources: &Sources) -> wire::Status {
             _ => "draining".into(),
         },
         open: state.backend.open(),
-        aside: state.backend.aside_until().is_some_and(|until| until > now),
+        since: rfc3339(state.since),
+        aside: state.backend.aside(now).is_some(),
+        aside_since: state.backend.aside(now).map(|(since, _)| past(since)),
+        health: state.backend.health().0.as_str().into(),
+        health_since: past(state.backend.health().1),
         expires_in_seconds: state.expires_at.saturating_duration_since(now).as_secs(),
     };
     let mut service_instances: Vec<_> = desired
@@ -62,6 +70,7 @@ pub async fn status(sources: &Sources) -> wire::Status {
             protocol: spec.protocol.as_str().into(),
             listener: listener(spec, &observations),
             backends: backends.get(&spec.service_instance_id).into_iter().flatten().map(backend).collect(),
+            refusals: refused(refusals.remove(&Some(spec.service_instance_id.clone()))),
         })
         .collect();
     service_instances.sort_by(|a, b| {
@@ -95,10 +104,22 @@ pub async fn status(sources: &Sources) -> wire::Status {
         pools: pools(usage),
         listeners,
         backends: backend_counts,
+        refusals: refused(refusals.remove(&None)),
         service_instances,
     };
     status.degraded = degraded(&status);
     status
+}
+
+fn refused(refusals: Option<Vec<Refusal>>) -> Vec<wire::Refusal> {
+    let refusal = |refusal: Refusal| wire::Refusal {
+        at: rfc3339(refusal.at),
+        source: refusal.source.as_str().into(),
+        reason: refusal.reason.as_str().into(),
+        host: refusal.host,
+        port: refusal.port,
+    };
+    refusals.unwrap_or_default().into_iter().map(refusal).collect()
 }
 
 fn listener(spec: &ListenerSpec, observations: &Observations) -> wire::Listener {
@@ -211,6 +232,7 @@ mod tests {
             pools: vec![pool],
             listeners: wire::ListenerCounts::default(),
             backends: wire::BackendCounts::default(),
+            refusals: vec![],
             service_instances: vec![],
         }
     }
@@ -223,6 +245,7 @@ mod tests {
             protocol: "tcp".into(),
             listener: wire::Listener::Failed { since: "then".into(), reason: "nginx has it".into() },
             backends: vec![],
+            refusals: vec![],
         }
     }
 

@@ -44,6 +44,9 @@ pub struct Status {
     pub listeners: ListenerCounts,
     /// How many backends there are.
     pub backends: BackendCounts,
+    /// The last announcements that were refused because they name no service instance that there is, or cannot be read; the
+    /// latest first.
+    pub refusals: Vec<Refusal>,
     /// Every service instance with its listener and its backends: those that failed first, then by pool and port.
     pub service_instances: Vec<ServiceInstance>,
 }
@@ -121,6 +124,10 @@ pub struct BackendCounts {
     pub udp: usize,
     /// Service instances that have none.
     pub service_instances_without: usize,
+    /// Of all, those that are passed over because connecting to them failed a short while ago.
+    pub aside: usize,
+    /// Of all, those that are passed over because their check fails.
+    pub down: usize,
 }
 
 /// A service instance with its listener and its backends.
@@ -138,6 +145,23 @@ pub struct ServiceInstance {
     pub listener: Listener,
     /// In the order of their first announcement.
     pub backends: Vec<Backend>,
+    /// The last announcements that were refused, the latest first.
+    pub refusals: Vec<Refusal>,
+}
+
+/// An announcement that was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// When.
+    pub at: String,
+    /// By which way it came: `harbor`, `router`, `service_discovery` or `http`.
+    pub source: String,
+    /// Why, in the word that metrics have.
+    pub reason: String,
+    /// The announced host, as it was written.
+    pub host: String,
+    /// The announced port.
+    pub port: Option<u16>,
 }
 
 /// Whether a port is open.
@@ -173,8 +197,16 @@ pub struct Backend {
     pub state: String,
     /// Open connections or sessions.
     pub open: u32,
-    /// Whether it is passed over, since it failed a short while ago.
+    /// When it was first announced.
+    pub since: String,
+    /// Whether it is passed over, since connecting to it failed a short while ago.
     pub aside: bool,
+    /// Since when it is.
+    pub aside_since: Option<String>,
+    /// What the service instance's checks have found: `unchecked`, `up` or `down`.
+    pub health: String,
+    /// Since when that is so.
+    pub health_since: String,
     /// Until it ends, unless it is announced again.
     pub expires_in_seconds: u64,
 }

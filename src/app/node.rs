@@ -25,7 +25,7 @@ use crate::{
     control::Control,
     discovery::{self, Discovery, Relays},
     forwarder::{ClosingRecord, Forwarder, Surroundings, SystemBinder},
-    health::last_known,
+    health::{checks, last_known},
     model::{
         Clock,
         desired::DesiredState,
@@ -238,6 +238,10 @@ impl Node {
             control: Arc::clone(&self.control),
             observations: self.observations.clone(),
             backends: self.backends.clone(),
+            refusals: Box::new({
+                let discovery = Arc::clone(&self.discovery);
+                move || discovery.all_refusals()
+            }),
             store,
             nats,
             metrics: Arc::clone(&self.metrics),
@@ -267,6 +271,10 @@ impl Node {
         parts.spawn("last-known backends", |stop| {
             let path = config.node.data_dir.join(last_known::FILE_NAME);
             last_known::keep(path, self.backends.clone(), Arc::clone(&self.clock), stop)
+        });
+        parts.spawn("health checks", |stop| {
+            let (desired, clock) = (self.control.desired(), Arc::clone(&self.clock));
+            checks::run(self.backends.clone(), desired, clock, Arc::clone(&self.metrics.health), stop)
         });
         // Without NATS there is nobody to relay to.
         if let (Some(nats), Some(relays)) = (&config.nats, self.relays.take()) {

@@ -73,6 +73,7 @@ pub(super) fn discovery(
             addresses: AddressRules {
                 backend_networks: settings.backend_networks.clone(),
                 backend_deny: settings.backend_deny.clone(),
+                cell_networks: settings.cell_networks.clone(),
                 infrastructure,
                 own_hosts,
                 pool_ports: pool_ports(config),
@@ -100,6 +101,7 @@ pub(super) fn nats(config: &Config, nats: &config::Nats, own_address: IpAddr) ->
         tls: nats::Tls { ca: nats.tls.ca.clone(), identity: nats.tls.identity.clone() },
         harbor_subjects: config.discovery.harbor_subjects,
         router_subjects: config.discovery.router_subjects,
+        service_discovery_subjects: config.discovery.service_discovery_subjects,
         id: format!("{}-{}", config.node.id, Uuid::new_v4()),
         hosts: vec![own_address.to_string()],
     }

@@ -3,13 +3,14 @@
 use std::{
     cmp::Ordering,
     collections::VecDeque,
+    mem,
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
 use super::{Backend, BackendSet, Change, Phase};
 use crate::model::{
-    ServiceInstanceId, Transport,
+    ServiceInstanceId, Timestamp, Transport,
     announcement::{AnnouncedState, AnnouncementRefusal, Authority, Endpoint, Origin, Registration, Withdrawal},
     directory::Directory,
 };
@@ -31,6 +32,9 @@ pub struct BackendState {
     pub time_to_live: Duration,
     /// When it ends unless it is announced again.
     pub expires_at: Instant,
+    /// When it was first announced: the earliest that any announcement has said, else when this node heard of it. The order
+    /// of a set is by this, so that all nodes have the same.
+    pub since: Timestamp,
 }
 
 /// Whether a backend of `transport` that `authority` made may still serve the service instance.
@@ -55,6 +59,15 @@ pub(super) struct Instance {
     /// Backends that left while flows were still on them: those end when the authority does.
     departed: Vec<Weak<Backend>>,
     withdrawn: VecDeque<Withdrawn>,
+    /// Which members came and went since they were asked for.
+    moves: Vec<Move>,
+}
+
+/// A change of membership.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Move {
+    Came(Endpoint),
+    Went(Endpoint),
 }
 
 #[derive(Debug)]
@@ -67,6 +80,11 @@ struct Withdrawn {
 impl Instance {
     pub(super) fn members(&self) -> &[BackendState] {
         &self.members
+    }
+
+    /// Which members came and went since the last call, in that order.
+    pub(super) fn take_moves(&mut self) -> Vec<Move> {
+        mem::take(&mut self.moves)
     }
 
     /// Whether nothing is left to know of it.
@@ -91,7 +109,6 @@ impl Instance {
         &mut self,
         registration: &Registration,
         limits: &Limits,
-        order: u64,
         now: Instant,
     ) -> Result<Change, AnnouncementRefusal> {
         let mut added = 0;
@@ -107,12 +124,13 @@ impl Instance {
         let changes = registration.endpoints.iter().map(|endpoint| {
             self.withdrawn.retain(|withdrawn| withdrawn.endpoint != *endpoint);
             let Some(at) = self.find(endpoint) else {
-                return self.add(*endpoint, registration, limits.drain_timeout, order, now);
+                return self.add(*endpoint, registration, limits.drain_timeout, now);
             };
             let member = &mut self.members[at];
             match rank(&registration.authority).cmp(&rank(&member.backend.authority)) {
                 _ if registration.authority == member.backend.authority => {
-                    member.renew(registration, limits.drain_timeout, now)
+                    let change = member.renew(registration, limits.drain_timeout, now);
+                    change.max(self.reorder(at, registration.since))
                 }
                 // So that two who announce the same address do not take turns.
                 Ordering::Greater => {
@@ -122,7 +140,7 @@ impl Instance {
                 // A better reason to believe it, or another app at the same address: another backend.
                 Ordering::Less | Ordering::Equal => {
                     self.leave(at);
-                    self.add(*endpoint, registration, limits.drain_timeout, order, now)
+                    self.add(*endpoint, registration, limits.drain_timeout, now)
                 }
             }
         });
@@ -216,16 +234,17 @@ impl Instance {
         endpoint: Endpoint,
         registration: &Registration,
         drain_timeout: Duration,
-        order: u64,
         now: Instant,
     ) -> Change {
         let authority = registration.authority.clone();
+        let origin = registration.origin.clone();
         let mut member = BackendState {
-            backend: Arc::new(Backend::new(endpoint, authority, registration.origin.clone(), order, now)),
-            origin: Origin::default(),
+            backend: Arc::new(Backend::new(endpoint, authority, origin.clone(), now)),
+            origin,
             state: AnnouncedState::Up,
             time_to_live: Duration::ZERO,
             expires_at: now,
+            since: registration.since.unwrap_or(registration.heard_at),
         };
         member.renew(registration, drain_timeout, now);
         self.insert(member);
@@ -233,9 +252,27 @@ impl Instance {
     }
 
     fn insert(&mut self, member: BackendState) {
-        let place = |member: &BackendState| (member.backend.order, member.backend.endpoint);
+        self.moves.push(Move::Came(member.backend.endpoint));
+        self.place(member);
+    }
+
+    fn place(&mut self, member: BackendState) {
+        let place = |member: &BackendState| (member.since, member.backend.endpoint);
         let at = self.members.partition_point(|other| place(other) < place(&member));
         self.members.insert(at, member);
+    }
+
+    /// Puts a member where it belongs when it turns out to have been announced earlier: elsewhere, or while this node was
+    /// away.
+    fn reorder(&mut self, at: usize, since: Option<Timestamp>) -> Change {
+        match since {
+            Some(since) if since < self.members[at].since => {
+                let member = self.members.remove(at);
+                self.place(BackendState { since, ..member });
+                Change::Altered
+            }
+            _ => Change::Renewed,
+        }
     }
 
     fn leave(&mut self, at: usize) {
@@ -252,6 +289,7 @@ impl Instance {
     }
 
     fn depart(&mut self, member: &BackendState, phase: Phase) {
+        self.moves.push(Move::Went(member.backend.endpoint));
         member.backend.set_phase(phase);
         if phase != Phase::Revoked {
             self.departed.retain(|backend| backend.strong_count() > 0);
@@ -281,11 +319,13 @@ pub(super) struct Limits {
 
 impl BackendState {
     fn renew(&mut self, registration: &Registration, drain_timeout: Duration, now: Instant) -> Change {
-        // A message without a time of its own does not make an older one with a time young again.
-        let last_updated =
-            self.origin.updated_at_ns.filter(|_| is_same_app_instance(&self.origin, &registration.origin));
-        self.origin = registration.origin.clone();
-        self.origin.updated_at_ns = self.origin.updated_at_ns.or(last_updated);
+        if is_same_app_instance(&self.origin, &registration.origin) {
+            // A message without a time of its own does not make an older one with a time young again. The names that are
+            // kept are shared with the backend; those of each message would be copies.
+            self.origin.updated_at_ns = registration.origin.updated_at_ns.or(self.origin.updated_at_ns);
+        } else {
+            self.origin = registration.origin.clone();
+        }
         self.time_to_live = registration.time_to_live;
         self.expires_at = now + registration.time_to_live;
         if self.state == registration.state {

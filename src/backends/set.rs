@@ -68,10 +68,8 @@ pub struct Backend {
     pub authority: Authority,
     /// Who announced it first.
     pub origin: Origin,
-    /// Place in the order of first announcements within this process.
-    pub order: u64,
-    /// When it was first announced.
-    pub since: Instant,
+    /// When this process learnt of it.
+    since: Instant,
     phase: AtomicU8,
     /// Milliseconds after `since`; 0: no deadline.
     drain_deadline_ms: AtomicU64,
@@ -79,22 +77,66 @@ pub struct Backend {
     open: Open,
     /// Milliseconds after `since` until which it is passed over; 0: not aside.
     aside_until_ms: AtomicU64,
+    /// Times in a row that it was put aside.
+    failures: AtomicU32,
+    /// What checks have found, a [`Health`].
+    health: AtomicU8,
+    /// Milliseconds after `since`: when that began.
+    health_since_ms: AtomicU64,
+}
+
+/// How long a backend that failed is passed over, at first; twice as long after each further time, up to
+/// [`LONGEST_ASIDE`]. Gorouter's first is the same.
+const FIRST_ASIDE: Duration = Duration::from_secs(30);
+
+/// How long at the most: one that works again shall not stand idle for long.
+const LONGEST_ASIDE: Duration = Duration::from_secs(300);
+
+/// How long after so many failures in a row.
+fn aside_after(failures: u32) -> Duration {
+    FIRST_ASIDE.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(LONGEST_ASIDE)
+}
+
+/// What checks have found of a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Health {
+    /// Nothing yet, or none is asked for.
+    Unchecked = 0,
+    /// It takes connections.
+    Up = 1,
+    /// It does not: it is passed over while there are others.
+    Down = 2,
+}
+
+impl Health {
+    /// The word used in answers.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unchecked => "unchecked",
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
 }
 
 impl Backend {
     /// A backend that serves.
     #[must_use]
-    pub fn new(endpoint: Endpoint, authority: Authority, origin: Origin, order: u64, now: Instant) -> Self {
+    pub fn new(endpoint: Endpoint, authority: Authority, origin: Origin, now: Instant) -> Self {
         Self {
             endpoint,
             authority,
             origin,
-            order,
             since: now,
             phase: AtomicU8::new(Phase::Serving as u8),
             drain_deadline_ms: AtomicU64::new(0),
             open: Open::default(),
             aside_until_ms: AtomicU64::new(0),
+            failures: AtomicU32::new(0),
+            health: AtomicU8::new(Health::Unchecked as u8),
+            health_since_ms: AtomicU64::new(0),
         }
     }
 
@@ -141,15 +183,54 @@ impl Backend {
         self.open.0.load(Ordering::Relaxed)
     }
 
-    /// Until when it is passed over because it failed, unless it is the last one left.
+    /// Since when and until when it is passed over because it failed, unless it is the last one left.
     #[must_use]
-    pub fn aside_until(&self) -> Option<Instant> {
-        self.moment(&self.aside_until_ms)
+    pub fn aside(&self, now: Instant) -> Option<(Instant, Instant)> {
+        let until = self.moment(&self.aside_until_ms).filter(|until| *until > now)?;
+        let failures = self.failures.load(Ordering::Relaxed);
+        Some((until.checked_sub(aside_after(failures)).unwrap_or(self.since), until))
     }
 
-    /// Puts it aside, or takes it back.
-    pub fn put_aside(&self, until: Option<Instant>) {
-        self.set_moment(&self.aside_until_ms, until);
+    /// It did not work: others come first for a while. Failures while it is aside, of those that came together or of the
+    /// last one left, make that no longer.
+    pub fn failed(&self, now: Instant) {
+        if self.aside(now).is_none() {
+            let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+            self.set_moment(&self.aside_until_ms, Some(now + aside_after(failures)));
+        }
+    }
+
+    /// It works.
+    pub fn worked(&self) {
+        if self.aside_until_ms.load(Ordering::Relaxed) != 0 {
+            self.failures.store(0, Ordering::Relaxed);
+            self.set_moment(&self.aside_until_ms, None);
+        }
+    }
+
+    /// What checks have found, and since when.
+    #[must_use]
+    pub fn health(&self) -> (Health, Instant) {
+        let health = match self.health.load(Ordering::Relaxed) {
+            0 => Health::Unchecked,
+            1 => Health::Up,
+            _ => Health::Down,
+        };
+        (health, self.since + Duration::from_millis(self.health_since_ms.load(Ordering::Relaxed)))
+    }
+
+    /// Notes what a check has found.
+    pub fn set_health(&self, health: Health, now: Instant) {
+        if self.health.swap(health as u8, Ordering::Relaxed) != health as u8 {
+            let ms = u64::try_from(now.saturating_duration_since(self.since).as_millis()).unwrap_or(u64::MAX);
+            self.health_since_ms.store(ms, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether others come first.
+    #[must_use]
+    pub fn is_passed_over(&self, now: Instant) -> bool {
+        self.health.load(Ordering::Relaxed) == Health::Down as u8 || self.aside(now).is_some()
     }
 
     fn moment(&self, milliseconds: &AtomicU64) -> Option<Instant> {

@@ -1,9 +1,10 @@
 //! The table: every service instance's backends behind one lock, and their slots.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap, btree_map},
     fmt,
     net::SocketAddr,
+    ops::RangeInclusive,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -13,7 +14,7 @@ use std::{
 
 use super::{
     Backend, Slot,
-    instance::{BackendState, Instance, Limits, stands},
+    instance::{BackendState, Instance, Limits, Move, stands},
 };
 use crate::model::{
     AppId, ServiceInstanceId, Transport,
@@ -37,14 +38,23 @@ type Hook = Box<dyn Fn(&ServiceInstanceId) + Send + Sync>;
 
 struct Table {
     entries: HashMap<ServiceInstanceId, Entry>,
-    /// Who has a backend at an address: `router.register` asks for thousands of them a second.
-    by_address: HashMap<SocketAddr, BTreeSet<ServiceInstanceId>>,
+    index: Index,
+    common: Common,
+}
+
+/// What follows from the entries.
+#[derive(Default)]
+struct Index {
+    /// Who has a backend at an address, once per transport: `router.register` asks for thousands of them a second.
+    by_address: BTreeMap<SocketAddr, Vec<ServiceInstanceId>>,
+    counts: Counts,
+}
+
+/// What all entries go by.
+struct Common {
     limits: Limits,
-    /// The next [`Backend::order`].
-    next_order: u64,
     /// Until when nothing expires.
     suspended_until: Option<Instant>,
-    counts: Counts,
 }
 
 #[derive(Default)]
@@ -58,7 +68,7 @@ struct Entry {
 pub enum Change {
     /// Known, and lives on.
     Renewed,
-    /// It drains now, or no longer does.
+    /// It drains now, or no longer does, or has another place in the order.
     Altered,
     /// At least one backend is new.
     Added,
@@ -83,11 +93,8 @@ impl Backends {
         Self(Arc::new(Shared {
             table: Mutex::new(Table {
                 entries: HashMap::new(),
-                by_address: HashMap::new(),
-                limits,
-                next_order: 0,
-                suspended_until: None,
-                counts: Counts::default(),
+                index: Index::default(),
+                common: Common { limits, suspended_until: None },
             }),
             version: AtomicU64::new(0),
             on_change: OnceLock::new(),
@@ -104,7 +111,7 @@ impl Backends {
 
     /// How long flows of backends that begin to drain from now on may go on.
     pub fn set_drain_timeout(&self, timeout: Duration) {
-        self.table().limits.drain_timeout = timeout;
+        self.table().common.limits.drain_timeout = timeout;
     }
 
     /// Where the service instance's current set is found. The same slot for as long as anyone holds it.
@@ -118,9 +125,8 @@ impl Backends {
     /// # Errors
     /// [`AnnouncementRefusal::OutOfOrder`] and [`AnnouncementRefusal::TooManyBackends`].
     pub fn apply(&self, registration: &Registration, now: Instant) -> Result<Change, AnnouncementRefusal> {
-        self.change(&registration.service_instance_id, |table, instance| {
-            let change = instance.apply(registration, &table.limits, table.next_order, now)?;
-            table.next_order += u64::from(change == Change::Added);
+        self.change(&registration.service_instance_id, |common, instance| {
+            let change = instance.apply(registration, &common.limits, now)?;
             Ok((change, change != Change::Renewed))
         })
     }
@@ -137,12 +143,10 @@ impl Backends {
     }
 
     /// Takes over backends that an earlier process knew, with their deadlines, unless they have been announced since.
-    /// They come before all that are announced later, in the order of their [`Backend::order`].
     pub fn restore(&self, states: impl IntoIterator<Item = (ServiceInstanceId, BackendState)>) {
         for (id, state) in states {
-            let restored: Result<_, AnnouncementRefusal> = self.change(&id, |table, instance| {
-                table.next_order = table.next_order.max(state.backend.order.saturating_add(1));
-                let restored = instance.restore(state, &table.limits);
+            let restored: Result<_, AnnouncementRefusal> = self.change(&id, |common, instance| {
+                let restored = instance.restore(state, &common.limits);
                 Ok((restored, restored))
             });
             debug_assert!(restored.is_ok());
@@ -151,9 +155,9 @@ impl Backends {
 
     /// Removes those that have not been announced in time, unless that is suspended.
     pub fn sweep(&self, now: Instant) {
-        self.for_each(|table, instance| {
+        self.for_each(|common, _, instance| {
             instance.forget(now);
-            table.suspended_until.is_none_or(|until| until <= now) && instance.expire(now)
+            common.suspended_until.is_none_or(|until| until <= now) && instance.expire(now)
         });
         self.table().entries.retain(|_, entry| !(entry.instance.is_idle() && Arc::strong_count(&entry.slot) == 1));
     }
@@ -161,13 +165,13 @@ impl Backends {
     /// While announcements cannot arrive nothing expires, at the longest until `until`; a suspension that goes on
     /// already is not prolonged.
     pub fn suspend(&self, until: Instant) {
-        self.table().suspended_until.get_or_insert(until);
+        self.table().common.suspended_until.get_or_insert(until);
     }
 
     /// Announcements arrive again: every backend has its whole time to be announced.
     pub fn resume(&self, now: Instant) {
         let mut table = self.table();
-        if table.suspended_until.take().is_some() {
+        if table.common.suspended_until.take().is_some() {
             table.entries.values_mut().for_each(|entry| entry.instance.renew_all(now));
             self.0.version.fetch_add(1, Ordering::Relaxed);
         }
@@ -175,7 +179,7 @@ impl Backends {
 
     /// Ends those whose authority has ended, with their flows.
     pub fn retain_authorised(&self, directory: &Directory) {
-        self.for_each_with_id(|_, id, instance| {
+        self.for_each(|_, id, instance| {
             instance.revoke(|backend| stands(&backend.authority, id, backend.endpoint.transport, directory))
         });
     }
@@ -199,17 +203,21 @@ impl Backends {
         }
     }
 
-    /// Removes the backends at an address that is now known to be `app`'s, but for those that are known to be `app`'s
-    /// too. Returns whether there were any.
-    pub fn evict_address(&self, address: SocketAddr, app: &AppId) -> bool {
-        let ids = self.table().by_address.get(&address).cloned().unwrap_or_default();
+    /// Removes the backends at addresses that are now known to be `owner`'s, or nobody's, but for those that are known to
+    /// be the owner's too. Returns whether there were any.
+    pub fn evict(&self, addresses: &RangeInclusive<SocketAddr>, owner: Option<&AppId>) -> bool {
+        let holders = |table: &Table| {
+            let held = table.index.by_address.range(addresses.clone());
+            held.flat_map(|(_, ids)| ids).cloned().collect::<Vec<_>>()
+        };
+        let ids = holders(&self.table());
         let is_others = |member: &BackendState| {
             let authorised = match &member.backend.authority {
                 Authority::App(app) => Some(app),
                 Authority::Binding(_) | Authority::Trusted => None,
             };
-            let owner = authorised.or(member.origin.app_id.as_ref());
-            member.backend.endpoint.address == address && owner != Some(app)
+            let known = authorised.or(member.origin.app_id.as_ref());
+            addresses.contains(&member.backend.endpoint.address) && (known.is_none() || known != owner)
         };
         let mut evicted = false;
         for id in ids {
@@ -241,7 +249,7 @@ impl Backends {
     /// How many there are.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        self.table().counts
+        self.table().index.counts
     }
 
     /// A number that differs whenever [`Backends::export`] does.
@@ -254,14 +262,19 @@ impl Backends {
     fn change<T, E>(
         &self,
         id: &ServiceInstanceId,
-        act: impl FnOnce(&mut Table, &mut Instance) -> Result<(T, bool), E>,
+        act: impl FnOnce(&mut Common, &mut Instance) -> Result<(T, bool), E>,
     ) -> Result<T, E> {
         let mut table = self.table();
-        let mut entry = table.entries.remove(id).unwrap_or_default();
-        let outcome = table.track(id, &mut entry, act);
-        table.entries.insert(id.clone(), entry);
+        let Table { entries, index, common } = &mut *table;
+        if !entries.contains_key(id) {
+            entries.insert(id.clone(), Entry::default());
+        }
+        let entry = entries.get_mut(id).expect("it was there or is there now");
+        let (value, changed) = act(common, &mut entry.instance)?;
+        if changed {
+            entry.publish(id, index);
+        }
         drop(table);
-        let (value, changed) = outcome?;
         self.0.version.fetch_add(1, Ordering::Relaxed);
         if changed {
             self.notify(id);
@@ -269,24 +282,16 @@ impl Backends {
         Ok(value)
     }
 
-    fn for_each(&self, act: impl Fn(&mut Table, &mut Instance) -> bool) {
-        self.for_each_with_id(|table, _, instance| act(table, instance));
-    }
-
-    fn for_each_with_id(&self, act: impl Fn(&mut Table, &ServiceInstanceId, &mut Instance) -> bool) {
+    fn for_each(&self, act: impl Fn(&mut Common, &ServiceInstanceId, &mut Instance) -> bool) {
         let mut table = self.table();
+        let Table { entries, index, common } = &mut *table;
         let mut changed = Vec::new();
-        let mut entries = std::mem::take(&mut table.entries);
-        for (id, entry) in &mut entries {
-            let outcome = table.track(id, entry, |table, instance| {
-                let any = act(table, id, instance);
-                Ok::<_, AnnouncementRefusal>(((), any))
-            });
-            if matches!(outcome, Ok(((), true))) {
+        for (id, entry) in entries {
+            if act(common, id, &mut entry.instance) {
+                entry.publish(id, index);
                 changed.push(id.clone());
             }
         }
-        table.entries = entries;
         drop(table);
         if !changed.is_empty() {
             self.0.version.fetch_add(1, Ordering::Relaxed);
@@ -307,39 +312,33 @@ impl Backends {
     }
 }
 
-impl Table {
-    /// Runs `act` on `entry`, which is out of the table, and when it has changed brings slot, index and counts after it.
-    fn track<T, E>(
-        &mut self,
-        id: &ServiceInstanceId,
-        entry: &mut Entry,
-        act: impl FnOnce(&mut Self, &mut Instance) -> Result<(T, bool), E>,
-    ) -> Result<(T, bool), E> {
-        let before = endpoints(&entry.instance);
-        let (value, changed) = act(self, &mut entry.instance)?;
-        if changed {
-            for (address, transport) in before {
-                *self.counts.of(transport) -= 1;
-                if let Some(ids) = self.by_address.get_mut(&address) {
-                    ids.remove(id);
-                    if ids.is_empty() {
-                        self.by_address.remove(&address);
-                    }
-                }
-            }
-            for (address, transport) in endpoints(&entry.instance) {
-                *self.counts.of(transport) += 1;
-                self.by_address.entry(address).or_default().insert(id.clone());
-            }
-            entry.slot.store(Arc::new(entry.instance.set()));
-        }
-        Ok((value, changed))
+impl Entry {
+    /// Brings the slot and the index after what has become of the service instance.
+    fn publish(&mut self, id: &ServiceInstanceId, index: &mut Index) {
+        self.instance.take_moves().into_iter().for_each(|moved| index.follow(id, moved));
+        self.slot.store(Arc::new(self.instance.set()));
     }
 }
 
-fn endpoints(instance: &Instance) -> Vec<(SocketAddr, Transport)> {
-    let of = |backend: &Backend| (backend.endpoint.address, backend.endpoint.transport);
-    instance.members().iter().map(|member| of(&member.backend)).collect()
+impl Index {
+    fn follow(&mut self, id: &ServiceInstanceId, moved: Move) {
+        match moved {
+            Move::Came(endpoint) => {
+                *self.counts.of(endpoint.transport) += 1;
+                // Mostly there is one.
+                self.by_address.entry(endpoint.address).or_insert_with(|| Vec::with_capacity(1)).push(id.clone());
+            }
+            Move::Went(endpoint) => {
+                *self.counts.of(endpoint.transport) -= 1;
+                let btree_map::Entry::Occupied(mut holders) = self.by_address.entry(endpoint.address) else { return };
+                let at = holders.get().iter().position(|holder| holder == id);
+                at.map(|at| holders.get_mut().swap_remove(at));
+                if holders.get().is_empty() {
+                    holders.remove();
+                }
+            }
+        }
+    }
 }
 
 impl Counts {

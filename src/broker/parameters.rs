@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::model::{
     balance::Balance,
-    parameters::{ProvisionParameters, ProxyProtocol, Settings, SettingsPatch},
+    parameters::{HealthCheck, ProvisionParameters, ProxyProtocol, Settings, SettingsPatch, TcpCheck},
     plan::{Plan, PlanProtocol},
     service_instance::ServiceInstance,
 };
@@ -37,6 +37,7 @@ pub fn of_update(parameters: &Value) -> Result<SettingsPatch, String> {
         max_connections: given(parameters, "max_connections", |value| u32::try_from(value.as_u64()?).ok())?,
         allow: given(parameters, "allow", |value| value.as_array()?.iter().map(network).collect())?,
         proxy_protocol: given(parameters, "proxy_protocol", |value| ProxyProtocol::from_word(value.as_str()?))?,
+        health_check: given(parameters, "health_check", health_check)?,
     })
 }
 
@@ -50,7 +51,7 @@ pub fn of_bind(parameters: &Value) -> Result<Option<bool>, String> {
 
 /// What a service instance has been given, in the form that a request gives it.
 pub(super) fn of_instance(instance: &ServiceInstance, plan: Option<&Plan>) -> Map<String, Value> {
-    let Settings { int_port, balance, match_app, idle_timeout, max_connections, allow, proxy_protocol } =
+    let Settings { int_port, balance, match_app, idle_timeout, max_connections, allow, proxy_protocol, health_check } =
         &instance.settings;
     let open = plan.is_some_and(|plan| plan.protocol == PlanProtocol::ByName);
     let all = [
@@ -63,6 +64,7 @@ pub(super) fn of_instance(instance: &ServiceInstance, plan: Option<&Plan>) -> Ma
         ("max_connections", max_connections.map(Value::from)),
         ("allow", (!allow.is_empty()).then(|| allow.iter().map(IpNet::to_string).collect())),
         ("proxy_protocol", proxy_protocol.map(|header| json!(header.as_str()))),
+        ("health_check", health_check.map(shown_check)),
     ];
     all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
@@ -87,6 +89,42 @@ fn given<T>(
 
 fn port(value: &Value) -> Option<u16> {
     u16::try_from(value.as_u64()?).ok()
+}
+
+/// The word `none` or `tcp`, or an object that has more to say of the latter.
+fn health_check(value: &Value) -> Option<HealthCheck> {
+    if let Some(word) = value.as_str() {
+        return match word {
+            "none" => Some(HealthCheck::None),
+            "tcp" => Some(HealthCheck::Tcp(TcpCheck::default())),
+            _ => None,
+        };
+    }
+    let usual = TcpCheck::default();
+    let time = |key| value.get(key).map_or(Some(None), |value| duration(value).map(Some));
+    let streak = |key| {
+        let read = |value: &Value| u8::try_from(value.as_u64()?).ok();
+        value.get(key).map_or(Some(None), |value| read(value).map(Some))
+    };
+    match value.get("type")?.as_str()? {
+        "none" => Some(HealthCheck::None),
+        "tcp" => Some(HealthCheck::Tcp(TcpCheck {
+            interval: time("interval")?.unwrap_or(usual.interval),
+            timeout: time("timeout")?.unwrap_or(usual.timeout),
+            rise: streak("rise")?.unwrap_or(usual.rise),
+            fall: streak("fall")?.unwrap_or(usual.fall),
+        })),
+        _ => None,
+    }
+}
+
+fn shown_check(check: HealthCheck) -> Value {
+    match check {
+        HealthCheck::None => json!("none"),
+        HealthCheck::Tcp(TcpCheck { interval, timeout, rise, fall }) => json!({
+            "type": "tcp", "interval": written(interval), "timeout": written(timeout), "rise": rise, "fall": fall,
+        }),
+    }
 }
 
 fn duration(value: &Value) -> Option<Duration> {
@@ -117,6 +155,7 @@ mod tests {
         let read = of_provision(&json!({
             "protocol": "both", "port": 35000, "int_port": 4100, "balance": "fifo", "match_app": true,
             "idle_timeout": "1h 30m", "max_connections": 100, "allow": ["10.0.0.0/8", "fc00::1"], "proxy_protocol": "v2",
+            "health_check": "tcp",
         }));
         let settings = Settings {
             int_port: Some(4100),
@@ -126,6 +165,7 @@ mod tests {
             max_connections: Some(100),
             allow: vec!["10.0.0.0/8".parse().unwrap(), "fc00::1/128".parse().unwrap()],
             proxy_protocol: Some(ProxyProtocol::V2),
+            health_check: Some(HealthCheck::Tcp(TcpCheck::default())),
         };
         assert_eq!(read, Ok(ProvisionParameters { protocol: Some(Protocol::Both), port: Some(35000), settings }));
         assert_eq!(of_provision(&json!({})), Ok(ProvisionParameters::default()));

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::model::{
     PlanId, Protocol,
     balance::Balance,
-    parameters::{MAX_ALLOW, ProxyProtocol},
+    parameters::{CHECK_STREAKS, MAX_ALLOW, ProxyProtocol},
     plan::{Plan, PlanProtocol},
     ports::LOWEST_PORT,
 };
@@ -96,7 +96,27 @@ fn parameters(plan: &Plan) -> Vec<Parameter> {
     ));
     let headers = ProxyProtocol::ALL.map(ProxyProtocol::as_str);
     parameters.push(live("proxy_protocol", &words(&headers), json!({ "type": "string", "enum": headers })));
+    parameters.push(live(
+        "health_check",
+        "none, tcp, or an object such as {\"type\": \"tcp\", \"interval\": \"10s\", \"timeout\": \"2s\", \"rise\": 2, \"fall\": 3}",
+        health_check(),
+    ));
     parameters
+}
+
+/// A word, or an object that has more to say.
+fn health_check() -> Value {
+    let kinds = json!({ "type": "string", "enum": ["none", "tcp"] });
+    let time = json!({ "type": "string", "maxLength": MAX_TEXT, "pattern": DURATION_PATTERN });
+    let streak = json!({ "type": "integer", "minimum": CHECK_STREAKS.start(), "maximum": CHECK_STREAKS.end() });
+    // Each keyword speaks of values of its own type only.
+    json!({
+        "type": ["string", "object"],
+        "pattern": "^(none|tcp)$",
+        "required": ["type"],
+        "additionalProperties": false,
+        "properties": { "type": kinds, "interval": time, "timeout": time, "rise": streak, "fall": streak },
+    })
 }
 
 /// The parameters that a bind takes.
@@ -207,7 +227,12 @@ impl Schema {
 
 /// Lets a property be `null` besides.
 fn allow_null(schema: &mut Value) {
-    schema["type"] = json!([schema["type"], "null"]);
+    let mut types = match schema["type"].take() {
+        Value::Array(types) => types,
+        one => vec![one],
+    };
+    types.push("null".into());
+    schema["type"] = types.into();
     if let Some(Value::Array(words)) = schema.get_mut("enum") {
         words.push(Value::Null);
     }
@@ -270,21 +295,21 @@ mod tests {
             Use::Create,
             json!({ "protocol": "udp" }),
             Err("The plan tcp does not take the parameter `protocol`: it takes `port`, `int_port`, `balance`, \
-                 `match_app`, `idle_timeout`, `max_connections`, `allow`, `proxy_protocol`."),
+                 `match_app`, `idle_timeout`, `max_connections`, `allow`, `proxy_protocol`, `health_check`."),
         );
         check(
             "strict",
             Use::Create,
             json!({ "port": 35000 }),
             Err("The plan strict does not take the parameter `port`: it takes `int_port`, `balance`, `idle_timeout`, \
-                 `max_connections`, `allow`, `proxy_protocol`."),
+                 `max_connections`, `allow`, `proxy_protocol`, `health_check`."),
         );
         check(
             "tcp",
             Use::Update,
             json!({ "port": 35000 }),
             Err("The parameter `port` cannot be changed: the plan tcp lets `int_port`, `balance`, `match_app`, \
-                 `idle_timeout`, `max_connections`, `allow`, `proxy_protocol` be."),
+                 `idle_timeout`, `max_connections`, `allow`, `proxy_protocol`, `health_check` be."),
         );
         check(
             "tcp",

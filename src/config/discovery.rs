@@ -24,6 +24,8 @@ pub struct Discovery {
     pub harbor_subjects: bool,
     /// Whether `router.*` is listened to.
     pub router_subjects: bool,
+    /// Whether `service-discovery.*` is listened to.
+    pub service_discovery_subjects: bool,
     /// Under which `p<port>` and the ids of service instances are names; lower case, without a dot at its end.
     pub domain: Option<String>,
     /// The longest a backend lives without being announced again.
@@ -36,6 +38,8 @@ pub struct Discovery {
     pub backend_networks: Vec<IpNet>,
     /// Networks taken out of them.
     pub backend_deny: Vec<IpNet>,
+    /// Networks of Diego cells: there an address is believed only where `router.register` gives it to the binding's app.
+    pub cell_networks: Vec<IpNet>,
     /// Networks in which a token may announce a host other than the caller.
     pub token_networks: Vec<IpNet>,
     /// Most backends of one service instance.
@@ -66,15 +70,22 @@ impl Discovery {
     pub(super) fn read(mut section: Section<'_>) -> Self {
         let networks = || value::list(MAX_ITEMS, value::network);
         let sources = section.get("sources", value::list(MAX_ITEMS, source));
-        let wants = |wanted| sources.as_ref().is_none_or(|sources| sources.contains(&wanted));
-        let (harbor_subjects, router_subjects) = (wants(Source::Harbor), wants(Source::Router));
+        let sources = sources.unwrap_or_else(|| DEFAULT_SOURCES.to_vec());
+        let router_subjects = sources.contains(&Source::Router);
         let default_networks = || DEFAULT_BACKEND_NETWORKS.map(|text| text.parse().expect("they are networks")).into();
-        section.get("cell_networks", cell_networks);
+        let cell_networks = section.get("cell_networks", networks()).unwrap_or_default();
+        if !cell_networks.is_empty() && !router_subjects {
+            section.problem(
+                "cell_networks",
+                "whose an address on a cell is, router.register says: add \"router\" to sources",
+            );
+        }
         let trusted = section.listed_sections("trusted").into_iter().filter_map(Trusted::read).collect();
         let seconds = Duration::from_secs;
         let read = Self {
-            harbor_subjects,
+            harbor_subjects: sources.contains(&Source::Harbor),
             router_subjects,
+            service_discovery_subjects: sources.contains(&Source::ServiceDiscovery),
             domain: section.get("domain", domain),
             stale_after: section.get("stale_after", value::duration(seconds(1))).unwrap_or(seconds(120)),
             prune_every: section.get("prune_every", value::duration(Duration::from_millis(10))).unwrap_or(seconds(30)),
@@ -83,6 +94,7 @@ impl Discovery {
                 .unwrap_or(seconds(600)),
             backend_networks: section.get("backend_networks", networks()).unwrap_or_else(default_networks),
             backend_deny: section.get("backend_deny", networks()).unwrap_or_default(),
+            cell_networks,
             token_networks: section.get("token_networks", networks()).unwrap_or_default(),
             max_backends: section.get("max_backends", value::number(1..=65_535_u16)).map_or(256, usize::from),
             trusted,
@@ -121,26 +133,17 @@ impl Trusted {
 enum Source {
     Harbor,
     Router,
+    ServiceDiscovery,
 }
+
+const DEFAULT_SOURCES: [Source; 2] = [Source::Harbor, Source::Router];
 
 fn source(entry: &Entry) -> Result<Source, Problem> {
     match value::text(entry)?.as_str() {
         "harbor" => Ok(Source::Harbor),
         "router" => Ok(Source::Router),
-        "service-discovery" => {
-            Err(entry.problem("the source service-discovery is not in this version yet: leave it out"))
-        }
-        other => Err(entry.problem(format!("{other:?} is not a source: use harbor and router"))),
-    }
-}
-
-/// Accepted only when empty.
-fn cell_networks(entry: &Entry) -> Result<(), Problem> {
-    let networks = value::list(MAX_ITEMS, value::network)(entry)?;
-    if networks.is_empty() {
-        Ok(())
-    } else {
-        Err(entry.problem("cell_networks are not in this version yet: leave the list empty"))
+        "service-discovery" => Ok(Source::ServiceDiscovery),
+        other => Err(entry.problem(format!("{other:?} is not a source: use harbor, router and service-discovery"))),
     }
 }
 

@@ -77,6 +77,7 @@ fn a_password_alone_is_a_configuration() {
         discovery: Discovery {
             harbor_subjects: true,
             router_subjects: true,
+            service_discovery_subjects: false,
             domain: None,
             stale_after: seconds(120),
             prune_every: seconds(30),
@@ -85,6 +86,7 @@ fn a_password_alone_is_a_configuration() {
                 .map(|network| network.parse().unwrap())
                 .into(),
             backend_deny: vec![],
+            cell_networks: vec![],
             token_networks: vec![],
             max_backends: 256,
             trusted: vec![],
@@ -224,12 +226,14 @@ fn every_section_is_read() {
         Discovery {
             harbor_subjects: true,
             router_subjects: false,
+            service_discovery_subjects: false,
             domain: Some("harbor.example.com".into()),
             stale_after: seconds(60),
             prune_every: seconds(1),
             prune_suspend_max: Duration::ZERO,
             backend_networks: nets(&["10.0.0.0/8"]),
             backend_deny: nets(&["10.0.0.1/32"]),
+            cell_networks: vec![],
             token_networks: nets(&["10.0.1.0/24"]),
             max_backends: 3,
             trusted: vec![
@@ -649,19 +653,26 @@ fn nats_is_reached_in_one_way() {
 }
 
 #[test]
-fn what_is_of_a_later_version_says_so() {
+fn sources_are_words_and_cells_need_the_one_that_says_whose_their_addresses_are() {
     check_more(
         "discovery.sources = [\"harbor\", \"service-discovery\", \"dns\"]",
-        &["harbor.toml:2:32: discovery.sources: the source service-discovery is not in this version yet: leave it out"],
+        &["harbor.toml:2:53: discovery.sources: \"dns\" is not a source: use harbor, router and service-discovery"],
     );
     check_more(
-        "discovery.sources = [\"dns\"]",
-        &["harbor.toml:2:22: discovery.sources: \"dns\" is not a source: use harbor and router"],
+        "discovery.sources = [\"harbor\"]\ndiscovery.cell_networks = [\"10.0.0.0/8\"]",
+        &[
+            "harbor.toml:3:27: discovery.cell_networks: whose an address on a cell is, router.register says: add \"router\" \
+           to sources",
+        ],
     );
-    check_more(
-        "discovery.cell_networks = [\"10.0.0.0/8\"]",
-        &["harbor.toml:2:27: discovery.cell_networks: cell_networks are not in this version yet: leave the list empty"],
-    );
+    let all = "discovery.sources = [\"router\", \"service-discovery\"]\ndiscovery.cell_networks = [\"10.0.0.0/8\"]";
+    let discovery = load_more(all, &[]).unwrap().discovery;
+    assert_eq!((discovery.harbor_subjects, discovery.service_discovery_subjects), (false, true));
+    assert_eq!(discovery.cell_networks, ["10.0.0.0/8".parse().unwrap()]);
+}
+
+#[test]
+fn what_is_of_a_later_version_says_so() {
     check_more(
         "store.url = \"postgres://harbor:hunter2@10.0.0.1/harbor\"",
         &["harbor.toml:2:13: store.url: PostgreSQL is not in this version yet: use \"sqlite:harbor.db\""],

@@ -19,6 +19,8 @@ pub struct AddressRules {
     pub backend_networks: Vec<IpNet>,
     /// Networks taken out of them.
     pub backend_deny: Vec<IpNet>,
+    /// Networks of Diego cells: there an address is believed only where the platform has said whose it is.
+    pub cell_networks: Vec<IpNet>,
     /// Addresses of the parts that Harbor itself uses, such as the store's and NATS's: a tenant must not reach them
     /// through it.
     pub infrastructure: BTreeSet<SocketAddr>,
@@ -28,6 +30,15 @@ pub struct AddressRules {
     pub pool_ports: PortSet,
     /// Where Harbor's own APIs listen; an unspecified address stands for every own host.
     pub own_apis: BTreeSet<SocketAddr>,
+}
+
+impl AddressRules {
+    /// Whether the address is one of a Diego cell.
+    #[must_use]
+    pub fn is_on_cell(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        self.cell_networks.iter().any(|network| network.contains(&ip))
+    }
 }
 
 /// The IP address that a message has as `host`, an IPv4-mapped one as IPv4. Names are never resolved: their owner could
@@ -95,6 +106,7 @@ mod tests {
         AddressRules {
             backend_networks: networks.map(|network| network.parse().unwrap()).into(),
             backend_deny: vec!["10.66.0.0/16".parse().unwrap()],
+            cell_networks: vec!["10.0.2.0/24".parse().unwrap()],
             infrastructure: ["10.0.0.9:4222".parse().unwrap()].into(),
             own_hosts: ["10.0.0.5".parse().unwrap()].into(),
             pool_ports: "35000-40000".parse().unwrap(),

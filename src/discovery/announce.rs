@@ -4,8 +4,10 @@
 //! judge it: every node believes the same, by the same authority.
 
 use std::{
-    net::IpAddr,
+    hash::Hash,
+    net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -22,7 +24,7 @@ use super::{
     address::parse_host,
     authority::statement,
     judge::time_to_live,
-    rate::Rate,
+    rate::{Allowance, Rate},
     source::{Action, Source},
     wire::{Announcement, Harbor},
 };
@@ -31,7 +33,7 @@ use crate::{
     http::{Caller, read_body, with_fallbacks},
     model::{
         AppId, BindingId, ServiceInstanceId, Timestamp,
-        announcement::{AnnouncedState, AnnouncementRefusal},
+        announcement::{AnnouncedState, AnnouncementRefusal, Refusal},
     },
 };
 
@@ -41,6 +43,12 @@ use denied::{Denied, describe};
 
 /// Largest body, in bytes.
 const MAX_BODY_BYTES: usize = 16 * 1024;
+
+/// What the holder of a token may do: 10 requests a second, 50 at once.
+const PER_TOKEN: Allowance = Allowance { spacing: Duration::from_millis(100), burst: 50 };
+
+/// What one caller may do, whatever it shows: a cell calls for all of its hundreds of app instances.
+const PER_CALLER: Allowance = Allowance { spacing: Duration::from_millis(10), burst: 1000 };
 
 /// What `PUT` takes.
 #[derive(Debug, Deserialize)]
@@ -87,13 +95,20 @@ struct ShownBackend {
     host: IpAddr,
     port: u16,
     state: &'static str,
-    /// RFC 3339, in UTC.
+    /// When it was first announced. RFC 3339, in UTC.
     since: String,
+    /// What checks have found.
+    health: &'static str,
+    /// RFC 3339, in UTC.
+    health_since: String,
     expires_in_seconds: u64,
     /// Open connections or sessions.
     open: u32,
     /// Whether it is passed over because connecting to it failed lately.
     put_aside: bool,
+    /// RFC 3339, in UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    put_aside_since: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -118,7 +133,8 @@ struct Holder {
 
 struct Shared {
     discovery: Arc<Discovery>,
-    rate: Mutex<Rate>,
+    tokens: Mutex<Rate<BindingId>>,
+    callers: Mutex<Rate<IpAddr>>,
 }
 
 type Outcome<T = Response> = Result<T, Denied>;
@@ -128,13 +144,14 @@ type Id = Result<Path<String>, PathRejection>;
 
 /// The routes of `announce.listen`.
 pub fn announce_router(discovery: Arc<Discovery>) -> Router {
-    let shared = Arc::new(Shared { discovery, rate: Mutex::default() });
+    let (tokens, callers) = (Mutex::new(Rate::new(PER_TOKEN)), Mutex::new(Rate::new(PER_CALLER)));
+    let shared = Arc::new(Shared { discovery, tokens, callers });
     let each = put(register).delete(unregister).get(show);
     with_fallbacks(Router::new().route("/announce/v1/instances/{id}", each).with_state(shared))
 }
 
 async fn register(State(shared): State<Arc<Shared>>, id: Id, request: Request) -> Outcome {
-    let presented = Presented::of(&request)?;
+    let presented = shared.presented(&request)?;
     let bytes = read_body(request.into_body(), MAX_BODY_BYTES).await.map_err(Denied::body)?;
     let body = parse_object(&bytes)?;
     let whose: WhoseToken = fields(&body)?;
@@ -153,7 +170,7 @@ async fn register(State(shared): State<Arc<Shared>>, id: Id, request: Request) -
 }
 
 async fn unregister(State(shared): State<Arc<Shared>>, id: Id, request: Request) -> Outcome {
-    let presented = Presented::of(&request)?;
+    let presented = shared.presented(&request)?;
     let whose: WhoseToken = query(&request)?;
     let holder = shared.let_in(id, &whose.binding_id, &presented)?;
     let query: DeleteQuery = query(&request)?;
@@ -168,7 +185,7 @@ async fn unregister(State(shared): State<Arc<Shared>>, id: Id, request: Request)
 }
 
 async fn show(State(shared): State<Arc<Shared>>, id: Id, request: Request) -> Outcome {
-    let presented = Presented::of(&request)?;
+    let presented = shared.presented(&request)?;
     let whose: WhoseToken = query(&request)?;
     let holder = shared.let_in(id, &whose.binding_id, &presented)?;
     Ok(Json(shared.discovery.shown(&holder.service_instance_id)).into_response())
@@ -191,6 +208,9 @@ impl Discovery {
         }
         match self.decide(&message, action, Source::Http) {
             Ok(_) => {
+                if action == Action::Register {
+                    message.harbor.get_or_insert_default().since = self.first_announced(holder, &message);
+                }
                 self.relay(action, &message);
                 Ok(())
             }
@@ -198,11 +218,25 @@ impl Discovery {
         }
     }
 
+    /// When what the message announces was announced first, so that all nodes have it at the same place.
+    fn first_announced(&self, holder: &Holder, message: &Announcement) -> Option<i64> {
+        let host = message.host.as_deref().and_then(|host| parse_host(host).ok())?;
+        let ports = [message.port, message.harbor().udp_port];
+        let is_announced = |state: &BackendState| {
+            let address = state.backend.endpoint.address;
+            address.ip() == host && ports.contains(&Some(address.port()))
+        };
+        let backends = self.backends.list(&holder.service_instance_id);
+        backends.iter().filter(|state| is_announced(state)).map(|state| state.since.0).min()
+    }
+
     fn shown(&self, id: &ServiceInstanceId) -> Shown {
         let (now, wall) = (self.clock.now(), self.clock.wall());
+        let past = |moment: Instant| rfc3339(wall.minus(now.saturating_duration_since(moment)));
         let backend = |state: BackendState| {
             let backend = &state.backend;
-            let age = now.saturating_duration_since(backend.since);
+            let (health, health_since) = backend.health();
+            let aside = backend.aside(now);
             ShownBackend {
                 protocol: backend.endpoint.transport.as_str(),
                 host: backend.endpoint.address.ip(),
@@ -211,13 +245,16 @@ impl Discovery {
                     AnnouncedState::Up => "up",
                     AnnouncedState::Draining => "draining",
                 },
-                since: rfc3339(Timestamp(wall.0.saturating_sub(i64::try_from(age.as_micros()).unwrap_or(i64::MAX)))),
+                since: rfc3339(state.since),
+                health: health.as_str(),
+                health_since: past(health_since),
                 expires_in_seconds: state.expires_at.saturating_duration_since(now).as_secs(),
                 open: backend.open(),
-                put_aside: backend.aside_until().is_some_and(|until| until > now),
+                put_aside: aside.is_some(),
+                put_aside_since: aside.map(|(since, _)| past(since)),
             }
         };
-        let refusal = |refusal: super::Refusal| ShownRefusal {
+        let refusal = |refusal: Refusal| ShownRefusal {
             at: rfc3339(refusal.at),
             source: refusal.source.as_str(),
             reason: refusal.reason.as_str(),
@@ -228,12 +265,28 @@ impl Discovery {
         Shown {
             service_instance_id: id.to_string(),
             backends: self.backends.list(id).into_iter().map(backend).collect(),
-            refusals: self.refusals(id).into_iter().map(refusal).collect(),
+            refusals: self.refusals(&Some(id.clone())).into_iter().map(refusal).collect(),
         }
     }
 }
 
 impl Shared {
+    /// What a request shows, unless its caller makes too many: nothing is read of it or computed for it before.
+    fn presented(&self, request: &Request) -> Outcome<Presented> {
+        let caller = request.extensions().get::<Caller>().expect("every listener says who calls").0.ip().to_canonical();
+        self.limit(&self.callers, network_of(caller))?;
+        let token = bearer(request.headers()).ok_or(Denied::Unauthorized)?.to_owned();
+        Ok(Presented { token, caller })
+    }
+
+    fn limit<K: Eq + Hash>(&self, rate: &Mutex<Rate<K>>, key: K) -> Outcome<()> {
+        let mut rate = rate.lock().expect("nothing panics while it holds the rates");
+        rate.admit(key, self.discovery.clock.now()).map_err(|wait| {
+            self.discovery.tally.refused(Source::Http, AnnouncementRefusal::RateLimited);
+            Denied::TooMany(wait)
+        })
+    }
+
     /// Lets in who holds the binding's token. What is wrong, the service instance, the binding or the token, is not
     /// told.
     fn let_in(&self, id: Id, binding_id: &str, presented: &Presented) -> Outcome<Holder> {
@@ -245,11 +298,7 @@ impl Shared {
             .binding(binding_id)
             .filter(|binding| matches && binding.announce && binding.service_instance_id.as_str() == id);
         let Some(binding) = binding else { return Err(Denied::Unauthorized) };
-        let mut rate = self.rate.lock().expect("nothing panics while it holds the rates");
-        if let Err(wait) = rate.admit(&binding.id, self.discovery.clock.now()) {
-            self.discovery.tally.refused(Source::Http, AnnouncementRefusal::RateLimited);
-            return Err(Denied::TooMany(wait));
-        }
+        self.limit(&self.tokens, binding.id.clone())?;
         Ok(Holder {
             service_instance_id: binding.service_instance_id.clone(),
             binding_id: binding.id.clone(),
@@ -276,11 +325,11 @@ struct Presented {
     caller: IpAddr,
 }
 
-impl Presented {
-    fn of(request: &Request) -> Outcome<Self> {
-        let caller = request.extensions().get::<Caller>().expect("every listener says who calls").0.ip().to_canonical();
-        let token = bearer(request.headers()).ok_or(Denied::Unauthorized)?.to_owned();
-        Ok(Self { token, caller })
+/// What counts as one caller: one who has an IPv6 address has its whole network of 64 bits.
+fn network_of(caller: IpAddr) -> IpAddr {
+    match caller {
+        IpAddr::V4(_) => caller,
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
     }
 }
 

@@ -1,9 +1,10 @@
 //! One decision over a message: what it means, or why it is refused. Pure.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use super::{
     address::{self, AddressRules},
+    attribution::{Attribution, Speaker},
     authority::{self, Claim, MAX_CLOCK_LEAD, Trusted},
     matching,
     source::{Action, Source},
@@ -11,7 +12,7 @@ use super::{
 };
 use crate::model::{
     AppId, Protocol, ServiceInstanceId, Timestamp, Transport,
-    announcement::{AnnouncedState, AnnouncementRefusal, Endpoint, Origin, Registration, Withdrawal},
+    announcement::{AnnouncedState, AnnouncementRefusal, Authority, Endpoint, Origin, Registration, Withdrawal},
     directory::{Directory, DirectoryEntry},
     id::MAX_ID_BYTES,
 };
@@ -47,54 +48,105 @@ pub struct Refused {
     pub reason: AnnouncementRefusal,
 }
 
+/// What a message is held against.
+#[derive(Debug, Clone, Copy)]
+pub struct Known<'a> {
+    /// Service instances and bindings.
+    pub directory: &'a Directory,
+    /// What the platform has said of addresses on cells.
+    pub attribution: &'a Attribution,
+    /// What the operator wants.
+    pub rules: &'a Rules,
+    /// The time by this node's clock.
+    pub wall: Timestamp,
+}
+
 /// Judges a message.
 ///
 /// # Errors
 /// [`Refused`].
-pub fn judge(
-    message: &Announcement,
-    action: Action,
-    source: Source,
-    directory: &Directory,
-    rules: &Rules,
-    wall: Timestamp,
-) -> Result<Accepted, Refused> {
-    let entry = matching::service_instance(message, source, directory, rules.domain.as_deref())
+pub fn judge(message: &Announcement, action: Action, source: Source, known: &Known<'_>) -> Result<Accepted, Refused> {
+    let entry = matching::service_instance(message, source, known.directory, known.rules.domain.as_deref())
         .map_err(|reason| Refused { service_instance_id: None, reason })?;
-    judge_for(entry, message, action, directory, rules, wall)
+    judge_for(entry, message, action, source, known)
         .map_err(|reason| Refused { service_instance_id: Some(entry.id.clone()), reason })
 }
 
-/// The address that a `router.register` gives to an app, whatever else it says: nobody else's backend is there any more.
+/// What a message of the platform says of whose addresses are, whatever else it says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given<'a> {
+    /// The addresses: that of a route, or all of a container's.
+    pub addresses: Vec<RangeInclusive<SocketAddr>>,
+    /// Whose they are; none: not an app's.
+    pub speaker: Option<Speaker<'a>>,
+}
+
+/// What the message says of whose addresses are.
 #[must_use]
-pub fn address_given(message: &Announcement) -> Option<(SocketAddr, AppId)> {
+pub fn given(message: &Announcement, source: Source) -> Option<Given<'_>> {
     let ip = address::parse_host(message.host.as_deref()?).ok()?;
-    let port = message.port.filter(|port| *port != 0)?;
-    Some((SocketAddr::new(ip, port), AppId::new(message.app.as_deref()?).ok()?))
+    let ports = [message.port, message.tls_port].into_iter().flatten().filter(|port| *port != 0);
+    let mut addresses =
+        ports.map(|port| SocketAddr::new(ip, port)).map(|address| address..=address).collect::<Vec<_>>();
+    match source {
+        Source::Router => {}
+        // A container is one app's, with all of its ports.
+        Source::ServiceDiscovery if addresses.is_empty() => {
+            addresses.push(SocketAddr::new(ip, 0)..=SocketAddr::new(ip, u16::MAX));
+        }
+        Source::ServiceDiscovery => {}
+        Source::Harbor | Source::Http => return None,
+    }
+    let filled = |text: &&str| !text.is_empty();
+    let app = message.app.as_deref().filter(filled);
+    let app_instance = message.private_instance_id.as_deref().filter(filled);
+    Some(Given { addresses, speaker: app.map(|app| Speaker { app, app_instance }) })
 }
 
 fn judge_for(
     entry: &DirectoryEntry,
     message: &Announcement,
     action: Action,
-    directory: &Directory,
-    rules: &Rules,
-    wall: Timestamp,
+    source: Source,
+    known: &Known<'_>,
 ) -> Result<Accepted, AnnouncementRefusal> {
+    let Known { directory, attribution, rules, wall } = *known;
     let state = announced_state(message)?;
     let time_to_live = time_to_live(message, rules.stale_after);
     let host = address::parse_host(message.host.as_deref().unwrap_or_default());
     let claim = Claim { message, action, host: host.ok(), proof_lives: time_to_live, wall };
     let authority = authority::decide(&claim, entry, directory, &rules.trusted)?;
     let (host, origin, service_instance_id) = (host?, origin(message, wall)?, entry.id.clone());
-    let endpoints = ports(message, entry.protocol)?
+    let endpoints = ports(message, source, entry)?
         .into_iter()
         .map(|(transport, port)| Endpoint { transport, address: SocketAddr::new(host, port) })
         .collect::<Vec<_>>();
     match action {
         Action::Register => {
-            endpoints.iter().try_for_each(|endpoint| address::check(endpoint.address, &rules.addresses))?;
-            let registration = Registration { service_instance_id, endpoints, authority, origin, time_to_live, state };
+            let app = match &authority {
+                Authority::App(app) => Some(app),
+                Authority::Binding(binding) => {
+                    directory.binding(binding.as_str()).and_then(|binding| binding.app_id.as_ref())
+                }
+                Authority::Trusted => None,
+            };
+            for endpoint in &endpoints {
+                address::check(endpoint.address, &rules.addresses)?;
+                let is_attributed = || app.is_some_and(|app| attribution.is_of(endpoint.address, app.as_str()));
+                if rules.addresses.is_on_cell(host) && !is_attributed() {
+                    return Err(AnnouncementRefusal::NotAttributed);
+                }
+            }
+            let registration = Registration {
+                service_instance_id,
+                endpoints,
+                authority,
+                since: since(message, &origin, wall),
+                origin,
+                time_to_live,
+                state,
+                heard_at: wall,
+            };
             Ok(Accepted::Register(registration))
         }
         Action::Unregister => Ok(Accepted::Unregister(Withdrawal { service_instance_id, endpoints, origin })),
@@ -127,8 +179,20 @@ fn origin(message: &Announcement, wall: Timestamp) -> Result<Origin, Announcemen
     Ok(Origin { app_id, private_instance_id: instance.map(Arc::from), updated_at_ns })
 }
 
+/// When the backend was first announced, as far as the message tells: in Harbor's own words, else by when the app
+/// instance last changed. What is ahead of this node's clock is now.
+fn since(message: &Announcement, origin: &Origin, wall: Timestamp) -> Option<Timestamp> {
+    let said = message.harbor().since.filter(|micros| *micros > 0);
+    said.or(origin.updated_at_ns.map(|ns| ns / 1000)).map(|micros| Timestamp(micros).min(wall))
+}
+
 /// The port of each transport that the backend serves and the service instance has.
-fn ports(message: &Announcement, has: Protocol) -> Result<Vec<(Transport, u16)>, AnnouncementRefusal> {
+fn ports(
+    message: &Announcement,
+    source: Source,
+    entry: &DirectoryEntry,
+) -> Result<Vec<(Transport, u16)>, AnnouncementRefusal> {
+    let has = entry.protocol;
     let word = message.harbor_or_tag(|harbor| harbor.protocol.as_ref(), |tags| tags.harbor_protocol.as_ref());
     let declared = word.map(str::parse::<Protocol>).transpose().map_err(|_| AnnouncementRefusal::Malformed)?;
     let udp_port = message.harbor().udp_port.filter(|port| *port != 0);
@@ -139,6 +203,8 @@ fn ports(message: &Announcement, has: Protocol) -> Result<Vec<(Transport, u16)>,
         None => has,
     };
     let plain = match (message.port, message.tls_port.unwrap_or(0)) {
+        // An internal route is the address of a container: the app listens on what it was told to.
+        (Some(0) | None, _) if source == Source::ServiceDiscovery => Ok(entry.int_port),
         (Some(0), _) | (None, 1..) => Err(AnnouncementRefusal::TlsOnly),
         (None, 0) => Err(AnnouncementRefusal::NoPort),
         (Some(port), _) => Ok(port),

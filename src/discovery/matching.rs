@@ -9,6 +9,7 @@ use crate::model::{
 };
 
 /// The service instance that the message means: by id, else by tag, else by its uris, else, on `router.*`, by its app.
+/// On `service-discovery.*` a uri may also have the index of an app instance before the name: `0.p35012.<domain>`.
 ///
 /// # Errors
 /// [`AnnouncementRefusal::UnknownServiceInstance`] when the first of these that says something names nothing known;
@@ -25,25 +26,27 @@ pub fn service_instance<'d>(
         return directory.instance(id).ok_or(AnnouncementRefusal::UnknownServiceInstance);
     }
     if let Some(domain) = domain
-        && let Some(entry) = by_uris(message.uris.as_deref().unwrap_or_default(), directory, domain)?
+        && let Some(entry) = by_uris(message.uris.as_deref().unwrap_or_default(), source, directory, domain)?
     {
         return Ok(entry);
     }
     let by_app = || directory.by_app(message.app.as_deref()?).filter(|entry| entry.match_app);
     match source {
         Source::Router => by_app().ok_or(AnnouncementRefusal::NotAddressed),
-        Source::Harbor | Source::Http => Err(AnnouncementRefusal::NotAddressed),
+        Source::Harbor | Source::ServiceDiscovery | Source::Http => Err(AnnouncementRefusal::NotAddressed),
     }
 }
 
 /// The one service instance that the uris under `domain` name; none when none is under it.
 fn by_uris<'d>(
     uris: &[String],
+    source: Source,
     directory: &'d Directory,
     domain: &str,
 ) -> Result<Option<&'d Arc<DirectoryEntry>>, AnnouncementRefusal> {
     let mut found: Option<&Arc<DirectoryEntry>> = None;
     for label in uris.iter().filter_map(|uri| label_under(uri, domain)) {
+        let label = if source == Source::ServiceDiscovery { without_index(label) } else { label };
         let entry = by_label(label, directory)?;
         if found.is_some_and(|other| other.id != entry.id) {
             return Err(AnnouncementRefusal::Ambiguous);
@@ -61,6 +64,12 @@ fn label_under<'u>(uri: &'u str, domain: &str) -> Option<&'u str> {
     let (label, rest) = (host.get(..at)?, host.get(at..)?);
     let label = label.strip_suffix('.')?;
     (rest.eq_ignore_ascii_case(domain) && !label.is_empty() && !label.contains('*')).then_some(label)
+}
+
+/// What follows the index of an app instance, where one stands before it.
+fn without_index(label: &str) -> &str {
+    let is_index = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    label.split_once('.').filter(|(index, _)| is_index(index)).map_or(label, |(_, rest)| rest)
 }
 
 fn by_label<'d>(label: &str, directory: &'d Directory) -> Result<&'d Arc<DirectoryEntry>, AnnouncementRefusal> {
@@ -176,6 +185,17 @@ mod tests {
         check_from(Source::Router, r#"{"app":"unmatched-app"}"#, NOT_ADDRESSED); // match_app is off
         check_from(Source::Router, r#"{"app":"stranger"}"#, NOT_ADDRESSED);
         check("{}", NOT_ADDRESSED);
+    }
+
+    #[test]
+    fn an_internal_route_names_its_app_instances_too() {
+        let both = r#"{"uris":["p23001.harbor.example.com","0.p23001.harbor.example.com"]}"#;
+        check_from(Source::ServiceDiscovery, both, Ok("tcp-one"));
+        check_from(Source::ServiceDiscovery, r#"{"uris":["12.tcp-one.harbor.example.com"]}"#, Ok("tcp-one"));
+        check_from(Source::ServiceDiscovery, r#"{"uris":["a.p23001.harbor.example.com"]}"#, UNKNOWN);
+        check_from(Source::ServiceDiscovery, r#"{"uris":[".p23001.harbor.example.com"]}"#, UNKNOWN);
+        check_from(Source::ServiceDiscovery, r#"{"app":"matched-app","uris":["app.apps.internal"]}"#, NOT_ADDRESSED);
+        check(both, UNKNOWN);
     }
 
     #[test]

@@ -59,6 +59,8 @@ pub struct Settings {
     pub harbor_subjects: bool,
     /// Whether `router.*` is listened to.
     pub router_subjects: bool,
+    /// Whether `service-discovery.*` is listened to.
+    pub service_discovery_subjects: bool,
     /// This run of this node, as greetings show it: `<node>-<uuid>`.
     pub id: String,
     /// Its addresses, as greetings show them.
@@ -303,6 +305,9 @@ async fn subscribe(client: &Client, settings: &Settings) -> Result<Vec<Subscribe
     if settings.router_subjects {
         subjects.extend([wire::ROUTER_REGISTER, wire::ROUTER_UNREGISTER]);
     }
+    if settings.service_discovery_subjects {
+        subjects.extend([wire::SERVICE_DISCOVERY_REGISTER, wire::SERVICE_DISCOVERY_UNREGISTER]);
+    }
     let mut subscribers = Vec::with_capacity(subjects.len());
     for subject in subjects {
         subscribers.push(client.subscribe(subject).await?);
@@ -316,6 +321,8 @@ fn hand_over(discovery: &Discovery, message: &Message) {
         wire::HARBOR_UNREGISTER => (Source::Harbor, Action::Unregister),
         wire::ROUTER_REGISTER => (Source::Router, Action::Register),
         wire::ROUTER_UNREGISTER => (Source::Router, Action::Unregister),
+        wire::SERVICE_DISCOVERY_REGISTER => (Source::ServiceDiscovery, Action::Register),
+        wire::SERVICE_DISCOVERY_UNREGISTER => (Source::ServiceDiscovery, Action::Unregister),
         _ => return,
     };
     discovery.receive(source, action, &message.payload);
@@ -366,12 +373,16 @@ async fn flush(client: &Client) -> Result<(), Lost> {
 impl Discovery {
     fn nats_is_away(&self) {
         self.metrics.nats_connected.set(0);
-        self.backends.suspend(self.clock.now() + self.settings.load().prune_suspend_max);
+        let until = self.clock.now() + self.settings.load().prune_suspend_max;
+        self.backends.suspend(until);
+        self.attribution().suspend(until);
     }
 
     fn nats_is_back(&self) {
         self.metrics.nats_connected.set(1);
         self.metrics.nats_connects.inc();
-        self.backends.resume(self.clock.now());
+        let now = self.clock.now();
+        self.backends.resume(now);
+        self.attribution().resume(now + self.settings.load().rules.stale_after);
     }
 }

@@ -1,42 +1,52 @@
-//! How many requests each token may make.
+//! How many requests each token and each caller may make.
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     time::{Duration, Instant},
 };
 
-use crate::model::BindingId;
+/// What one may make.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Allowance {
+    /// Time between requests in the long run.
+    pub spacing: Duration,
+    /// How many at once after a rest.
+    pub burst: u32,
+}
 
-/// Time between the requests of one token in the long run: 10 a second.
-const SPACING: Duration = Duration::from_millis(100);
+/// Who is kept count of, at the most. More are refused until some have rested.
+const MAX_KEYS: usize = 65_536;
 
-/// How many it may make at once after a rest.
-const BURST: u32 = 50;
+/// Per key, when it will have rested: each request moves that on by the spacing.
+#[derive(Debug)]
+pub(super) struct Rate<K> {
+    allowance: Allowance,
+    rested_at: HashMap<K, Instant>,
+}
 
-/// Tokens that are kept count of. More are refused until some have rested; only tokens that were found valid come here.
-const MAX_TOKENS: usize = 65_536;
+impl<K: Eq + Hash> Rate<K> {
+    pub(super) fn new(allowance: Allowance) -> Self {
+        Self { allowance, rested_at: HashMap::new() }
+    }
 
-/// Per token, when it will have rested: each request moves that on by [`SPACING`].
-#[derive(Debug, Default)]
-pub(super) struct Rate(HashMap<BindingId, Instant>);
-
-impl Rate {
     /// Counts a request.
     ///
     /// # Errors
     /// How long to wait, when there were too many.
-    pub(super) fn admit(&mut self, binding: &BindingId, now: Instant) -> Result<(), Duration> {
-        if !self.0.contains_key(binding) && self.0.len() >= MAX_TOKENS {
-            self.0.retain(|_, rested_at| *rested_at > now);
-            if self.0.len() >= MAX_TOKENS {
-                return Err(SPACING);
+    pub(super) fn admit(&mut self, key: K, now: Instant) -> Result<(), Duration> {
+        let Allowance { spacing, burst } = self.allowance;
+        if !self.rested_at.contains_key(&key) && self.rested_at.len() >= MAX_KEYS {
+            self.rested_at.retain(|_, rested_at| *rested_at > now);
+            if self.rested_at.len() >= MAX_KEYS {
+                return Err(spacing);
             }
         }
-        let rested_at = self.0.entry(binding.clone()).or_insert(now);
-        let next = (*rested_at).max(now) + SPACING;
+        let rested_at = self.rested_at.entry(key).or_insert(now);
+        let next = (*rested_at).max(now) + spacing;
         let ahead = next.saturating_duration_since(now);
-        if ahead > SPACING * BURST {
-            return Err(ahead - SPACING * BURST);
+        if ahead > spacing * burst {
+            return Err(ahead - spacing * burst);
         }
         *rested_at = next;
         Ok(())
@@ -47,32 +57,33 @@ impl Rate {
 mod tests {
     use super::*;
 
+    const SPACING: Duration = Duration::from_millis(100);
+    const ALLOWANCE: Allowance = Allowance { spacing: SPACING, burst: 50 };
+
     #[test]
-    fn a_token_has_a_burst_and_then_ten_a_second() {
-        let (mut rate, start) = (Rate::default(), Instant::now());
-        let (one, two) = (BindingId::new("one").unwrap(), BindingId::new("two").unwrap());
-        for _ in 0..BURST {
-            assert_eq!(rate.admit(&one, start), Ok(()));
+    fn each_has_a_burst_and_then_so_many_a_second() {
+        let (mut rate, start) = (Rate::new(ALLOWANCE), Instant::now());
+        for _ in 0..ALLOWANCE.burst {
+            assert_eq!(rate.admit("one", start), Ok(()));
         }
-        assert_eq!(rate.admit(&one, start), Err(SPACING));
-        assert_eq!(rate.admit(&one, start + SPACING / 2), Err(SPACING / 2));
-        assert_eq!(rate.admit(&two, start), Ok(()));
+        assert_eq!(rate.admit("one", start), Err(SPACING));
+        assert_eq!(rate.admit("one", start + SPACING / 2), Err(SPACING / 2));
+        assert_eq!(rate.admit("two", start), Ok(()));
         let second = start + Duration::from_secs(1);
-        let admitted = (0..BURST).filter(|_| rate.admit(&one, second).is_ok()).count();
+        let admitted = (0..ALLOWANCE.burst).filter(|_| rate.admit("one", second).is_ok()).count();
         assert_eq!(admitted, 10);
-        let rested = second + SPACING * BURST;
-        assert_eq!((0..100).filter(|_| rate.admit(&one, rested).is_ok()).count(), 50);
+        let rested = second + SPACING * ALLOWANCE.burst;
+        assert_eq!((0..100).filter(|_| rate.admit("one", rested).is_ok()).count(), 50);
     }
 
     #[test]
-    fn tokens_that_have_rested_make_room() {
-        let (mut rate, start) = (Rate::default(), Instant::now());
-        for number in 0..MAX_TOKENS {
-            assert_eq!(rate.admit(&BindingId::new(number.to_string()).unwrap(), start), Ok(()));
+    fn those_that_have_rested_make_room() {
+        let (mut rate, start) = (Rate::new(ALLOWANCE), Instant::now());
+        for number in 0..MAX_KEYS {
+            assert_eq!(rate.admit(number, start), Ok(()));
         }
-        let newcomer = BindingId::new("newcomer").unwrap();
-        assert_eq!(rate.admit(&newcomer, start), Err(SPACING));
-        assert_eq!(rate.admit(&newcomer, start + SPACING), Ok(()));
-        assert_eq!(rate.0.len(), 1);
+        assert_eq!(rate.admit(MAX_KEYS, start), Err(SPACING));
+        assert_eq!(rate.admit(MAX_KEYS, start + SPACING), Ok(()));
+        assert_eq!(rate.rested_at.len(), 1);
     }
 }

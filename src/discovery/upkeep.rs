@@ -26,12 +26,12 @@ pub async fn run(discovery: Arc<Discovery>, shutdown: CancellationToken) {
                     Some(changed) => discovery.backends.retain_authorised_of(&changed, &latest),
                     None => discovery.backends.retain_authorised(&latest),
                 }
-                let mut refusals = discovery.refusals.lock().expect("nothing panics while it holds the refusals");
-                refusals.retain(|id| latest.instance(id.as_str()).is_some());
+                discovery.known_refusals().retain(|id| latest.instance(id.as_str()).is_some());
                 known = Some(Arc::clone(&latest));
             }
             () = tokio::time::sleep_until(next_sweep) => {
                 discovery.backends.sweep(discovery.clock.now());
+                discovery.expire_attribution();
                 next_sweep = tokio::time::Instant::now() + discovery.settings.load().prune_every;
             }
         }

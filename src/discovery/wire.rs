@@ -16,6 +16,11 @@ pub const HARBOR_GREET: &str = "harbor.greet";
 pub const ROUTER_REGISTER: &str = "router.register";
 /// Where they withdraw them. Harbor only reads it.
 pub const ROUTER_UNREGISTER: &str = "router.unregister";
+/// Where the platform's route-emitters announce internal routes: addresses of containers, without a port. Harbor only
+/// reads it.
+pub const SERVICE_DISCOVERY_REGISTER: &str = "service-discovery.register";
+/// Where they withdraw them. Harbor only reads it.
+pub const SERVICE_DISCOVERY_UNREGISTER: &str = "service-discovery.unregister";
 
 /// Largest message that is looked into, in bytes; the platform's own have a few hundred.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
@@ -81,6 +86,9 @@ pub struct Harbor {
     /// `up` or `draining`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
+    /// When the backend was first announced, in microseconds since the epoch: its place among the primaries.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<i64>,
     /// Whose token [`Harbor::proof`] was made with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub binding_id: Option<String>,
@@ -143,6 +151,7 @@ impl Announcement {
             protocol: None,
             udp_port: None,
             state: None,
+            since: None,
             binding_id: None,
             timestamp: None,
             proof: None,

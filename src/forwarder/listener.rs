@@ -22,9 +22,6 @@ use crate::{
     },
 };
 
-/// How long a backend that could not be reached is passed over.
-const ASIDE_FOR: Duration = Duration::from_secs(30);
-
 /// One listener: its settings, which change while it is open, and what its workers share.
 #[derive(Debug)]
 pub(super) struct Listener {
@@ -107,7 +104,7 @@ impl Chooser {
         self.candidates.extend(backends.iter().map(|backend| Candidate {
             address: backend.endpoint.address,
             open: backend.open(),
-            aside: backend.aside_until().is_some_and(|until| until > now),
+            aside: backend.is_passed_over(now),
         }));
         let balance = listener.spec().settings.balance.unwrap_or(Balance::default_for(transport));
         let draw = Draw { client, ticket, random: self.random.u64(..) };
@@ -123,18 +120,6 @@ impl OnBackend {
     pub(super) fn new(backend: Arc<Backend>) -> Self {
         backend.opened();
         Self(backend)
-    }
-
-    /// It did not work: others come first for a while.
-    pub(super) fn put_aside(&self, now: Instant) {
-        self.0.put_aside(Some(now + ASIDE_FOR));
-    }
-
-    /// It works.
-    pub(super) fn works(&self) {
-        if self.0.aside_until().is_some() {
-            self.0.put_aside(None);
-        }
     }
 }
 

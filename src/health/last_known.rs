@@ -142,7 +142,7 @@ async fn save(path: PathBuf, backends: Backends, clock: Arc<dyn Clock>) -> io::R
     let write = move || {
         let (now, wall) = (clock.now(), clock.wall());
         let mut states = backends.export();
-        states.sort_by_key(|(_, state)| state.backend.order);
+        states.sort_by_key(|(_, state)| state.since);
         let backends = states.iter().map(|(id, state)| Record::of(id, state, now, wall)).collect();
         write_atomically(&path, &Contents { version: record::VERSION, backends })
     };

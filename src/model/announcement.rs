@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use super::{AppId, BindingId, ServiceInstanceId, Transport};
+use super::{AppId, BindingId, ServiceInstanceId, Timestamp, Transport};
 
 /// Why a backend is believed. When the authority ends, so does the backend.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -30,6 +30,10 @@ pub struct Registration {
     pub time_to_live: Duration,
     /// Whether it wants new work.
     pub state: AnnouncedState,
+    /// When the backend was first announced, or began to serve, where the message says so; never after `heard_at`.
+    pub since: Option<Timestamp>,
+    /// When the message arrived, by this node's clock.
+    pub heard_at: Timestamp,
 }
 
 /// An accepted withdrawal: these addresses no longer serve this service instance.
@@ -74,6 +78,50 @@ pub enum AnnouncedState {
     Draining,
 }
 
+/// By which way a message came: said by where it arrived, not by its text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// `harbor.register` and `harbor.unregister`.
+    Harbor,
+    /// `router.register` and `router.unregister`.
+    Router,
+    /// `service-discovery.register` and `service-discovery.unregister`.
+    ServiceDiscovery,
+    /// `announce.listen`.
+    Http,
+}
+
+impl Source {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Harbor, Self::Router, Self::ServiceDiscovery, Self::Http];
+
+    /// The word used in metrics and answers.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Harbor => "harbor",
+            Self::Router => "router",
+            Self::ServiceDiscovery => "service_discovery",
+            Self::Http => "http",
+        }
+    }
+}
+
+/// An announcement that was refused, as it is kept for who asks why a port has no backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// When.
+    pub at: Timestamp,
+    /// By which way it came.
+    pub source: Source,
+    /// Why.
+    pub reason: AnnouncementRefusal,
+    /// The announced host, as it was written.
+    pub host: String,
+    /// The announced port.
+    pub port: Option<u16>,
+}
+
 /// Why an announcement made no backend. Closed: these words are metric labels and what a token's holder is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum AnnouncementRefusal {
@@ -99,6 +147,8 @@ pub enum AnnouncementRefusal {
     AddressForbidden,
     /// Its address is Harbor's own: traffic would go in circles.
     Loop,
+    /// Its address is on a Diego cell, and the platform has not said that it is the app's.
+    NotAttributed,
     /// It has no plain port: only TLS, which is not there yet.
     TlsOnly,
     /// It has no port at all.
@@ -119,7 +169,7 @@ pub enum AnnouncementRefusal {
 
 impl AnnouncementRefusal {
     /// All reasons.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Malformed,
         Self::UnknownServiceInstance,
         Self::Ambiguous,
@@ -131,6 +181,7 @@ impl AnnouncementRefusal {
         Self::HostNotAnAddress,
         Self::AddressForbidden,
         Self::Loop,
+        Self::NotAttributed,
         Self::TlsOnly,
         Self::NoPort,
         Self::ProtocolMismatch,
@@ -156,6 +207,7 @@ impl AnnouncementRefusal {
             Self::HostNotAnAddress => "host_not_an_address",
             Self::AddressForbidden => "address_forbidden",
             Self::Loop => "loop",
+            Self::NotAttributed => "not_attributed",
             Self::TlsOnly => "tls_only",
             Self::NoPort => "no_port",
             Self::ProtocolMismatch => "protocol_mismatch",

@@ -8,7 +8,7 @@ use super::{
     Protocol, Transport,
     balance::Balance,
     desired::ForwarderLimits,
-    parameters::{ProxyProtocol, Settings},
+    parameters::{HealthCheck, ProxyProtocol, Settings, TcpCheck},
     plan::Caps,
 };
 
@@ -19,6 +19,7 @@ pub struct Effective {
     match_app: bool,
     proxy_protocol: ProxyProtocol,
     allow: BTreeSet<IpNet>,
+    health_check: Option<TcpCheck>,
     flows: Vec<(Transport, Balance, Duration)>,
     /// TCP connections and UDP sessions together; `None`: each transport has the node's own limit.
     max_connections: Option<u32>,
@@ -62,6 +63,7 @@ impl Effective {
             match_app: settings.match_app.unwrap_or_default(),
             proxy_protocol: settings.proxy_protocol.unwrap_or_default(),
             allow: settings.allow.iter().map(IpNet::trunc).collect(),
+            health_check: settings.health_check.and_then(HealthCheck::tcp),
             flows: flows.collect(),
             max_connections: settings.max_connections.or(match protocol {
                 Protocol::Tcp => Some(limits.max_connections_per_port),
@@ -95,6 +97,7 @@ mod tests {
             max_connections: Some(4096),
             allow: Vec::new(),
             proxy_protocol: Some(ProxyProtocol::None),
+            health_check: Some(HealthCheck::None),
         };
         assert!(same(&none, &written, Protocol::Tcp));
         assert!(!same(&none, &written, Protocol::Udp), "UDP has other defaults");

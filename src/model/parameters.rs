@@ -1,10 +1,10 @@
 //! What a user may set on a service instance, what was set, and what holds in the end.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 use ipnet::IpNet;
 
-use super::{Protocol, balance::Balance};
+use super::{Protocol, Transport, balance::Balance};
 
 /// Most client networks in `allow`.
 pub const MAX_ALLOW: usize = 64;
@@ -17,6 +17,15 @@ pub const LONGEST_IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 60 * 60
 
 /// Largest `max_connections` where the plan sets no cap; the node's own limit on sockets holds all the same.
 pub const MOST_CONNECTIONS: u32 = 1_000_000;
+
+/// How often a backend may be checked at the most, and how seldom at the least.
+pub const CHECK_INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+
+/// How long a check may take.
+pub const CHECK_TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
+
+/// How many checks in a row may be asked for.
+pub const CHECK_STREAKS: RangeInclusive<u8> = 1..=10;
 
 /// Parameters of a provision request.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -46,6 +55,8 @@ pub struct Settings {
     pub allow: Vec<IpNet>,
     /// The header that backends get before a client's bytes; default: none.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// How backends are looked at beside the traffic; default: not at all.
+    pub health_check: Option<HealthCheck>,
 }
 
 /// A change of [`Settings`]: a key that is absent stays, `Some(None)` goes back to the default.
@@ -66,6 +77,8 @@ pub struct SettingsPatch {
     pub allow: Option<Option<Vec<IpNet>>>,
     /// See [`Settings::proxy_protocol`].
     pub proxy_protocol: Option<Option<ProxyProtocol>>,
+    /// See [`Settings::health_check`].
+    pub health_check: Option<Option<HealthCheck>>,
 }
 
 impl Settings {
@@ -81,6 +94,7 @@ impl Settings {
             max_connections: p.max_connections.unwrap_or(self.max_connections),
             allow: p.allow.map_or_else(|| self.allow.clone(), Option::unwrap_or_default),
             proxy_protocol: p.proxy_protocol.unwrap_or(self.proxy_protocol),
+            health_check: p.health_check.unwrap_or(self.health_check),
         }
     }
 }
@@ -125,6 +139,85 @@ pub enum ParameterRefusal {
     /// The text form has no place in a datagram.
     #[error("`proxy_protocol` v1 is for TCP alone, and this port carries {0}: choose v2 or none")]
     ProxyV1WithUdp(Protocol),
+    /// Nothing accepts connections there.
+    #[error("`health_check` tcp needs TCP, and this port carries udp: leave it out")]
+    CheckWithoutTcp,
+    /// Out of [`CHECK_INTERVALS`].
+    #[error(
+        "`health_check.interval` must be from {}s to {}s, not {}s",
+        CHECK_INTERVALS.start().as_secs(), CHECK_INTERVALS.end().as_secs(), .0.as_secs_f64()
+    )]
+    CheckInterval(Duration),
+    /// Out of [`CHECK_TIMEOUTS`], or longer than the interval.
+    #[error(
+        "`health_check.timeout` must be from {}ms to {}s and no longer than the interval, not {}s",
+        CHECK_TIMEOUTS.start().as_millis(), CHECK_TIMEOUTS.end().as_secs(), .0.as_secs_f64()
+    )]
+    CheckTimeout(Duration),
+    /// Out of [`CHECK_STREAKS`].
+    #[error("`health_check.rise` and `fall` must be from {} to {}, not {}", CHECK_STREAKS.start(), CHECK_STREAKS.end(), .0)]
+    CheckStreak(u8),
+}
+
+/// How backends are looked at beside the traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum HealthCheck {
+    /// Not at all.
+    None,
+    /// By a TCP connection that ends at once.
+    Tcp(TcpCheck),
+}
+
+/// A check by a TCP connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TcpCheck {
+    /// From one check to the next.
+    pub interval: Duration,
+    /// How long the connection may take.
+    pub timeout: Duration,
+    /// So many in a row that work take a backend back.
+    pub rise: u8,
+    /// So many in a row that fail put it aside.
+    pub fall: u8,
+}
+
+impl Default for TcpCheck {
+    /// HAProxy's streaks, at a pace for hundreds of service instances.
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(10), timeout: Duration::from_secs(2), rise: 2, fall: 3 }
+    }
+}
+
+impl HealthCheck {
+    /// The check that goes on, if any.
+    #[must_use]
+    pub const fn tcp(self) -> Option<TcpCheck> {
+        match self {
+            Self::None => None,
+            Self::Tcp(check) => Some(check),
+        }
+    }
+
+    /// Whether a port of `protocol` can have it.
+    ///
+    /// # Errors
+    /// [`ParameterRefusal`].
+    pub fn check(self, protocol: Protocol) -> Result<(), ParameterRefusal> {
+        let Self::Tcp(TcpCheck { interval, timeout, rise, fall }) = self else { return Ok(()) };
+        if !protocol.has(Transport::Tcp) {
+            return Err(ParameterRefusal::CheckWithoutTcp);
+        }
+        if !CHECK_INTERVALS.contains(&interval) {
+            return Err(ParameterRefusal::CheckInterval(interval));
+        }
+        if !CHECK_TIMEOUTS.contains(&timeout) || timeout > interval {
+            return Err(ParameterRefusal::CheckTimeout(timeout));
+        }
+        match [rise, fall].into_iter().find(|streak| !CHECK_STREAKS.contains(streak)) {
+            Some(streak) => Err(ParameterRefusal::CheckStreak(streak)),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Which PROXY protocol header backends get.

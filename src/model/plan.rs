@@ -140,7 +140,7 @@ impl Plan {
         if settings.proxy_protocol == Some(ProxyProtocol::V1) && protocol.has(Transport::Udp) {
             return Err(ParameterRefusal::ProxyV1WithUdp(protocol));
         }
-        Ok(())
+        settings.health_check.map_or(Ok(()), |check| check.check(protocol))
     }
 
     /// The four plans that every catalog has.

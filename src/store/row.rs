@@ -10,7 +10,7 @@ use crate::model::{
     AppId, BindingId, NodeId, OrganizationId, PlanId, PoolName, Revision, ServiceInstanceId, SpaceId, Timestamp,
     balance::Balance,
     binding::Binding,
-    parameters::{ProxyProtocol, Settings},
+    parameters::{HealthCheck, ProxyProtocol, Settings, TcpCheck},
     service_instance::ServiceInstance,
     token::{AnnounceSecret, SECRET_BYTES},
 };
@@ -187,6 +187,20 @@ struct SettingsColumn {
     allow: Vec<IpNet>,
     #[serde(skip_serializing_if = "Option::is_none")]
     proxy_protocol: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health_check: Option<CheckColumn>,
+}
+
+/// A [`HealthCheck`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+enum CheckColumn {
+    None,
+    Tcp { interval_us: u64, timeout_us: u64, rise: u8, fall: u8 },
+}
+
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 pub(super) fn settings_to_json(settings: &Settings) -> String {
@@ -194,10 +208,16 @@ pub(super) fn settings_to_json(settings: &Settings) -> String {
         int_port: settings.int_port,
         balance: settings.balance.map(|balance| balance.as_str().into()),
         match_app: settings.match_app,
-        idle_timeout_us: settings.idle_timeout.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+        idle_timeout_us: settings.idle_timeout.map(microseconds),
         max_connections: settings.max_connections,
         allow: settings.allow.clone(),
         proxy_protocol: settings.proxy_protocol.map(|version| version.as_str().into()),
+        health_check: settings.health_check.map(|check| match check {
+            HealthCheck::None => CheckColumn::None,
+            HealthCheck::Tcp(TcpCheck { interval, timeout, rise, fall }) => {
+                CheckColumn::Tcp { interval_us: microseconds(interval), timeout_us: microseconds(timeout), rise, fall }
+            }
+        }),
     };
     serde_json::to_string(&column).expect("strings, numbers and lists always have a JSON form")
 }
@@ -216,6 +236,15 @@ fn settings_from_json(text: &str) -> Result<Settings, BadRow> {
             .proxy_protocol
             .map(|word| ProxyProtocol::from_word(&word).ok_or_else(|| unknown(&word)))
             .transpose()?,
+        health_check: column.health_check.map(|check| match check {
+            CheckColumn::None => HealthCheck::None,
+            CheckColumn::Tcp { interval_us, timeout_us, rise, fall } => HealthCheck::Tcp(TcpCheck {
+                interval: Duration::from_micros(interval_us),
+                timeout: Duration::from_micros(timeout_us),
+                rise,
+                fall,
+            }),
+        }),
     })
 }
 
@@ -255,8 +284,9 @@ mod tests {
                 max_connections: Some(7),
                 allow: vec!["10.0.0.0/8".parse().unwrap(), "fc00::/7".parse().unwrap()],
                 proxy_protocol: Some(ProxyProtocol::V2),
+                health_check: Some(HealthCheck::Tcp(TcpCheck::default())),
             },
-            r#"{"int_port":4100,"balance":"failover","match_app":false,"idle_timeout_us":1500000,"max_connections":7,"allow":["10.0.0.0/8","fc00::/7"],"proxy_protocol":"v2"}"#,
+            r#"{"int_port":4100,"balance":"failover","match_app":false,"idle_timeout_us":1500000,"max_connections":7,"allow":["10.0.0.0/8","fc00::/7"],"proxy_protocol":"v2","health_check":{"type":"tcp","interval_us":10000000,"timeout_us":2000000,"rise":2,"fall":3}}"#,
         );
     }
 

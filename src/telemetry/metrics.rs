@@ -10,12 +10,14 @@ mod broker;
 mod control;
 mod discovery;
 mod forwarder;
+mod health;
 mod store;
 
 pub use broker::BrokerMetrics;
 pub use control::ControlMetrics;
 pub use discovery::DiscoveryMetrics;
 pub use forwarder::{ConnectionEnd, Count, CountsBy, Direction, ForwarderMetrics, Refusal, SessionEnd, Tally, Words};
+pub use health::HealthMetrics;
 pub use store::StoreMetrics;
 
 /// All metrics of one process. Tests make their own: nothing here is global.
@@ -30,6 +32,8 @@ pub struct Metrics {
     pub discovery: Arc<DiscoveryMetrics>,
     /// Connections, sessions and bytes.
     pub forwarder: Arc<ForwarderMetrics>,
+    /// Checks of backends.
+    pub health: Arc<HealthMetrics>,
     /// Durable state.
     pub store: Arc<StoreMetrics>,
 }
@@ -44,6 +48,7 @@ impl Metrics {
             control: Arc::new(ControlMetrics::register(&mut registry)),
             discovery: Arc::new(DiscoveryMetrics::register(&mut registry)),
             forwarder: ForwarderMetrics::register(&mut registry),
+            health: Arc::new(HealthMetrics::register(&mut registry)),
             store: Arc::new(StoreMetrics::register(&mut registry)),
             registry,
         }

@@ -1,12 +1,17 @@
 //! Fuzzing of announcements: whatever the bytes, they are parsed and judged, or refused, and nothing panics.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use harbor::{
     discovery::{
         address::AddressRules,
+        attribution::{Attribution, Speaker},
         authority::Trusted,
-        judge::{Accepted, Rules, address_given, judge},
+        judge::{Accepted, Known, Rules, given, judge},
         source::{Action, Source},
         wire,
     },
@@ -67,18 +72,32 @@ fn whatever_the_bytes_an_announcement_is_judged_or_refused() {
         trusted: vec![Trusted { networks: vec!["10.0.16.0/24".parse().unwrap()], service_instances: None }],
         addresses: AddressRules {
             backend_networks: networks.into(),
+            cell_networks: vec!["10.0.2.0/24".parse().unwrap()],
             own_hosts: ["10.0.0.5".parse().unwrap()].into(),
             pool_ports: "23000-23999".parse().unwrap(),
             ..AddressRules::default()
         },
     };
     let (mut accepted, mut refused) = (0, 0);
+    let (mut attribution, start) = (Attribution::default(), Instant::now());
     mutate::run(&CORPUS, |bytes| {
         let Ok(message) = wire::parse(bytes) else { return };
-        let _ = address_given(&message);
         for source in Source::ALL {
+            if let Some(given) = given(&message, source) {
+                assert!((0..=2).contains(&given.addresses.len()));
+                let speaker = given.speaker.unwrap_or(Speaker { app: "app", app_instance: None });
+                for addresses in &given.addresses {
+                    attribution.set(*addresses.start(), Some(speaker), start).expect("there are not so many");
+                }
+            }
+            let known = Known {
+                directory: &directory,
+                attribution: &attribution,
+                rules: &rules,
+                wall: Timestamp::from_seconds(1_700_000_000),
+            };
             for action in [Action::Register, Action::Unregister] {
-                match judge(&message, action, source, &directory, &rules, Timestamp::from_seconds(1_700_000_000)) {
+                match judge(&message, action, source, &known) {
                     Ok(Accepted::Register(registration)) => {
                         accepted += 1;
                         assert!((1..=2).contains(&registration.endpoints.len()));

@@ -1,6 +1,6 @@
 //! The operators' API over HTTP, on real parts with their states set from outside.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use harbor::{
     admin,
@@ -11,7 +11,9 @@ use harbor::{
     model::{
         AppId, Clock as _, NodeId, OrganizationId, PoolName, Protocol, Revision, ServiceInstanceId, SpaceId, Timestamp,
         Transport,
-        announcement::{AnnouncedState, Authority, Endpoint, Origin, Registration},
+        announcement::{
+            AnnouncedState, AnnouncementRefusal, Authority, Endpoint, Origin, Refusal, Registration, Source,
+        },
         desired::ForwarderLimits,
         observed::{Link, ListenerObservation, ListenerState, Mode, Observations},
         parameters::Settings,
@@ -85,6 +87,8 @@ impl Node {
             origin: Origin::default(),
             time_to_live: Duration::from_secs(3600),
             state: AnnouncedState::Up,
+            since: Some(THEN),
+            heard_at: clock.wall(),
         };
         backends.apply(&registration, clock.now()).unwrap();
         let directory = tempfile::tempdir().unwrap();
@@ -100,6 +104,7 @@ impl Node {
             control,
             observations: observations_receiver,
             backends,
+            refusals: Box::new(refusals),
             store: store_receiver,
             nats: nats_receiver,
             metrics,
@@ -139,6 +144,16 @@ impl Node {
     pub fn operator(&self) -> Client {
         self.anonymous().with("authorization", &format!("Bearer {}", self.token()))
     }
+}
+
+/// What was refused: of `second`, and of nobody.
+fn refusals() -> HashMap<Option<ServiceInstanceId>, Vec<Refusal>> {
+    let refusal = |source, reason| Refusal { at: THEN, source, reason, host: "10.0.1.9".into(), port: Some(61_013) };
+    [
+        (ServiceInstanceId::new("second").ok(), vec![refusal(Source::Router, AnnouncementRefusal::AppNotBound)]),
+        (None, vec![refusal(Source::Harbor, AnnouncementRefusal::UnknownServiceInstance)]),
+    ]
+    .into()
 }
 
 fn instance(id: &str, port: u16, plan: &Plan) -> ServiceInstance {
@@ -201,6 +216,8 @@ async fn the_status_tells_node_pools_links_listeners_and_backends() {
     let backend = body["service_instances"][0]["backends"][0].as_object_mut().unwrap();
     let expires = backend.remove("expires_in_seconds").unwrap().as_u64().unwrap();
     assert!((3000..=3600).contains(&expires), "{expires}");
+    let health_since = backend.remove("health_since").unwrap();
+    assert!(health_since.as_str().unwrap().ends_with('Z'), "{health_since}");
     assert_eq!(
         (status, body),
         (
@@ -220,19 +237,28 @@ async fn the_status_tells_node_pools_links_listeners_and_backends() {
                     "quarantined": 0, "reserved": 0, "in_conflict": 0,
                 }],
                 "listeners": {"bound": 2, "failed": 0, "pending": 0},
-                "backends": {"tcp": 1, "udp": 0, "service_instances_without": 1},
+                "backends": {"tcp": 1, "udp": 0, "service_instances_without": 1, "aside": 0, "down": 0},
+                "refusals": [{
+                    "at": THEN_TOLD, "source": "harbor", "reason": "unknown_service_instance", "host": "10.0.1.9",
+                    "port": 61013,
+                }],
                 "service_instances": [
                     {
                         "id": "first", "pool": "default", "port": 26000, "protocol": "tcp",
                         "listener": {"state": "bound", "since": THEN_TOLD},
                         "backends": [{
                             "transport": "tcp", "address": "10.0.1.7:61012", "authority": "app app-1", "state": "up",
-                            "open": 0, "aside": false,
+                            "open": 0, "since": THEN_TOLD, "aside": false, "aside_since": null, "health": "unchecked",
                         }],
+                        "refusals": [],
                     },
                     {
                         "id": "second", "pool": "default", "port": 26001, "protocol": "tcp",
                         "listener": {"state": "bound", "since": THEN_TOLD}, "backends": [],
+                        "refusals": [{
+                            "at": THEN_TOLD, "source": "router", "reason": "app_not_bound", "host": "10.0.1.9",
+                            "port": 61013,
+                        }],
                     },
                 ],
             })

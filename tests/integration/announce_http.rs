@@ -78,7 +78,8 @@ async fn an_app_announces_shows_and_withdraws_itself() {
     listening.node.clock.advance(Duration::from_secs(20));
     let backend = |state: &str, expires: u64| {
         json!({"protocol": "tcp", "host": "127.0.0.1", "port": 61_012, "state": state,
-               "since": "2023-11-14T22:13:00Z", "expires_in_seconds": expires, "open": 0, "put_aside": false})
+               "since": "2023-11-14T22:13:20Z", "expires_in_seconds": expires, "open": 0, "put_aside": false,
+               "health": "unchecked", "health_since": "2023-11-14T22:13:00Z"})
     };
     let shown = |backends: Value| json!({"service_instance_id": "tcp-one", "backends": backends, "refusals": []});
     let path = format!("{TCP_ONE}?binding_id=of-app");
@@ -237,7 +238,7 @@ async fn a_token_makes_ten_requests_a_second_after_a_burst_of_fifty() {
     }
     let refused = key.get(&path).await;
     assert_eq!(refused.headers["retry-after"], "1");
-    let too_many = error("rate_limited", "Too many requests with this token: wait as long as Retry-After says.");
+    let too_many = error("rate_limited", "Too many requests: wait as long as Retry-After says.");
     assert_eq!(refused.parts(), (429, too_many));
     assert_eq!(app.get(&format!("{TCP_ONE}?binding_id=of-app")).await.status, StatusCode::OK);
     listening.node.clock.advance(Duration::from_secs(1));
@@ -266,7 +267,7 @@ async fn what_one_node_accepts_every_node_learns() {
     assert_eq!(
         next(&mut registers).await,
         json!({"host": "10.0.1.7", "port": 61_012, "app": "app", "stale_threshold_in_seconds": 60,
-               "harbor": {"instance_id": "tcp-one"}}),
+               "harbor": {"instance_id": "tcp-one", "since": 1_700_000_000_000_000_u64}}),
         "the app's binding is what speaks for it"
     );
 

@@ -17,7 +17,7 @@ use harbor::{
         allocation::REUSE_WAIT,
         balance::Balance,
         binding::Binding,
-        parameters::{ProxyProtocol, Settings},
+        parameters::{HealthCheck, ProxyProtocol, Settings, TcpCheck},
         service_instance::ServiceInstance,
     },
     store::{
@@ -207,6 +207,7 @@ async fn a_service_instance_is_read_back_as_it_was_given(store: AnyStore) {
             max_connections: Some(u32::MAX),
             allow: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
             proxy_protocol: Some(ProxyProtocol::V1),
+            health_check: Some(HealthCheck::Tcp(TcpCheck { fall: 9, ..TcpCheck::default() })),
         },
         name: Some("both-ports ☃".into()),
         created_at: Timestamp(-1),

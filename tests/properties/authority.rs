@@ -3,7 +3,7 @@
 //! The oracle is written from the contract and shares no code with what it judges but tokens.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
@@ -13,8 +13,9 @@ use harbor::{
     backends::Backends,
     discovery::{
         address::AddressRules,
+        attribution::{Attribution, Speaker},
         authority::{Trusted, statement},
-        judge::{Accepted, Rules, judge},
+        judge::{self, Accepted, Known, Refused, Rules},
         source::{Action, Source},
         wire::{Announcement, Harbor, Tags},
     },
@@ -40,7 +41,12 @@ struct World {
     match_app: Vec<bool>,
     protocols: Vec<Protocol>,
     trusted: Vec<(bool, Option<usize>)>,
+    /// To which app the platform has given the ports of the cell.
+    given: BTreeMap<u16, usize>,
 }
+
+/// A machine whose ports the platform gives to apps.
+const CELL: &str = "10.0.2.9";
 
 fn world() -> impl Strategy<Value = World> {
     (
@@ -49,13 +55,15 @@ fn world() -> impl Strategy<Value = World> {
         prop::collection::vec(any::<bool>(), IDS.len()),
         prop::collection::vec(prop::sample::select(Protocol::ALL.to_vec()), IDS.len()),
         prop::collection::vec((any::<bool>(), prop::option::of(0..IDS.len())), 0..2),
+        prop::collection::btree_map(prop::sample::select(&[61_012, 61_013, 23_000][..]), 0..APPS.len(), 0..3),
     )
-        .prop_map(|(bound, keys, match_app, protocols, trusted)| World {
+        .prop_map(|(bound, keys, match_app, protocols, trusted, given)| World {
             bound,
             keys,
             match_app,
             protocols,
             trusted,
+            given,
         })
 }
 
@@ -95,11 +103,37 @@ impl World {
             addresses: AddressRules {
                 backend_networks: vec!["10.0.0.0/8".parse().unwrap()],
                 backend_deny: vec!["10.66.0.0/16".parse().unwrap()],
+                cell_networks: vec!["10.0.2.0/24".parse().unwrap()],
                 own_hosts: ["10.0.0.5".parse().unwrap()].into(),
                 pool_ports: "23000-23999".parse().unwrap(),
                 ..AddressRules::default()
             },
         }
+    }
+
+    fn attribution(&self) -> Attribution {
+        let mut attribution = Attribution::default();
+        for (port, app) in &self.given {
+            let address = SocketAddr::new(CELL.parse().unwrap(), *port);
+            attribution.set(address, Some(Speaker { app: APPS[*app], app_instance: None }), Instant::now()).unwrap();
+        }
+        attribution
+    }
+
+    fn judge(&self, message: &Announcement, action: Action, source: Source) -> Result<Accepted, Refused> {
+        self.judge_by(&self.rules(), message, action, source)
+    }
+
+    fn judge_by(
+        &self,
+        rules: &Rules,
+        message: &Announcement,
+        action: Action,
+        source: Source,
+    ) -> Result<Accepted, Refused> {
+        let (directory, attribution) = (self.directory(), self.attribution());
+        let known = Known { directory: &directory, attribution: &attribution, rules, wall: WALL };
+        judge::judge(message, action, source, &known)
     }
 
     /// Whether the contract lets `registration` in for `message`.
@@ -119,7 +153,19 @@ impl World {
             Authority::Trusted if !by_app && by_trust => {}
             other => return Err(format!("{other:?} does not hold")),
         }
+        let app = match &registration.authority {
+            Authority::App(app) => Some(app.as_str()),
+            // Bindings of apps are called by the number of the app, `@`, and that of the service instance.
+            Authority::Binding(binding) => {
+                binding.as_str().split_once('@').map(|(app, _)| APPS[app.parse::<usize>().unwrap()])
+            }
+            Authority::Trusted => None,
+        };
         for endpoint in &registration.endpoints {
+            let given = self.given.get(&endpoint.address.port()).map(|app| APPS[*app]);
+            if host.to_string() == CELL && (app.is_none() || given != app) {
+                return Err(format!("{endpoint:?} is not known to be {app:?}'s"));
+            }
             if endpoint.address.ip() != host || !is_in("10.0.0.0/8") || is_in("10.66.0.0/16") {
                 return Err(format!("{endpoint:?} is no place for a backend"));
             }
@@ -186,6 +232,7 @@ fn message() -> impl Strategy<Value = Announcement> {
             "10.0.16.3",
             "10.66.0.1",
             "10.0.0.5",
+            CELL,
             "::ffff:10.0.1.7",
             "127.0.0.1",
             "169.254.169.254",
@@ -217,6 +264,7 @@ fn message() -> impl Strategy<Value = Announcement> {
             protocol,
             udp_port,
             state,
+            since: None,
             binding_id,
             timestamp: age.map(|age| WALL.seconds() + age),
             proof: None,
@@ -265,7 +313,7 @@ proptest! {
     ) {
         prove(&mut message, proof);
         let directory = world.directory();
-        let judged = judge(&message, Action::Register, source, &directory, &world.rules(), WALL);
+        let judged = world.judge(&message, Action::Register, source);
         if let Ok(Accepted::Register(registration)) = judged {
             if let Err(reason) = world.allows(&message, &registration) {
                 return Err(TestCaseError::fail(format!("{reason}: {registration:?}")));
@@ -296,10 +344,11 @@ proptest! {
         message in message(),
         source in prop::sample::select(Source::ALL.to_vec()),
     ) {
-        let (directory, mut rules) = (world.directory(), world.rules());
+        let mut rules = world.rules();
         // An address that backends may not have can still be withdrawn.
         rules.addresses.backend_networks = vec!["0.0.0.0/0".parse().unwrap()];
-        let judge_it = |action| judge(&message, action, source, &directory, &rules, WALL);
+        rules.addresses.cell_networks.clear();
+        let judge_it = |action| world.judge_by(&rules, &message, action, source);
         match (judge_it(Action::Register), judge_it(Action::Unregister)) {
             (Ok(Accepted::Register(registration)), Ok(Accepted::Unregister(withdrawal))) => {
                 prop_assert_eq!(registration.endpoints, withdrawal.endpoints);
@@ -323,6 +372,7 @@ fn an_ipv4_address_in_ipv6_clothes_is_the_same_backend() {
         match_app: vec![false; 3],
         protocols: vec![Protocol::Tcp; 3],
         trusted: Vec::new(),
+        given: BTreeMap::new(),
     };
     let backends = Backends::new(8);
     for host in ["10.0.1.7", "::ffff:10.0.1.7", "::ffff:a00:107"] {
@@ -333,7 +383,7 @@ fn an_ipv4_address_in_ipv6_clothes_is_the_same_backend() {
             tags: Some(Tags { harbor_instance: Some("a".into()), harbor_protocol: None }),
             ..Announcement::default()
         };
-        let judged = judge(&message, Action::Register, Source::Harbor, &world.directory(), &world.rules(), WALL);
+        let judged = world.judge(&message, Action::Register, Source::Harbor);
         let Ok(Accepted::Register(registration)) = judged else { panic!("{host}: {judged:?}") };
         backends.apply(&registration, Instant::now()).unwrap();
     }

@@ -88,6 +88,8 @@ impl Node {
             origin: Origin::default(),
             time_to_live: Duration::from_secs(1_000_000),
             state: AnnouncedState::Up,
+            since: None,
+            heard_at: self.gate.wall(),
         };
         let applied = self.backends.apply(&registration, self.gate.now());
         applied.map_err(|refusal| anyhow!("the backend is not taken: {refusal:?}"))?;

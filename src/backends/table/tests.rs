@@ -42,7 +42,14 @@ fn register(endpoints: &[Endpoint]) -> Registration {
         origin: Origin { app_id: Some(app("app")), ..Origin::default() },
         time_to_live: TTL,
         state: AnnouncedState::Up,
+        since: None,
+        heard_at: Timestamp::default(),
     }
+}
+
+/// The same, heard so many seconds later.
+fn heard(seconds: i64, registration: Registration) -> Registration {
+    Registration { heard_at: Timestamp::from_seconds(seconds), ..registration }
 }
 
 fn withdrawal(of: &Registration) -> Withdrawal {
@@ -133,7 +140,7 @@ fn a_set_is_swapped_once_per_change_and_not_at_all_when_nothing_changes() {
     assert_eq!((backends.withdraw(&withdrawal(&both), now), told(&notes)), (Ok(Change::Removed), 1));
     assert_eq!((first.tcp[0].phase(), slot.load().tcp.len(), slot.load().udp.len()), (Phase::Left, 0, 0));
     assert_eq!(backends.counts(), Counts::default());
-    assert!(backends.table().by_address.is_empty());
+    assert!(backends.table().index.by_address.is_empty());
 }
 
 #[test]
@@ -141,13 +148,58 @@ fn backends_stand_in_the_order_of_their_first_announcement() {
     let (backends, _) = table();
     let now = Instant::now();
     for (seconds, address) in [(0, "10.0.0.9:1"), (1, "10.0.0.5:1"), (2, "10.0.0.7:1"), (3, "10.0.0.9:1")] {
-        backends.apply(&register(&[tcp(address)]), now + Duration::from_secs(seconds)).unwrap();
+        backends.apply(&heard(seconds, register(&[tcp(address)])), now).unwrap();
     }
     let order = |backends: &Backends| addresses(&backends.slot(&id("one")).load().tcp);
     assert_eq!(order(&backends), ["10.0.0.9:1", "10.0.0.5:1", "10.0.0.7:1"], "a renewal keeps its place");
     backends.withdraw(&withdrawal(&register(&[tcp("10.0.0.9:1")])), now).unwrap();
-    backends.apply(&register(&[tcp("10.0.0.9:1")]), now).unwrap();
+    backends.apply(&heard(4, register(&[tcp("10.0.0.9:1")])), now).unwrap();
     assert_eq!(order(&backends), ["10.0.0.5:1", "10.0.0.7:1", "10.0.0.9:1"], "one that comes back is last");
+}
+
+#[test]
+fn the_order_is_the_same_on_every_node_whenever_each_heard_of_what() {
+    let since = |seconds: Option<i64>, address: &str| Registration {
+        since: seconds.map(Timestamp::from_seconds),
+        ..register(&[tcp(address)])
+    };
+    let messages = [
+        since(Some(10), "10.0.0.9:1"),
+        since(Some(20), "10.0.0.5:1"),
+        since(Some(20), "10.0.0.4:1"),
+        since(None, "10.0.0.1:1"),
+    ];
+    let mut random = fastrand::Rng::with_seed(7);
+    for _ in 0..100 {
+        let (backends, _) = table();
+        let now = Instant::now();
+        let mut heard_at = 100;
+        let mut said = messages.iter().chain(&messages).collect::<Vec<_>>();
+        random.shuffle(&mut said);
+        for message in said {
+            heard_at += 1;
+            backends.apply(&heard(heard_at, message.clone()), now).unwrap();
+        }
+        let order = addresses(&backends.slot(&id("one")).load().tcp);
+        assert_eq!(order, ["10.0.0.9:1", "10.0.0.4:1", "10.0.0.5:1", "10.0.0.1:1"]);
+    }
+}
+
+#[test]
+fn one_that_turns_out_to_be_older_takes_its_place_without_leaving() {
+    let (backends, notes) = table();
+    let now = Instant::now();
+    let slot = backends.slot(&id("one"));
+    backends.apply(&heard(10, register(&[tcp("10.0.0.1:1")])), now).unwrap();
+    backends.apply(&heard(20, register(&[tcp("10.0.0.2:1")])), now).unwrap();
+    let second = Arc::clone(&slot.load().tcp[1]);
+    told(&notes);
+    let earlier = Registration { since: Some(Timestamp::from_seconds(5)), ..register(&[tcp("10.0.0.2:1")]) };
+    assert_eq!((backends.apply(&earlier, now), told(&notes)), (Ok(Change::Altered), 1));
+    assert!(Arc::ptr_eq(&second, &slot.load().tcp[0]) && second.phase() == Phase::Serving);
+    assert_eq!((backends.apply(&earlier, now), told(&notes)), (Ok(Change::Renewed), 0));
+    let later = Registration { since: Some(Timestamp::from_seconds(15)), ..earlier };
+    assert_eq!((backends.apply(&later, now), told(&notes)), (Ok(Change::Renewed), 0), "the earliest counts");
 }
 
 #[test]
@@ -424,7 +476,7 @@ fn an_address_known_to_be_an_apps_is_evicted_from_every_service_instance_but_for
     backends.apply(&vouched, now).unwrap();
     told(&notes);
     let evict = |name: &str| {
-        let any = backends.evict_address(address, &app(name));
+        let any = backends.evict(&(address..=address), Some(&app(name)));
         let mut ids = std::mem::take(&mut *notes.lock().unwrap());
         ids.sort();
         (any, ids)
@@ -441,13 +493,13 @@ fn backends_of_an_earlier_process_come_first_and_keep_their_deadlines() {
     let (backends, notes) = table();
     let now = Instant::now();
     let earlier = Backends::new(4);
-    for address in ["10.0.0.9:1", "10.0.0.5:1"] {
-        earlier.apply(&register(&[tcp(address)]), now).unwrap();
+    for (seconds, address) in [(1, "10.0.0.9:1"), (2, "10.0.0.5:1")] {
+        earlier.apply(&heard(seconds, register(&[tcp(address)])), now).unwrap();
     }
     earlier.apply(&Registration { state: AnnouncedState::Draining, ..register(&[udp("10.0.0.9:1")]) }, now).unwrap();
     backends.restore(earlier.export());
     assert_eq!(told(&notes), 3);
-    backends.apply(&register(&[tcp("10.0.0.1:1")]), now + TTL / 2).unwrap();
+    backends.apply(&heard(3, register(&[tcp("10.0.0.1:1")])), now + TTL / 2).unwrap();
     backends.restore(earlier.export());
     let slot = backends.slot(&id("one"));
     assert_eq!(addresses(&slot.load().tcp), ["10.0.0.9:1", "10.0.0.5:1", "10.0.0.1:1"]);

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::admin::wire::{Link, Listener, Mode, ServiceInstance, Status};
+use crate::admin::wire::{Backend, Link, Listener, Mode, ServiceInstance, Status};
 
 /// Most rows of service instances: the rest is counted.
 const MAX_ROWS: usize = 20;
@@ -95,11 +95,33 @@ fn link(link: &Link) -> String {
 }
 
 fn backends_of(instance: &ServiceInstance) -> String {
-    let draining = instance.backends.iter().filter(|backend| backend.state == "draining").count();
+    if instance.backends.is_empty() {
+        // The latest is told: most often it is why.
+        return instance
+            .refusals
+            .first()
+            .map_or_else(|| "none".into(), |refusal| format!("none: {}", clean(&refusal.reason)));
+    }
     let open: u64 = instance.backends.iter().map(|backend| u64::from(backend.open)).sum();
-    let up = instance.backends.len() - draining;
-    let draining = if draining > 0 { format!(", {draining} draining") } else { String::new() };
-    if instance.backends.is_empty() { "none".into() } else { format!("{up} up{draining}, {open} open") }
+    let count = |word| instance.backends.iter().filter(|backend| word_of(backend) == word).count();
+    let mut text = format!("{} up", count("up"));
+    for (count, word) in [(count("down"), "down"), (count("aside"), "aside"), (count("draining"), "draining")] {
+        if count > 0 {
+            let _ = write!(text, ", {count} {word}");
+        }
+    }
+    let _ = write!(text, ", {open} open");
+    text
+}
+
+/// The one word for a backend: what keeps most from it.
+fn word_of(backend: &Backend) -> &str {
+    match (backend.state.as_str(), backend.health.as_str(), backend.aside) {
+        ("draining", ..) => "draining",
+        (_, "down", _) => "down",
+        (.., true) => "aside",
+        _ => "up",
+    }
 }
 
 /// Ids and reasons may hold any character; a terminal obeys some of them.

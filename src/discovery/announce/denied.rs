@@ -14,7 +14,7 @@ use crate::{http::refusal, model::announcement::AnnouncementRefusal};
 pub(super) enum Denied {
     /// No such service instance and binding, or not the binding's token: which, is not told.
     Unauthorized,
-    /// This token makes too many; for how long to wait.
+    /// This token or this caller makes too many; for how long to wait.
     TooMany(Duration),
     /// Not of the documented form, in a sentence.
     BadRequest(String),
@@ -77,9 +77,13 @@ fn refused(reason: AnnouncementRefusal) -> Response {
         | R::TlsOnly
         | R::NoPort
         | R::ProtocolMismatch => StatusCode::BAD_REQUEST,
-        R::NoAuthority | R::AppNotBound | R::BadProof | R::StaleProof | R::AddressForbidden | R::Loop => {
-            StatusCode::FORBIDDEN
-        }
+        R::NoAuthority
+        | R::AppNotBound
+        | R::BadProof
+        | R::StaleProof
+        | R::AddressForbidden
+        | R::Loop
+        | R::NotAttributed => StatusCode::FORBIDDEN,
         R::UnknownServiceInstance | R::UnknownBackend => StatusCode::NOT_FOUND,
         R::TooManyBackends | R::OutOfOrder | R::OtherOrigin => StatusCode::CONFLICT,
         R::RateLimited => StatusCode::TOO_MANY_REQUESTS,
@@ -104,6 +108,9 @@ pub(super) const fn describe(reason: AnnouncementRefusal) -> &'static str {
             "Backends may not have that address: announce another, or ask the operator for discovery.backend_networks."
         }
         R::Loop => "The address is Harbor's own: announce that of the app.",
+        R::NotAttributed => {
+            "The platform has not given that address on a cell to the app: announce host and port of one of its routes, or wait for it to be heard."
+        }
         R::TlsOnly => "There is no plain port: announce one, since TLS to backends is not there yet.",
         R::NoPort => "There is no port: give one.",
         R::ProtocolMismatch => "The service instance does not carry that protocol: announce the one it has.",
@@ -111,6 +118,6 @@ pub(super) const fn describe(reason: AnnouncementRefusal) -> &'static str {
         R::OutOfOrder => "A newer word of the same app instance has been heard: there is nothing to do.",
         R::OtherOrigin => "Somebody else announced that backend: only who did may withdraw it.",
         R::UnknownBackend => "There is no such backend: there is nothing to do.",
-        R::RateLimited => "Too many requests with this token: wait as long as Retry-After says.",
+        R::RateLimited => "Too many requests: wait as long as Retry-After says.",
     }
 }

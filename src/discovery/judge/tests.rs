@@ -22,6 +22,7 @@ fn rules() -> Rules {
         ],
         addresses: AddressRules {
             backend_networks: vec!["10.0.0.0/8".parse().unwrap()],
+            cell_networks: vec!["10.0.2.0/24".parse().unwrap()],
             own_hosts: ["10.0.0.5".parse().unwrap()].into(),
             pool_ports: "23000-23999".parse().unwrap(),
             ..AddressRules::default()
@@ -31,7 +32,17 @@ fn rules() -> Rules {
 
 fn decide(message: &Value, action: Action, source: Source) -> Result<Accepted, AnnouncementRefusal> {
     let message = wire::parse(message.to_string().as_bytes()).expect("tests write well-formed messages");
-    judge(&message, action, source, &fixture::directory(), &rules(), WALL).map_err(|refused| refused.reason)
+    judge_by(&Attribution::default(), &message, action, source).map_err(|refused| refused.reason)
+}
+
+fn judge_by(
+    attribution: &Attribution,
+    message: &Announcement,
+    action: Action,
+    source: Source,
+) -> Result<Accepted, Refused> {
+    let known = Known { directory: &fixture::directory(), attribution, rules: &rules(), wall: WALL };
+    judge(message, action, source, &known)
 }
 
 fn registered(message: &Value) -> Result<Registration, AnnouncementRefusal> {
@@ -319,25 +330,120 @@ fn an_unregister_needs_the_authority_of_a_register_but_not_an_allowed_address() 
 fn a_refusal_names_the_service_instance_as_soon_as_it_is_known() {
     let refused = |message: Value| {
         let message = wire::parse(message.to_string().as_bytes()).unwrap();
-        judge(&message, Action::Register, Source::Harbor, &fixture::directory(), &rules(), WALL).unwrap_err()
+        judge_by(&Attribution::default(), &message, Action::Register, Source::Harbor).unwrap_err()
     };
     assert_eq!(refused(json!({})).service_instance_id, None);
     assert_eq!(refused(message(json!({"app": null}))).service_instance_id, ServiceInstanceId::new("tcp-one").ok());
 }
 
 #[test]
-fn a_router_register_gives_an_address_to_an_app_whatever_else_it_says() {
-    let given = |message: Value| address_given(&wire::parse(message.to_string().as_bytes()).unwrap());
-    let expect = Some(("10.0.1.7:61012".parse().unwrap(), AppId::new("a").unwrap()));
-    assert_eq!(given(json!({"host": "10.0.1.7", "port": 61012, "app": "a", "uris": ["www.example.com"]})), expect);
-    assert_eq!(given(json!({"host": "::ffff:10.0.1.7", "port": 61012, "app": "a"})), expect);
-    for nothing in [
-        json!({"host": "10.0.1.7", "port": 61012}),
-        json!({"host": "10.0.1.7", "port": 61012, "app": ""}),
-        json!({"host": "10.0.1.7", "port": 0, "app": "a"}),
-        json!({"host": "name", "port": 1, "app": "a"}),
-        json!({"app": "a"}),
+fn the_place_in_the_order_is_when_it_was_first_announced_as_far_as_that_is_said() {
+    let seconds = WALL.seconds();
+    for (changes, expect) in [
+        (json!({}), None),
+        (json!({"endpoint_updated_at_ns": (seconds - 7) * 1_000_000_000}), Some(seconds - 7)),
+        (json!({"endpoint_updated_at_ns": (seconds + 3) * 1_000_000_000}), Some(seconds)),
+        (json!({"endpoint_updated_at_ns": (seconds + 9) * 1_000_000_000}), None),
+        (json!({"harbor": {"since": (seconds - 9) * 1_000_000}}), Some(seconds - 9)),
+        (json!({"harbor": {"since": i64::MAX}}), Some(seconds)),
+        (json!({"harbor": {"since": 0}}), None),
+        (
+            json!({"harbor": {"since": (seconds - 9) * 1_000_000}, "endpoint_updated_at_ns": seconds * 1_000_000_000}),
+            Some(seconds - 9),
+        ),
     ] {
-        assert_eq!(given(nothing), None);
+        let registration = registered(&message(changes.clone())).unwrap();
+        assert_eq!(registration.since.map(Timestamp::seconds), expect, "{changes}");
+        assert_eq!(registration.heard_at, WALL);
     }
+}
+
+#[test]
+fn an_address_on_a_cell_is_believed_only_where_the_platform_has_given_it_to_the_bindings_app() {
+    let speaker = |app| Speaker { app, app_instance: None };
+    let mut attribution = Attribution::default();
+    let end = std::time::Instant::now() + STALE_AFTER;
+    attribution.set("10.0.2.9:61012".parse().unwrap(), Some(speaker("app")), end).unwrap();
+    attribution.set("10.0.2.9:61014".parse().unwrap(), Some(speaker("stranger")), end).unwrap();
+    let judged = |message: &Value, source| {
+        let message = wire::parse(message.to_string().as_bytes()).unwrap();
+        let judged = judge_by(&attribution, &message, Action::Register, source);
+        judged.map(drop).map_err(|refused| refused.reason)
+    };
+    let own = message(json!({"host": "10.0.2.9"}));
+    for source in Source::ALL {
+        assert_eq!(judged(&own, source), Ok(()));
+    }
+    let refused = Err(AnnouncementRefusal::NotAttributed);
+    assert_eq!(judged(&message(json!({"host": "10.0.2.9", "port": 61013})), Source::Router), refused);
+    assert_eq!(judged(&message(json!({"host": "10.0.2.9", "port": 61014})), Source::Router), refused);
+    assert_eq!(judged(&message(json!({"host": "10.0.2.8"})), Source::Http), refused);
+    // A token's holder says so for the app of its binding, a key's for none.
+    let of_binding = |binding| {
+        let changes = json!({"host": "10.0.2.9", "harbor": {"instance_id": "tcp-one"}});
+        proven(binding, Action::Register, changes)
+    };
+    assert_eq!(judged(&of_binding("app@tcp-one"), Source::Harbor), Ok(()));
+    assert_eq!(judged(&proven("key", Action::Register, json!({"host": "10.0.2.9"})), Source::Harbor), refused);
+    // Both ports of a backend must be its app's.
+    let both =
+        message(json!({"host": "10.0.2.9", "app": "app", "harbor": {"instance_id": "udp-one", "udp_port": 61014}}));
+    assert_eq!(judged(&both, Source::Harbor), refused);
+}
+
+#[test]
+fn an_internal_route_is_a_containers_address_and_serves_where_the_app_was_told_to() {
+    let endpoint = |changes: Value, source| {
+        let judged = decide(&message(changes), Action::Register, source);
+        judged.map(|accepted| match accepted {
+            Accepted::Register(registration) => registration.endpoints[0].address.to_string(),
+            Accepted::Unregister(withdrawal) => panic!("{withdrawal:?} out of a register"),
+        })
+    };
+    for port in [json!(null), json!(0)] {
+        let changes = json!({"host": "10.255.3.4", "port": port});
+        assert_eq!(endpoint(changes.clone(), Source::ServiceDiscovery), Ok("10.255.3.4:4100".into()));
+        assert!(endpoint(changes, Source::Router).is_err());
+    }
+    let with_tls = json!({"host": "10.255.3.4", "port": null, "tls_port": 8443});
+    assert_eq!(endpoint(with_tls, Source::ServiceDiscovery), Ok("10.255.3.4:4100".into()));
+    let with_port = json!({"host": "10.255.3.4", "port": 7000});
+    assert_eq!(endpoint(with_port, Source::ServiceDiscovery), Ok("10.255.3.4:7000".into()));
+}
+
+#[test]
+fn the_platforms_messages_say_whose_addresses_are_whatever_else_they_say() {
+    let say = |message: Value, source| {
+        let message = wire::parse(message.to_string().as_bytes()).unwrap();
+        given(&message, source).map(|given| {
+            let range = |range: &RangeInclusive<SocketAddr>| format!("{}-{}", range.start(), range.end().port());
+            let addresses = given.addresses.iter().map(range).collect::<Vec<_>>().join(" ");
+            let speaker = given.speaker.map(|speaker| format!("{} {:?}", speaker.app, speaker.app_instance));
+            (addresses, speaker)
+        })
+    };
+    let route = || json!({"host": "10.0.1.7", "port": 61012, "app": "a", "uris": ["www.example.com"]});
+    let with = |changes: Value| {
+        let mut message = route();
+        merge(&mut message, changes);
+        message
+    };
+    let of_a = || Some("a None".to_owned());
+    assert_eq!(say(route(), Source::Router), Some(("10.0.1.7:61012-61012".into(), of_a())));
+    assert_eq!(say(with(json!({"host": "::ffff:10.0.1.7"})), Source::Router).unwrap().0, "10.0.1.7:61012-61012");
+    let tls = say(with(json!({"port": 0, "tls_port": 61014, "private_instance_id": "i"})), Source::Router).unwrap();
+    assert_eq!(tls, ("10.0.1.7:61014-61014".into(), Some("a Some(\"i\")".into())));
+    let two = say(with(json!({"tls_port": 61014})), Source::Router).unwrap();
+    assert_eq!(two.0, "10.0.1.7:61012-61012 10.0.1.7:61014-61014");
+    for app in [json!(null), json!("")] {
+        assert_eq!(say(with(json!({"app": app})), Source::Router).unwrap().1, None);
+    }
+    assert_eq!(say(with(json!({"port": null})), Source::Router).unwrap().0, "");
+    let container = say(with(json!({"host": "10.255.3.4", "port": null})), Source::ServiceDiscovery);
+    assert_eq!(container, Some(("10.255.3.4:0-65535".into(), of_a())));
+    for source in [Source::Harbor, Source::Http] {
+        assert_eq!(say(route(), source), None);
+    }
+    assert_eq!(say(with(json!({"host": "name"})), Source::Router), None);
+    assert_eq!(say(with(json!({"host": null})), Source::Router), None);
 }

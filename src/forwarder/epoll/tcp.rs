@@ -625,7 +625,7 @@ impl Connection {
 
     fn connect(&mut self, key: Key, tools: &mut Tools) -> Input {
         if let Some((_, failed)) = self.backend.take() {
-            failed.put_aside(tools.now);
+            failed.failed(tools.now);
             tools.tally.connects_failed.one();
         }
         let flow = (self.client_address.ip(), self.ticket);
@@ -645,7 +645,7 @@ impl Connection {
             Err(error) => {
                 tools.tally.connects_failed.one();
                 if !sockets::is_own_fault(&error) {
-                    backend.put_aside(tools.now);
+                    backend.failed(tools.now);
                 }
                 Input::ConnectFailed(address)
             }
@@ -657,7 +657,7 @@ impl Connection {
         if suspect && sockopt::socket_error(socket) != Ok(Ok(())) {
             return Input::ConnectFailed(backend.endpoint.address);
         }
-        backend.works();
+        backend.worked();
         let Some(header) = self.header() else { return Input::Stop(ConnectionEnd::ClientGone) };
         let held = header.len();
         self.to_backend = Remainder::bytes(header);

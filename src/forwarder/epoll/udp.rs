@@ -305,7 +305,7 @@ impl Udp {
     /// The backend's machine says that nobody listens there.
     fn lose_backend(&mut self, port: Key, session: Key, tools: &mut Tools) {
         if let Some((_, upstream)) = self.ports.get(port).and_then(|port| port.sessions.get(session)) {
-            upstream.backend.put_aside(tools.now);
+            upstream.backend.failed(tools.now);
         }
         self.end_session(port, session, SessionEnd::BackendGone, tools);
     }

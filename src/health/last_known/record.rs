@@ -37,7 +37,6 @@ pub(super) struct Record {
     private_instance_id: Option<String>,
     updated_at_ns: Option<i64>,
     draining: bool,
-    order: u64,
     since: i64,
     expires_at: i64,
     time_to_live_ms: u64,
@@ -77,8 +76,7 @@ impl Record {
             private_instance_id: state.origin.private_instance_id.as_ref().map(ToString::to_string),
             updated_at_ns: state.origin.updated_at_ns,
             draining: state.state == AnnouncedState::Draining,
-            order: backend.order,
-            since: before(wall, now.saturating_duration_since(backend.since)).0,
+            since: state.since.0,
             expires_at: wall.plus(state.expires_at.saturating_duration_since(now)).0,
             time_to_live_ms: u64::try_from(state.time_to_live.as_millis()).unwrap_or(u64::MAX),
         }
@@ -103,19 +101,15 @@ impl Record {
             private_instance_id: self.private_instance_id.map(Arc::from),
             updated_at_ns: self.updated_at_ns,
         };
-        let since = now.checked_sub(wall.since(Timestamp(self.since))).unwrap_or(now);
         let endpoint = Endpoint { transport, address: self.address };
         let state = BackendState {
-            backend: Arc::new(Backend::new(endpoint, authority, origin.clone(), self.order, since)),
+            backend: Arc::new(Backend::new(endpoint, authority, origin.clone(), now)),
             origin,
             state: if self.draining { AnnouncedState::Draining } else { AnnouncedState::Up },
             time_to_live,
             expires_at: now.checked_add(left)?,
+            since: Timestamp(self.since).min(wall),
         };
         Some((ServiceInstanceId::new(self.service_instance_id).ok()?, state))
     }
-}
-
-fn before(moment: Timestamp, duration: Duration) -> Timestamp {
-    Timestamp(moment.0.saturating_sub(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
 }

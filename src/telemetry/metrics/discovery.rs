@@ -12,8 +12,12 @@ pub struct DiscoveryMetrics {
     announcements: Family<AnnouncementLabels, Counter>,
     refusals: Family<RefusalLabels, Counter>,
     backends: Family<BackendLabels, Gauge>,
-    /// Backends removed because `router.register` gave their address to another app.
+    /// Backends removed because the platform gave their address to another app, or took it from theirs.
     pub evictions: Counter,
+    /// Addresses on Diego cells of which it is known whose they are.
+    pub attributed_addresses: Gauge,
+    /// Addresses on Diego cells that were too many to be known.
+    pub attributions_dropped: Counter,
     /// 1 while connected to NATS.
     pub nats_connected: Gauge,
     /// Connections to NATS that were made.
@@ -48,6 +52,8 @@ impl DiscoveryMetrics {
             refusals: Family::default(),
             backends: Family::default(),
             evictions: Counter::default(),
+            attributed_addresses: Gauge::default(),
+            attributions_dropped: Counter::default(),
             nats_connected: Gauge::default(),
             nats_connects: Counter::default(),
             nats_slow_consumer: Counter::default(),
@@ -58,8 +64,18 @@ impl DiscoveryMetrics {
         registry.register("backends", "Live backends", metrics.backends.clone());
         registry.register(
             "backend_evictions",
-            "Times that router.register gave the address of backends to another app",
+            "Times that the platform gave the address of backends to another app, or took it from theirs",
             metrics.evictions.clone(),
+        );
+        registry.register(
+            "attributed_addresses",
+            "Addresses on Diego cells of which it is known whose they are",
+            metrics.attributed_addresses.clone(),
+        );
+        registry.register(
+            "attributions_dropped",
+            "Addresses on Diego cells that were too many to be known",
+            metrics.attributions_dropped.clone(),
         );
         registry.register("nats_connected", "Whether NATS is connected", metrics.nats_connected.clone());
         registry.register("nats_connects", "Connections to NATS that were made", metrics.nats_connects.clone());

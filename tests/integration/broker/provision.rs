@@ -107,13 +107,13 @@ async fn parameters_that_the_plan_does_not_take_are_refused() {
             "tcp",
             json!({ "protocol": "tcp" }),
             "The plan tcp does not take the parameter `protocol`: it takes `port`, `int_port`, `balance`, `match_app`, \
-             `idle_timeout`, `max_connections`, `allow`, `proxy_protocol`.",
+             `idle_timeout`, `max_connections`, `allow`, `proxy_protocol`, `health_check`.",
         ),
         (
             "strict",
             json!({ "port": 24_525 }),
             "The plan strict does not take the parameter `port`: it takes `int_port`, `balance`, `idle_timeout`, \
-             `max_connections`, `allow`, `proxy_protocol`.",
+             `max_connections`, `allow`, `proxy_protocol`, `health_check`.",
         ),
         ("strict", json!({ "max_connections": 11 }), "`max_connections` takes a number from 1 to 10; not 11."),
         ("strict", json!({ "idle_timeout": "601s" }), "`idle_timeout` must be from 1s to 600s, not 601s."),

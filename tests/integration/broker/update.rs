@@ -171,8 +171,8 @@ async fn what_cannot_be_changed_is_unprocessable() {
     let path = format!("{INSTANCES}/a");
     site.provision("a", &request_with("free", json!({ "max_connections": 50 }))).await;
     let before = site.everything().await;
-    let lets =
-        "lets `int_port`, `balance`, `match_app`, `idle_timeout`, `max_connections`, `allow`, `proxy_protocol` be";
+    let lets = "lets `int_port`, `balance`, `match_app`, `idle_timeout`, `max_connections`, `allow`, `proxy_protocol`, \
+         `health_check` be";
     for (body, status, description) in [
         (
             patch(json!({ "port": 25_015 })),

@@ -13,7 +13,7 @@ use std::{
 
 use fastrand::Rng;
 use harbor::model::{
-    AppId, PoolName, Protocol, Transport,
+    AppId, PoolName, Protocol, Timestamp, Transport,
     announcement::{AnnouncedState, Authority, Endpoint, Origin, Registration},
     directory::{Directory, DirectoryEntry},
     parameters::Settings,
@@ -79,6 +79,8 @@ impl Churn<'_> {
             origin: Origin::default(),
             time_to_live: Duration::from_secs(1_000_000),
             state,
+            since: None,
+            heard_at: Timestamp::default(),
         };
         self.node.backends.apply(&registration, self.node.now()).expect("there is room");
     }

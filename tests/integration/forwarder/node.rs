@@ -6,7 +6,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc, Condvar, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -57,6 +57,8 @@ pub struct Node {
     desired: Mutex<DesiredState>,
     seen: Arc<Seen>,
     closed: Arc<Mutex<Vec<Closed>>>,
+    /// How often something was announced: the earlier comes first.
+    announced: AtomicI64,
 }
 
 /// What a closing record said.
@@ -126,7 +128,16 @@ impl Node {
         };
         let forwarder = Forwarder::start(settings, surroundings).expect("threads can be had");
         let desired = DesiredState { limits: Arc::new(limits), ..DesiredState::default() };
-        Self { forwarder, backends, metrics, clock, desired: Mutex::new(desired), seen, closed }
+        Self {
+            forwarder,
+            backends,
+            metrics,
+            clock,
+            desired: Mutex::new(desired),
+            seen,
+            closed,
+            announced: AtomicI64::new(0),
+        }
     }
 
     /// Changes what is desired and waits until it is applied.
@@ -191,6 +202,8 @@ impl Node {
             origin: Origin::default(),
             time_to_live: Duration::from_secs(1_000_000),
             state,
+            since: None,
+            heard_at: Timestamp(self.announced.fetch_add(1, Ordering::Relaxed)),
         };
         self.backends.apply(&registration, self.clock.now()).expect("there is room");
     }

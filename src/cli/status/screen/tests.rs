@@ -8,7 +8,11 @@ fn backend(state: &str, open: u32) -> Backend {
         authority: "app a".into(),
         state: state.into(),
         open,
+        since: "2026-11-21T09:15:18Z".into(),
         aside: false,
+        aside_since: None,
+        health: "unchecked".into(),
+        health_since: "2026-11-21T09:15:18Z".into(),
         expires_in_seconds: 100,
     }
 }
@@ -36,7 +40,8 @@ fn fine() -> Status {
             in_conflict: 0,
         }],
         listeners: ListenerCounts { bound: 2, failed: 0, pending: 0 },
-        backends: BackendCounts { tcp: 3, udp: 0, service_instances_without: 1 },
+        backends: BackendCounts { tcp: 3, udp: 0, service_instances_without: 1, aside: 0, down: 0 },
+        refusals: vec![],
         service_instances: vec![
             ServiceInstance {
                 id: "6fbe0f2c-0001".into(),
@@ -45,6 +50,7 @@ fn fine() -> Status {
                 protocol: "tcp".into(),
                 listener: Listener::Bound { since: since.clone() },
                 backends: vec![backend("up", 3), backend("up", 1), backend("draining", 1)],
+                refusals: vec![],
             },
             ServiceInstance {
                 id: "evil\u{1b}[2J".into(),
@@ -53,6 +59,7 @@ fn fine() -> Status {
                 protocol: "both".into(),
                 listener: Listener::Bound { since },
                 backends: vec![],
+                refusals: vec![],
             },
         ],
     }

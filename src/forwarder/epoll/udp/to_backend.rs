@@ -174,7 +174,7 @@ impl Udp {
                 Ok(socket) => socket,
                 Err(error) if sockets::is_own_fault(&error) => return Err(Refusal::Exhausted),
                 Err(_) => {
-                    backend.put_aside(now);
+                    backend.failed(now);
                     continue;
                 }
             };

@@ -43,7 +43,7 @@ impl Udp {
         match read {
             Ok(answers) => {
                 upstream.fed(answers);
-                upstream.backend.works();
+                upstream.backend.worked();
                 sessions.answered(session, tools.now);
             }
             Err(error) => self.not_answered(port, session, &error, tools),

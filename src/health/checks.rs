@@ -1,0 +1,204 @@
+//! Active checks: a connection that ends at once tells whether a backend takes any.
+//!
+//! Each checked backend has a task, which sleeps but for its checks; [`run`] starts and ends them as service instances and
+//! sets change. Passive failures are the forwarder's to note; both only put a backend behind the others.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use tokio::{
+    net::TcpStream,
+    sync::{Semaphore, watch},
+    task::{AbortHandle, JoinSet},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    backends::{Backend, Backends, Health, Slot},
+    model::{Clock, ServiceInstanceId, desired::DesiredState, parameters::TcpCheck},
+    telemetry::metrics::HealthMetrics,
+};
+
+/// Checks at a time, over all service instances: each has a socket.
+const MAX_CHECKS: usize = 64;
+
+/// How soon a backend that was announced is checked, at the latest.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How far an interval may be from its length, either way: so that those that came together do not stay together.
+const JITTER: f64 = 0.1;
+
+/// Checks backends until `shutdown`.
+pub async fn run(
+    backends: Backends,
+    mut desired: watch::Receiver<Arc<DesiredState>>,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<HealthMetrics>,
+    shutdown: CancellationToken,
+) {
+    let means = Arc::new(Means { permits: Semaphore::new(MAX_CHECKS), clock, metrics });
+    let mut instances = HashMap::new();
+    let mut checks = Checks::default();
+    desired.mark_changed();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = desired.changed() => {
+                if changed.is_err() {
+                    return shutdown.cancelled().await;
+                }
+                instances = checked(&desired.borrow_and_update(), &backends);
+            }
+            () = sleep(LOOK_EVERY), if !instances.is_empty() => {}
+        }
+        checks.follow(&instances, &means);
+    }
+}
+
+/// A service instance that asks for checks.
+struct Checked {
+    check: TcpCheck,
+    slot: Arc<Slot>,
+}
+
+fn checked(desired: &DesiredState, backends: &Backends) -> HashMap<ServiceInstanceId, Checked> {
+    let asks = desired.listeners.iter().filter_map(|(id, spec)| Some((id, spec.settings.health_check?.tcp()?)));
+    asks.map(|(id, check)| (id.clone(), Checked { check, slot: backends.slot(id) })).collect()
+}
+
+/// What every check needs.
+struct Means {
+    permits: Semaphore,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<HealthMetrics>,
+}
+
+/// The tasks that run; they end when this is dropped.
+#[derive(Default)]
+struct Checks {
+    tasks: JoinSet<()>,
+    running: HashMap<(ServiceInstanceId, SocketAddr), Running>,
+}
+
+struct Running {
+    check: TcpCheck,
+    backend: Weak<Backend>,
+    task: AbortHandle,
+}
+
+impl Checks {
+    /// Starts and ends tasks until there is one for each backend that is to be checked.
+    fn follow(&mut self, instances: &HashMap<ServiceInstanceId, Checked>, means: &Arc<Means>) {
+        while self.tasks.try_join_next().is_some() {}
+        let mut wanted = HashMap::new();
+        for (id, Checked { check, slot }) in instances {
+            for backend in &slot.load().tcp {
+                wanted.insert((id.clone(), backend.endpoint.address), (*check, Arc::clone(backend)));
+            }
+        }
+        self.running.retain(|key, running| {
+            let stays = wanted.get(key).is_some_and(|(check, backend)| {
+                *check == running.check && running.backend.as_ptr() == Arc::as_ptr(backend)
+            });
+            if stays {
+                wanted.remove(key);
+            } else {
+                running.task.abort();
+                // Whoever is not checked any more is not down for ever.
+                running.backend.upgrade().inspect(|backend| backend.set_health(Health::Unchecked, means.clock.now()));
+            }
+            stays
+        });
+        for (key, (check, backend)) in wanted {
+            let (id, weak) = (key.0.clone(), Arc::downgrade(&backend));
+            let task = self.tasks.spawn(watch_over(id, Weak::clone(&weak), check, Arc::clone(means)));
+            self.running.insert(key, Running { check, backend: weak, task });
+        }
+    }
+}
+
+/// Checks one backend for as long as it is there.
+async fn watch_over(id: ServiceInstanceId, backend: Weak<Backend>, check: TcpCheck, means: Arc<Means>) {
+    let mut streak = Streak::default();
+    // Not all at once when a node starts.
+    let mut pause = check.interval.mul_f64(fastrand::f64());
+    loop {
+        sleep(pause).await;
+        let Some(address) = backend.upgrade().map(|backend| backend.endpoint.address) else { return };
+        let works = {
+            let _permit = means.permits.acquire().await.expect("the semaphore is never closed");
+            matches!(timeout(check.timeout, TcpStream::connect(address)).await, Ok(Ok(_)))
+        };
+        let Some(backend) = backend.upgrade() else { return };
+        means.metrics.checked(works);
+        let (before, _) = backend.health();
+        if let Some(health) = streak.after(works, before, check) {
+            backend.set_health(health, means.clock.now());
+            match health {
+                Health::Down => tracing::warn!(service_instance = %id, %address, "a backend takes no connections"),
+                _ => tracing::info!(service_instance = %id, %address, "a backend takes connections"),
+            }
+        }
+        pause = check.interval.mul_f64(1.0 - JITTER + 2.0 * JITTER * fastrand::f64());
+    }
+}
+
+/// How often in a row it has worked, or not.
+#[derive(Debug, Default)]
+struct Streak {
+    worked: bool,
+    length: u8,
+}
+
+impl Streak {
+    /// What the backend is from now on, when that changes.
+    fn after(&mut self, works: bool, health: Health, check: TcpCheck) -> Option<Health> {
+        self.length = if self.worked == works { self.length.saturating_add(1) } else { 1 };
+        self.worked = works;
+        match (works, health) {
+            (true, Health::Unchecked) => Some(Health::Up),
+            (true, Health::Down) => (self.length >= check.rise).then_some(Health::Up),
+            (false, Health::Unchecked | Health::Up) => (self.length >= check.fall).then_some(Health::Down),
+            (true, Health::Up) | (false, Health::Down) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_in_a_row_put_it_down_and_so_many_bring_it_back() {
+        use Health::{Down, Unchecked, Up};
+        let check = TcpCheck { rise: 2, fall: 3, ..TcpCheck::default() };
+        let (mut streak, mut health) = (Streak::default(), Unchecked);
+        for (works, expect) in [
+            (true, Up),
+            (false, Up),
+            (false, Up),
+            (true, Up),
+            (false, Up),
+            (false, Up),
+            (false, Down),
+            (false, Down),
+            (true, Down),
+            (false, Down),
+            (true, Down),
+            (true, Up),
+        ] {
+            health = streak.after(works, health, check).unwrap_or(health);
+            assert_eq!(health, expect);
+        }
+        let (mut streak, mut health) = (Streak::default(), Unchecked);
+        for expect in [Unchecked, Unchecked, Down] {
+            health = streak.after(false, health, check).unwrap_or(health);
+            assert_eq!(health, expect, "one that never worked has its chances too");
+        }
+    }
+}
