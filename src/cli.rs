@@ -17,8 +17,10 @@ use crate::{
     host,
 };
 
+mod announce;
 mod check_config;
 mod completions;
+mod env;
 mod man;
 mod migrate;
 mod serve;
@@ -45,6 +47,8 @@ const EXIT_CODES: &str = "Exit codes: 0 fine, 1 found a problem, 2 usage or conf
 enum Command {
     Serve(serve::Serve),
     Status(status::Status),
+    Announce(Box<announce::Announce>),
+    Env(env::Env),
     CheckConfig(check_config::CheckConfig),
     Migrate(migrate::Migrate),
     Completions(completions::Completions),
@@ -60,11 +64,11 @@ enum Failure {
     Usage(String),
 }
 
-/// What a command found: fine, or a problem that it has already told.
-type Outcome = Result<bool, Failure>;
+/// What a command found: fine, or a problem that it has already told, or what the program said that it ran.
+type Outcome = Result<ExitCode, Failure>;
 
-const FINE: bool = true;
-const FOUND_A_PROBLEM: bool = false;
+const FINE: ExitCode = ExitCode::SUCCESS;
+const FOUND_A_PROBLEM: ExitCode = ExitCode::FAILURE;
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
@@ -95,14 +99,15 @@ pub fn run() -> ExitCode {
     let outcome = match cli.command {
         Command::Serve(command) => command.run(cli.config),
         Command::Status(command) => command.run(cli.config),
+        Command::Announce(command) => command.run(),
+        Command::Env(command) => command.run(),
         Command::CheckConfig(command) => command.run(cli.config),
         Command::Migrate(command) => command.run(cli.config),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
     };
     let (text, code) = match outcome {
-        Ok(FINE) => return ExitCode::SUCCESS,
-        Ok(FOUND_A_PROBLEM) => return ExitCode::from(1),
+        Ok(code) => return code,
         // Whoever read the output has seen enough: `harbor man | head`.
         Err(Failure::Problem(error)) if is_broken_pipe(&error) => return ExitCode::SUCCESS,
         Err(Failure::Problem(error)) => (format!("{error:#}"), 1),

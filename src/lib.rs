@@ -25,6 +25,8 @@ pub mod control;
 
 pub mod discovery;
 
+pub mod announcer;
+
 pub mod health;
 
 pub mod forwarder;

@@ -18,12 +18,13 @@ const MODULES: &[(&str, &[&str])] = &[
     ("backends", &["model"]),
     ("control", &["model", "store"]),
     ("discovery", &["model", "http", "backends"]),
+    ("announcer", &["model", "discovery"]),
     ("health", &["model", "backends"]),
     ("forwarder", &["model", "backends"]),
     ("broker", &["model", "http", "control"]),
     ("admin", &["model", "http", "backends", "control"]),
     ("app", &[EVERYTHING_ABOVE]),
-    ("cli", &["host", "config", "admin::wire", "app"]),
+    ("cli", &["model", "host", "config", "announcer", "admin::wire", "app"]),
 ];
 
 /// In [`MODULES`]: every module before this one.
@@ -32,14 +33,27 @@ const EVERYTHING_ABOVE: &str = "all above";
 /// Crates that stay behind one wall: the modules that may name them.
 const WALLED_CRATES: &[(&str, &[&str])] = &[
     ("anyhow", &["app", "cli", "main"]),
-    ("async_nats", &["discovery"]),
+    ("async_nats", &["announcer", "discovery"]),
     ("axum", &["admin", "app", "broker", "config", "discovery", "http"]),
     ("clap", &["cli"]),
     ("jsonschema", &["broker"]),
     ("sqlx", &["store"]),
     (
         "tokio",
-        &["admin", "app", "broker", "cli", "control", "discovery", "health", "http", "main", "store", "telemetry"],
+        &[
+            "admin",
+            "announcer",
+            "app",
+            "broker",
+            "cli",
+            "control",
+            "discovery",
+            "health",
+            "http",
+            "main",
+            "store",
+            "telemetry",
+        ],
     ),
     ("toml", &["config"]),
 ];

@@ -48,6 +48,12 @@ impl fmt::Debug for AnnounceSecret {
 pub struct Token(String);
 
 impl Token {
+    /// What a holder has in its credentials: whether it is any binding's token is Harbor's to say.
+    #[must_use]
+    pub const fn presented(text: String) -> Self {
+        Self(text)
+    }
+
     /// The characters, for credentials and as the key of a proof.
     #[must_use]
     pub fn expose(&self) -> &str {

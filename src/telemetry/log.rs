@@ -77,6 +77,13 @@ pub enum LogError {
     Twice,
 }
 
+/// Logs to standard error, for people, for as long as the process lives.
+pub fn to_standard_error() {
+    let logging = tracing_subscriber::fmt().with_writer(io::stderr).with_target(false);
+    // One who has set it before wants it otherwise.
+    let _ = logging.with_max_level(tracing::Level::INFO).try_init();
+}
+
 /// Logging while it runs; what waits is written when it is dropped.
 pub struct Log {
     level: reload::Handle<EnvFilter, Registry>,

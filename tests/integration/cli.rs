@@ -51,6 +51,8 @@ Usage: harbor [OPTIONS] <COMMAND>
 Commands:
   serve         Run a node: broker, port forwarding, announcements and operators' API
   status        Show how a running node is, what is wrong first
+  announce      Keep this app instance, or this machine, announced as a backend
+  env           Print the variables that Stackato set, from VCAP_SERVICES
   check-config  Check the configuration and show what it comes to, without secrets
   migrate       Bring the store up to date, and check it
   completions   Print completions for a shell
@@ -229,8 +231,10 @@ fn completions_and_manual_pages_come_from_the_one_definition() {
     assert_eq!(
         pages,
         [
+            "harbor-announce.1",
             "harbor-check-config.1",
             "harbor-completions.1",
+            "harbor-env.1",
             "harbor-man.1",
             "harbor-migrate.1",
             "harbor-serve.1",
@@ -263,7 +267,7 @@ backends   1 TCP, 0 UDP (service instances without any: 1)
 
 PORT   PROTOCOL  LISTENER  BACKENDS                    SERVICE INSTANCE
 26000  tcp       bound     1 up, 0 open                first
-26001  tcp       bound     none                        second
+26001  tcp       bound     none: app_not_bound         second
 ",
         env!("CARGO_PKG_VERSION")
     );

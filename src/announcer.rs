@@ -1,0 +1,84 @@
+//! The sidecar behind `harbor announce`: keeps backends announced for as long as they serve.
+//!
+//! [`vcap`] and [`places`] say what is to be announced: pure. [`say`] says it once, over [`http`] with a token or over
+//! [`nats`] with a proof; [`keep`] says it again and again and takes it back; [`child`] is the process whose life that
+//! is tied to. Inside an app's container there is only HTTP: whoever may publish on the platform's NATS may speak for
+//! every app, so no app has its credentials.
+
+use std::{io, sync::Arc, time::Duration};
+
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+
+mod child;
+mod http;
+mod keep;
+mod nats;
+pub mod places;
+mod say;
+pub mod vcap;
+
+pub use child::Ended;
+pub use http::{Client, ClientError};
+pub use keep::{Pace, Target};
+pub use nats::{Login, Publisher, PublisherError};
+pub use say::Way;
+
+use child::{Child, Signals, Told};
+use keep::Stage;
+
+/// How long withdrawing may take at the end: the platform kills what lingers.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// What to do.
+#[derive(Debug)]
+pub struct Job {
+    /// What is announced, and by which way.
+    pub targets: Vec<(Target, Arc<Way>)>,
+    /// How often.
+    pub pace: Pace,
+    /// How long before the end nothing new shall come: between the word `draining` and the child's signal.
+    pub drain: Duration,
+    /// The process whose life it is tied to: program and arguments.
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// Does it until the child ends, or until it is told to end.
+///
+/// # Errors
+/// The child cannot be started, or signals cannot be listened to.
+pub async fn run(job: Job) -> io::Result<Ended> {
+    let mut signals = Signals::listen()?;
+    let mut child = Child::start(&job.command)?;
+    let (stage, _) = watch::channel(Stage::Serving);
+    let mut keepers = JoinSet::new();
+    for (target, way) in job.targets {
+        keepers.spawn(keep::keep(target, way, job.pace, stage.subscribe()));
+    }
+    let ended = loop {
+        tokio::select! {
+            ended = child.ended() => break ended?,
+            told = signals.next() => match told {
+                Told::End(signal) => {
+                    stage.send_if_modified(|stage| std::mem::replace(stage, Stage::Draining) != Stage::Draining);
+                    // A second one means it.
+                    tokio::select! {
+                        () = tokio::time::sleep(job.drain) => {}
+                        _ = signals.next() => {}
+                    }
+                    if !child.signal(signal) {
+                        break Ended::Told;
+                    }
+                }
+                Told::Other(signal) => {
+                    child.signal(signal);
+                }
+            },
+        }
+    };
+    stage.send_replace(Stage::Ended);
+    let farewell = async { while keepers.join_next().await.is_some() {} };
+    if timeout(FAREWELL, farewell).await.is_err() {
+        tracing::warn!("the announcements could not all be withdrawn: they end by themselves");
+    }
+    Ok(ended)
+}

@@ -1,0 +1,141 @@
+//! Says one thing again and again, and takes it back.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{net::TcpStream, sync::watch, time::timeout};
+
+use super::{
+    places::Place,
+    say::{NotHeard, Way, Word},
+};
+
+/// How far a pause may be from its length, either way: so that many that started together do not stay together.
+const JITTER: f64 = 0.1;
+
+/// The first pause after something failed; each further one is twice as long, up to the interval.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often at least it is said within the time that it holds: one may be lost.
+const PER_TIME_TO_LIVE: u32 = 3;
+
+/// What asked for everything again is answered within this, so that not all answer at once.
+const MAX_ANSWER_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long the app may take to accept when its port is looked at.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What is announced.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// For messages: the service instance's name.
+    pub name: String,
+    /// Where it is reached.
+    pub place: Place,
+    /// What must accept a connection before it is announced.
+    pub check: Option<SocketAddr>,
+}
+
+/// How often.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Between two heartbeats, at the most.
+    pub interval: Duration,
+}
+
+/// Where in its life the backend is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    Serving,
+    Draining,
+    Ended,
+}
+
+/// Keeps it announced until [`Stage::Ended`], then withdraws it: first as draining, so that nothing new is on its way to it.
+pub(super) async fn keep(target: Target, way: Arc<Way>, pace: Pace, mut stage: watch::Receiver<Stage>) {
+    let mut keeper = Keeper { target, way, announced: None, failures: 0, told: None };
+    loop {
+        let now = *stage.borrow_and_update();
+        if now == Stage::Ended {
+            return keeper.withdraw().await;
+        }
+        let pause = keeper.beat(now, pace).await;
+        tokio::select! {
+            changed = stage.changed() => if changed.is_err() { return keeper.withdraw().await },
+            () = keeper.way.asked_again() => tokio::time::sleep(MAX_ANSWER_PAUSE.mul_f64(fastrand::f64())).await,
+            () = tokio::time::sleep(jittered(pause)) => {}
+        }
+    }
+}
+
+struct Keeper {
+    target: Target,
+    way: Arc<Way>,
+    /// What somebody may believe, though no answer has come.
+    announced: Option<Word>,
+    /// In a row.
+    failures: u32,
+    /// What was said to the user last, who hears nothing twice.
+    told: Option<String>,
+}
+
+impl Keeper {
+    /// One heartbeat. Returns how long to wait for the next.
+    async fn beat(&mut self, stage: Stage, pace: Pace) -> Duration {
+        if let Err(why) = self.check().await {
+            if self.announced.is_some() {
+                self.withdraw().await;
+            }
+            self.tell(&format!("{why}: it is not announced until it does"));
+            return FIRST_PAUSE.min(pace.interval);
+        }
+        let word = if stage == Stage::Serving { Word::Up } else { Word::Draining };
+        self.announced = Some(word);
+        match self.way.say(&self.target.place, word).await {
+            Ok(holds) => {
+                self.failures = 0;
+                self.tell(if word == Word::Up { "announced" } else { "announced as draining" });
+                holds.map_or(pace.interval, |holds| pace.interval.min(holds / PER_TIME_TO_LIVE))
+            }
+            Err(why) => {
+                self.failures += 1;
+                self.tell(&format!("not announced, and tried again: {why}"));
+                match why {
+                    NotHeard::TooMany(wait) => wait.max(FIRST_PAUSE),
+                    _ => (FIRST_PAUSE * 2_u32.saturating_pow(self.failures - 1)).min(pace.interval),
+                }
+            }
+        }
+    }
+
+    async fn check(&self) -> Result<(), String> {
+        let Some(address) = self.target.check else { return Ok(()) };
+        match timeout(CHECK_TIMEOUT, TcpStream::connect(address)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(format!("nothing accepts connections at {address} ({error})")),
+            Err(_) => Err(format!("{address} does not accept a connection within {CHECK_TIMEOUT:?}")),
+        }
+    }
+
+    async fn withdraw(&mut self) {
+        let Some(word) = self.announced.take() else { return };
+        if word == Word::Up {
+            // What comes of it does not matter: the next word says more.
+            let _ = self.way.say(&self.target.place, Word::Draining).await;
+        }
+        match self.way.say(&self.target.place, Word::Gone).await {
+            Ok(_) => self.tell("withdrawn"),
+            Err(why) => self.tell(&format!("not withdrawn, it ends by itself: {why}")),
+        }
+    }
+
+    fn tell(&mut self, what: &str) {
+        if self.told.as_deref() != Some(what) {
+            tracing::info!(service_instance = %self.target.name, "{what}");
+            self.told = Some(what.to_owned());
+        }
+    }
+}
+
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(1.0 - JITTER + 2.0 * JITTER * fastrand::f64())
+}

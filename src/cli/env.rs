@@ -1,0 +1,31 @@
+//! `harbor env`
+
+use super::{FINE, Failure, Outcome, print};
+use crate::announcer::vcap;
+
+/// Print the variables that Stackato set, from VCAP_SERVICES.
+///
+/// With one bound service instance of Harbor that is STACKATO_HARBOR, the port that the app is to listen on; with several,
+/// STACKATO_HARBOR_<NAME> for each. In an app's .profile: eval "$(harbor env)".
+#[derive(Debug, clap::Args)]
+pub struct Env {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Env {
+    pub fn run(self) -> Outcome {
+        let services = std::env::var("VCAP_SERVICES").unwrap_or_else(|_| "{}".into());
+        let services = vcap::services(&services).map_err(|error| Failure::Usage(error.to_string()))?;
+        let variables = vcap::variables(&services);
+        let text = if self.json {
+            let object = variables.iter().map(|variable| (variable.name.clone(), variable.port.into()));
+            format!("{}\n", serde_json::Value::Object(object.collect()))
+        } else {
+            variables.iter().map(|variable| format!("{variable}\n")).collect()
+        };
+        print(&text)?;
+        Ok(FINE)
+    }
+}
