@@ -228,10 +228,7 @@ impl Discovery {
         if !Arc::ptr_eq(&directory, &self.directory.borrow()) {
             // A newer one came meanwhile, and its eviction may have run before the backend was there.
             let newer = Arc::clone(&self.directory.borrow());
-            match newer.changed_since(&directory) {
-                Some(changed) => self.backends.retain_authorised_of(&changed, &newer),
-                None => self.backends.retain_authorised(&newer),
-            }
+            self.hold_against(&newer, Some(&directory));
         }
         match &outcome {
             Ok(change) => {

@@ -371,14 +371,16 @@ async fn flush(client: &Client) -> Result<(), Lost> {
 }
 
 impl Discovery {
-    fn nats_is_away(&self) {
+    /// Nothing can be heard: for a while nothing ends because it was not announced.
+    pub fn nats_is_away(&self) {
         self.metrics.nats_connected.set(0);
         let until = self.clock.now() + self.settings.load().prune_suspend_max;
         self.backends.suspend(until);
         self.attribution().suspend(until);
     }
 
-    fn nats_is_back(&self) {
+    /// Everything can be heard again, and has its whole time to be.
+    pub fn nats_is_back(&self) {
         self.metrics.nats_connected.set(1);
         self.metrics.nats_connects.inc();
         let now = self.clock.now();

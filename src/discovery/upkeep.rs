@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use super::Discovery;
+use crate::model::directory::Directory;
 
 /// Runs until `shutdown`.
 pub async fn run(discovery: Arc<Discovery>, shutdown: CancellationToken) {
@@ -22,19 +23,33 @@ pub async fn run(discovery: Arc<Discovery>, shutdown: CancellationToken) {
                     return shutdown.cancelled().await;
                 }
                 let latest = Arc::clone(&directory.borrow_and_update());
-                match known.as_deref().and_then(|known| latest.changed_since(known)) {
-                    Some(changed) => discovery.backends.retain_authorised_of(&changed, &latest),
-                    None => discovery.backends.retain_authorised(&latest),
-                }
-                discovery.known_refusals().retain(|id| latest.instance(id.as_str()).is_some());
-                known = Some(Arc::clone(&latest));
+                discovery.hold_against(&latest, known.as_deref());
+                known = Some(latest);
             }
             () = tokio::time::sleep_until(next_sweep) => {
-                discovery.backends.sweep(discovery.clock.now());
-                discovery.expire_attribution();
+                discovery.sweep();
                 next_sweep = tokio::time::Instant::now() + discovery.settings.load().prune_every;
             }
         }
-        discovery.show_counts();
+    }
+}
+
+impl Discovery {
+    /// Removes what has not been announced in time, unless that is suspended.
+    pub fn sweep(&self) {
+        self.backends.sweep(self.clock.now());
+        self.expire_attribution();
+        self.show_counts();
+    }
+
+    /// Ends backends whose authority has gone with the `latest` directory; `known` is the one that they stood in, where
+    /// that is known.
+    pub fn hold_against(&self, latest: &Directory, known: Option<&Directory>) {
+        match known.and_then(|known| latest.changed_since(known)) {
+            Some(changed) => self.backends.retain_authorised_of(&changed, latest),
+            None => self.backends.retain_authorised(latest),
+        }
+        self.known_refusals().retain(|id| latest.instance(id.as_str()).is_some());
+        self.show_counts();
     }
 }

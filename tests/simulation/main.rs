@@ -1,5 +1,6 @@
 //! Seeded simulations: many histories, each replayed by `HARBOR_SEED=<seed>`.
 
+mod announcements;
 mod seeds;
 mod tcp_relay;
 mod udp_sessions;
