@@ -247,3 +247,31 @@ impl Backend {
         milliseconds.store(ms, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_has_worked_begins_anew_and_one_that_is_aside_stays_no_longer() {
+        let start = Instant::now();
+        let endpoint = Endpoint { transport: Transport::Tcp, address: "10.0.1.7:61012".parse().unwrap() };
+        let backend = Backend::new(endpoint, Authority::Trusted, Origin::default(), start);
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let aside = |from: u64, to: u64| Some((after(from), after(to)));
+        assert_eq!(backend.aside(start), None);
+        backend.failed(after(10));
+        backend.failed(after(20));
+        assert_eq!((backend.aside(after(39)), backend.aside(after(40))), (aside(10, 40), None));
+        backend.failed(after(40));
+        assert_eq!(backend.aside(after(99)), aside(40, 100));
+        backend.worked();
+        assert_eq!(backend.aside(after(99)), None);
+        backend.failed(after(200));
+        assert_eq!(backend.aside(after(200)), aside(200, 230));
+        for _ in 0..100 {
+            backend.failed(backend.aside(start).map_or(start, |(_, until)| until));
+        }
+        assert_eq!(backend.aside(start).map(|(since, until)| until - since), Some(LONGEST_ASIDE));
+    }
+}

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Checks at a time, over all service instances: each has a socket.
-const MAX_CHECKS: usize = 64;
+pub const MAX_CHECKS: usize = 64;
 
 /// How soon a backend that was announced is checked, at the latest.
 const LOOK_EVERY: Duration = Duration::from_secs(1);

@@ -3,6 +3,7 @@
 mod churn;
 mod datagrams;
 mod descriptors;
+mod health;
 mod listeners;
 mod lives;
 mod node;

@@ -159,6 +159,15 @@ impl Upstream {
             _permit: permit,
         }
     }
+
+    /// Why the session ends, when its backend is no longer there.
+    fn ended_by_backend(&self) -> Option<SessionEnd> {
+        match self.backend.phase() {
+            Phase::Serving | Phase::Draining => None,
+            Phase::Left => Some(SessionEnd::BackendLeft),
+            Phase::Revoked => Some(SessionEnd::Revoked),
+        }
+    }
 }
 
 impl Udp {
@@ -241,14 +250,12 @@ impl Udp {
         for session in self.sessions_of(port) {
             let Some(entry) = self.ports.get_mut(port) else { return };
             let (_, upstream) = entry.sessions.get(session).expect("only this loop ends sessions");
-            match upstream.backend.phase() {
-                Phase::Serving => entry.sessions.drain_by(session, None),
-                Phase::Draining => {
-                    let deadline = upstream.backend.drain_deadline();
-                    entry.sessions.drain_by(session, deadline);
-                }
-                Phase::Left => self.end_session(port, session, SessionEnd::BackendLeft, tools),
-                Phase::Revoked => self.end_session(port, session, SessionEnd::Revoked, tools),
+            if let Some(end) = upstream.ended_by_backend() {
+                self.end_session(port, session, end, tools);
+            } else {
+                let draining = upstream.backend.phase() == Phase::Draining;
+                let deadline = draining.then(|| upstream.backend.drain_deadline()).flatten();
+                entry.sessions.drain_by(session, deadline);
             }
         }
         self.arm(port, tools);

@@ -222,6 +222,15 @@ impl Node {
         let _ = self.backends.withdraw(&withdrawal, self.clock.now());
     }
 
+    /// What is desired now.
+    pub fn desired(&self) -> DesiredState {
+        self.desired.lock().unwrap().clone()
+    }
+
+    pub fn clock(&self) -> Arc<TestClock> {
+        Arc::clone(&self.clock)
+    }
+
     /// What its clock shows.
     pub fn now(&self) -> Instant {
         self.clock.now()

@@ -85,6 +85,12 @@ impl Udp {
                 runs.advance(runs.next(0).expect("there is a first"));
                 continue;
             };
+            // It may have left just now, before this worker was told.
+            if let Some(end) = upstream.ended_by_backend() {
+                self.end_session(port, key, end, tools);
+                session = None;
+                continue;
+            }
             upstream.asked();
             let run = runs.next(upstream.joinable_to_backend).expect("there is a first");
             match upstream.send(datagram, &runs, run) {
