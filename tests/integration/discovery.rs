@@ -584,6 +584,45 @@ async fn a_message_larger_than_any_announcement_is_malformed() {
 }
 
 #[tokio::test]
+async fn primaries_have_the_same_order_on_every_node() {
+    let server = NatsServer::start();
+    let client = onlooker(&server).await;
+    let mut early = Node::on(&server);
+    early.up().await;
+    let of = |port: u16, time: Value| {
+        let mut message = json!({"host": "10.0.1.7", "port": port, "app": "app", "harbor": {"instance_id": "tcp-one"}});
+        let object = message.as_object_mut().unwrap();
+        match time {
+            Value::Null => {}
+            Value::Object(harbor) => object.get_mut("harbor").unwrap().as_object_mut().unwrap().extend(harbor),
+            at => drop(object.insert("endpoint_updated_at_ns".into(), at)),
+        }
+        message
+    };
+    // The clock of all nodes stands at 1,700,000,000 s. One says when it began, one what a node knows, two say nothing, and
+    // one is from the future: that is now.
+    let began = of(61_001, json!(1_699_999_000_000_000_000_i64));
+    let known = of(61_002, json!({"since": 1_699_998_000_000_000_i64}));
+    let (silent, silent_too) = (of(61_003, Value::Null), of(61_004, Value::Null));
+    let ahead = of(61_005, json!(1_700_000_004_000_000_000_i64));
+    let order = [61_002, 61_001, 61_003, 61_004, 61_005].map(|port| format!("tcp 10.0.1.7:{port}"));
+    let order = order.each_ref().map(String::as_str);
+    for message in [&silent_too, &ahead, &began, &silent, &known] {
+        publish(&client, HARBOR_REGISTER, message).await;
+    }
+    early.shows("tcp-one", &order).await;
+    let mut late = Node::on(&server);
+    late.up().await;
+    for message in [&known, &silent, &ahead, &began, &silent_too] {
+        publish(&client, HARBOR_REGISTER, message).await;
+    }
+    late.shows("tcp-one", &order).await;
+    early.shows("tcp-one", &order).await;
+    early.stop().await;
+    late.stop().await;
+}
+
+#[tokio::test]
 async fn a_proof_is_believed_over_nats() {
     let server = NatsServer::start();
     let mut node = Node::on(&server);
