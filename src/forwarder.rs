@@ -23,8 +23,9 @@ mod sockets;
 
 use std::{
     fmt, io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     num::NonZero,
+    os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard},
     thread::{self, JoinHandle},
 };
@@ -143,6 +144,15 @@ impl Forwarder {
     /// Keeps outgoing sockets that are made from now on out of these ports.
     pub fn set_pool_ports(&self, pool_ports: &PortSet) {
         self.shared.connector.store(Arc::new(Connector::new(pool_ports)));
+    }
+
+    /// Begins a TCP connection to a backend as those of clients begin, on a local port that no pool has. Its socket does not
+    /// block, and becomes writable when that is done, well or not.
+    ///
+    /// # Errors
+    /// There is no socket or no local port to be had, or the backend cannot be reached, and that is known at once.
+    pub fn connect(&self, backend: SocketAddr) -> io::Result<OwnedFd> {
+        self.shared.connector.load().connect(backend, Transport::Tcp)
     }
 
     /// Lets go of listening TCP sockets and begins no UDP sessions; what is open goes on. There is no way back.

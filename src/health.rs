@@ -6,3 +6,4 @@
 
 pub mod checks;
 pub mod last_known;
+pub mod probe;

@@ -25,7 +25,7 @@ use crate::{
     control::Control,
     discovery::{self, Discovery, Relays},
     forwarder::{ClosingRecord, Forwarder, Surroundings, SystemBinder},
-    health::{checks, last_known},
+    health::{checks, last_known, probe::Connect},
     model::{
         Clock,
         desired::DesiredState,
@@ -261,8 +261,15 @@ impl Node {
         let directory = Arc::clone(&self.control.directory().borrow());
         let path = config.node.data_dir.join(last_known::FILE_NAME);
         let admits = |address| self.discovery.admits(address);
-        let restored = last_known::restore(&path, &self.backends, &directory, admits, &*self.clock).await;
+        let connect = self.connect();
+        let restored = last_known::restore(&path, &self.backends, &directory, admits, connect, &*self.clock).await;
         tracing::info!(?restored, "took back the last-known backends");
+    }
+
+    /// How backends are tried.
+    fn connect(&self) -> Arc<Connect> {
+        let forwarder = Arc::clone(&self.forwarder);
+        Arc::new(move |backend| forwarder.connect(backend))
     }
 
     /// Lets announcements in, and backends expire.
@@ -274,7 +281,8 @@ impl Node {
         });
         parts.spawn("health checks", |stop| {
             let (desired, clock) = (self.control.desired(), Arc::clone(&self.clock));
-            checks::run(self.backends.clone(), desired, clock, Arc::clone(&self.metrics.health), stop)
+            let metrics = Arc::clone(&self.metrics.health);
+            checks::run(self.backends.clone(), desired, self.connect(), clock, metrics, stop)
         });
         // Without NATS there is nobody to relay to.
         if let (Some(nats), Some(relays)) = (&config.nats, self.relays.take()) {

@@ -11,13 +11,13 @@ use std::{
 };
 
 use tokio::{
-    net::TcpStream,
     sync::{Semaphore, watch},
     task::{AbortHandle, JoinSet},
-    time::{sleep, timeout},
+    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
+use super::probe::{Connect, takes_connections};
 use crate::{
     backends::{Backend, Backends, Health, Slot},
     model::{Clock, ServiceInstanceId, desired::DesiredState, parameters::TcpCheck},
@@ -37,11 +37,12 @@ const JITTER: f64 = 0.1;
 pub async fn run(
     backends: Backends,
     mut desired: watch::Receiver<Arc<DesiredState>>,
+    connect: Arc<Connect>,
     clock: Arc<dyn Clock>,
     metrics: Arc<HealthMetrics>,
     shutdown: CancellationToken,
 ) {
-    let means = Arc::new(Means { permits: Semaphore::new(MAX_CHECKS), clock, metrics });
+    let means = Arc::new(Means { permits: Semaphore::new(MAX_CHECKS), connect, clock, metrics });
     let mut instances = HashMap::new();
     let mut checks = Checks::default();
     desired.mark_changed();
@@ -74,6 +75,7 @@ fn checked(desired: &DesiredState, backends: &Backends) -> HashMap<ServiceInstan
 /// What every check needs.
 struct Means {
     permits: Semaphore,
+    connect: Arc<Connect>,
     clock: Arc<dyn Clock>,
     metrics: Arc<HealthMetrics>,
 }
@@ -132,7 +134,7 @@ async fn watch_over(id: ServiceInstanceId, backend: Weak<Backend>, check: TcpChe
         let Some(address) = backend.upgrade().map(|backend| backend.endpoint.address) else { return };
         let works = {
             let _permit = means.permits.acquire().await.expect("the semaphore is never closed");
-            matches!(timeout(check.timeout, TcpStream::connect(address)).await, Ok(Ok(_)))
+            takes_connections(&*means.connect, address, check.timeout).await
         };
         let Some(backend) = backend.upgrade() else { return };
         means.metrics.checked(works);

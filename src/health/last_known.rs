@@ -13,9 +13,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{net::TcpStream, sync::Semaphore, task::JoinSet, time::timeout};
+use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use super::probe::{Connect, takes_connections};
 use crate::{
     backends::{BackendState, Backends, stands},
     model::{Clock, ServiceInstanceId, Transport, announcement::Endpoint, directory::Directory},
@@ -63,6 +64,7 @@ pub async fn restore(
     backends: &Backends,
     directory: &Directory,
     admits: impl Fn(SocketAddr) -> bool,
+    connect: Arc<Connect>,
     clock: &dyn Clock,
 ) -> Restored {
     let owned = path.to_owned();
@@ -83,7 +85,7 @@ pub async fn restore(
         }
     }
     let known = candidates.len();
-    let reachable = reachable(candidates).await;
+    let reachable = reachable(candidates, &connect).await;
     outcome.restored = reachable.len();
     outcome.unreachable = known - reachable.len();
     backends.restore(reachable);
@@ -95,18 +97,18 @@ pub async fn restore(
 type Known = (ServiceInstanceId, BackendState);
 
 /// Those that take a connection, and those of which that cannot be told, in their order.
-async fn reachable(candidates: Vec<Known>) -> Vec<Known> {
+async fn reachable(candidates: Vec<Known>, connect: &Arc<Connect>) -> Vec<Known> {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTS));
     let mut tries = JoinSet::new();
     for (index, candidate) in candidates.into_iter().enumerate() {
-        let permits = Arc::clone(&permits);
+        let (permits, connect) = (Arc::clone(&permits), Arc::clone(connect));
         tries.spawn(async move {
             let Endpoint { transport, address } = candidate.1.backend.endpoint;
             let reachable = match transport {
                 Transport::Udp => true,
                 Transport::Tcp => {
                     let _permit = permits.acquire().await.expect("the semaphore is never closed");
-                    matches!(timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await, Ok(Ok(_)))
+                    takes_connections(&*connect, address, CONNECT_TIMEOUT).await
                 }
             };
             reachable.then_some((index, candidate))

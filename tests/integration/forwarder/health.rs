@@ -79,7 +79,9 @@ impl Checks {
         let shutdown = CancellationToken::new();
         let (backends, metrics) = (node.backends.clone(), Arc::clone(&node.metrics.health));
         let clock: Arc<dyn Clock> = node.clock();
-        let run = checks::run(backends, receiver, clock, metrics, shutdown.clone());
+        let forwarder = Arc::clone(&node.forwarder);
+        let connect = Arc::new(move |backend| forwarder.connect(backend));
+        let run = checks::run(backends, receiver, connect, clock, metrics, shutdown.clone());
         let thread = std::thread::spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("descriptors are left").block_on(run);

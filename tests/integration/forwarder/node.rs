@@ -50,7 +50,7 @@ impl Clock for TestClock {
 
 /// A forwarder, what it is told and what it says.
 pub struct Node {
-    pub forwarder: Forwarder,
+    pub forwarder: Arc<Forwarder>,
     pub backends: Backends,
     pub metrics: Metrics,
     clock: Arc<TestClock>,
@@ -126,7 +126,7 @@ impl Node {
                 move |record| closed.lock().unwrap().push(record.into())
             }),
         };
-        let forwarder = Forwarder::start(settings, surroundings).expect("threads can be had");
+        let forwarder = Arc::new(Forwarder::start(settings, surroundings).expect("threads can be had"));
         let desired = DesiredState { limits: Arc::new(limits), ..DesiredState::default() };
         Self {
             forwarder,
