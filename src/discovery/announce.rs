@@ -47,7 +47,8 @@ const MAX_BODY_BYTES: usize = 16 * 1024;
 /// What the holder of a token may do: 10 requests a second, 50 at once.
 const PER_TOKEN: Allowance = Allowance { spacing: Duration::from_millis(100), burst: 50 };
 
-/// What one caller may do, whatever it shows: a cell calls for all of its hundreds of app instances.
+/// What one caller may do without a token that is right. Those with one do not count here: all apps of a cell call from
+/// one address, and none shall keep its neighbours out.
 const PER_CALLER: Allowance = Allowance { spacing: Duration::from_millis(10), burst: 1000 };
 
 /// What `PUT` takes.
@@ -152,9 +153,12 @@ pub fn announce_router(discovery: Arc<Discovery>) -> Router {
 
 async fn register(State(shared): State<Arc<Shared>>, id: Id, request: Request) -> Outcome {
     let presented = shared.presented(&request)?;
-    let bytes = read_body(request.into_body(), MAX_BODY_BYTES).await.map_err(Denied::body)?;
-    let body = parse_object(&bytes)?;
-    let whose: WhoseToken = fields(&body)?;
+    let body = async {
+        let bytes = read_body(request.into_body(), MAX_BODY_BYTES).await.map_err(Denied::body)?;
+        let body = parse_object(&bytes)?;
+        Ok((fields::<WhoseToken>(&body)?, body))
+    };
+    let (whose, body) = body.await.map_err(|denied| shared.strange(presented.caller, denied))?;
     let holder = shared.let_in(id, &whose.binding_id, &presented)?;
     let body: PutBody = fields(&body)?;
     let message = Announcement {
@@ -170,9 +174,7 @@ async fn register(State(shared): State<Arc<Shared>>, id: Id, request: Request) -
 }
 
 async fn unregister(State(shared): State<Arc<Shared>>, id: Id, request: Request) -> Outcome {
-    let presented = shared.presented(&request)?;
-    let whose: WhoseToken = query(&request)?;
-    let holder = shared.let_in(id, &whose.binding_id, &presented)?;
+    let holder = shared.let_in_by_query(id, &request)?;
     let query: DeleteQuery = query(&request)?;
     let message = Announcement {
         host: Some(shared.host(&holder, query.host.as_deref())?.to_string()),
@@ -185,9 +187,7 @@ async fn unregister(State(shared): State<Arc<Shared>>, id: Id, request: Request)
 }
 
 async fn show(State(shared): State<Arc<Shared>>, id: Id, request: Request) -> Outcome {
-    let presented = shared.presented(&request)?;
-    let whose: WhoseToken = query(&request)?;
-    let holder = shared.let_in(id, &whose.binding_id, &presented)?;
+    let holder = shared.let_in_by_query(id, &request)?;
     Ok(Json(shared.discovery.shown(&holder.service_instance_id)).into_response())
 }
 
@@ -271,12 +271,17 @@ impl Discovery {
 }
 
 impl Shared {
-    /// What a request shows, unless its caller makes too many: nothing is read of it or computed for it before.
     fn presented(&self, request: &Request) -> Outcome<Presented> {
         let caller = request.extensions().get::<Caller>().expect("every listener says who calls").0.ip().to_canonical();
-        self.limit(&self.callers, network_of(caller))?;
-        let token = bearer(request.headers()).ok_or(Denied::Unauthorized)?.to_owned();
-        Ok(Presented { token, caller })
+        match bearer(request.headers()) {
+            Some(token) => Ok(Presented { token: token.to_owned(), caller }),
+            None => Err(self.strange(caller, Denied::Unauthorized)),
+        }
+    }
+
+    /// Counts a request that is not let in: what it is told, unless its caller makes too many of them.
+    fn strange(&self, caller: IpAddr, denied: Denied) -> Denied {
+        self.limit(&self.callers, network_of(caller)).err().unwrap_or(denied)
     }
 
     fn limit<K: Eq + Hash>(&self, rate: &Mutex<Rate<K>>, key: K) -> Outcome<()> {
@@ -287,17 +292,24 @@ impl Shared {
         })
     }
 
+    fn let_in_by_query(&self, id: Id, request: &Request) -> Outcome<Holder> {
+        let presented = self.presented(request)?;
+        let whose: WhoseToken = query(request).map_err(|denied| self.strange(presented.caller, denied))?;
+        self.let_in(id, &whose.binding_id, &presented)
+    }
+
     /// Lets in who holds the binding's token. What is wrong, the service instance, the binding or the token, is not
     /// told.
     fn let_in(&self, id: Id, binding_id: &str, presented: &Presented) -> Outcome<Holder> {
         let directory = Arc::clone(&self.discovery.directory.borrow());
-        let (Ok(Path(id)), Ok(named)) = (id, BindingId::new(binding_id)) else { return Err(Denied::Unauthorized) };
+        let stranger = || self.strange(presented.caller, Denied::Unauthorized);
+        let (Ok(Path(id)), Ok(named)) = (id, BindingId::new(binding_id)) else { return Err(stranger()) };
         // The token is made and compared also for a binding that is not there, so that the time tells nothing.
         let matches = directory.announce_secret.token(&named).matches(&presented.token);
         let binding = directory
             .binding(binding_id)
             .filter(|binding| matches && binding.announce && binding.service_instance_id.as_str() == id);
-        let Some(binding) = binding else { return Err(Denied::Unauthorized) };
+        let binding = binding.ok_or_else(stranger)?;
         self.limit(&self.tokens, binding.id.clone())?;
         Ok(Holder {
             service_instance_id: binding.service_instance_id.clone(),

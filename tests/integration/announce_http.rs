@@ -250,6 +250,33 @@ async fn a_token_makes_ten_requests_a_second_after_a_burst_of_fifty() {
 }
 
 #[tokio::test]
+async fn who_shows_no_right_token_is_answered_so_often_and_keeps_no_neighbour_out() {
+    let listening = Listening::alone().await;
+    let (stranger, app) = (listening.bearing("Bearer wrong"), listening.client("of-app"));
+    let path = format!("{TCP_ONE}?binding_id=of-app");
+    let mut told = 0;
+    for wrong in 0..1000 {
+        // Whatever it is that is wrong.
+        let answer = match wrong % 4 {
+            0 => stranger.get(&path).await,
+            1 => Client::new(listening.address).get(&path).await,
+            2 => stranger.put(TCP_ONE, &json!([])).await,
+            _ => stranger.delete(TCP_ONE).await,
+        };
+        told += usize::from(answer.status == StatusCode::UNAUTHORIZED || answer.status == StatusCode::BAD_REQUEST);
+    }
+    assert_eq!(told, 1000);
+    assert_eq!(stranger.get(&path).await.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(app.get(&path).await.status, StatusCode::OK, "an app behind the same address");
+    listening.node.clock.advance(Duration::from_secs(1));
+    for _ in 0..100 {
+        assert_eq!(stranger.get(&path).await.status, StatusCode::UNAUTHORIZED);
+    }
+    assert_eq!(stranger.get(&path).await.status, StatusCode::TOO_MANY_REQUESTS);
+    listening.stop().await;
+}
+
+#[tokio::test]
 async fn what_one_node_accepts_every_node_learns() {
     let server = NatsServer::start();
     let client = onlooker(&server).await;
