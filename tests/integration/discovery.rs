@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
 };
 
@@ -41,6 +41,7 @@ use crate::support::{
 };
 
 mod logins;
+mod sources;
 
 /// A clock that stands still until it is told to move.
 #[derive(Debug)]
@@ -418,6 +419,49 @@ async fn every_return_of_the_server_asks_announcers_to_speak_again() {
         node.down().await;
         server.restart();
     }
+    node.stop().await;
+}
+
+/// More messages than wait for a node that does not read.
+const FLOOD: usize = 100_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn messages_that_came_faster_than_they_were_read_are_asked_for_again() {
+    let server = NatsServer::start();
+    let client = onlooker(&server).await;
+    let mut starts = client.subscribe(HARBOR_START).await.unwrap();
+    client.flush().await.unwrap();
+    let mut node = Node::on(&server);
+    node.up().await;
+    next(&mut starts).await;
+    // Whoever brings a change into the table is held there until it is let go, and reads nothing meanwhile.
+    let (go, wait) = mpsc::sync_channel(1);
+    let wait = Mutex::new(wait);
+    node.backends.on_change(Box::new(move |_| {
+        // Without the sender nobody is held any more.
+        let _ = tokio::task::block_in_place(|| wait.lock().unwrap().recv());
+    }));
+    let dropped = || node.metrics.discovery.nats_slow_consumer.get() > 0;
+    // How much of the flood has come when the node is let go is for the system to say: mostly all.
+    for round in 1..=10 {
+        publish(&client, HARBOR_REGISTER, &of_app(61_000 + round)).await;
+        for _ in 0..FLOOD {
+            client.publish(HARBOR_REGISTER, "{}".into()).await.unwrap();
+        }
+        client.flush().await.unwrap();
+        go.send(()).unwrap();
+        let sent = u64::from(round) * (u64::try_from(FLOOD).unwrap() + 1);
+        eventually_async("the flood has been read, or some of it dropped", || async {
+            (dropped() || node.received("harbor") == sent).then_some(())
+        })
+        .await;
+        if dropped() {
+            break;
+        }
+    }
+    assert!(dropped(), "no flood was too much");
+    drop(go);
+    assert_eq!(next(&mut starts).await["id"], "harbor_node_1-run");
     node.stop().await;
 }
 

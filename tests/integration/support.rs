@@ -8,6 +8,8 @@ pub mod http;
 pub mod life;
 pub mod nats;
 
+#[path = "../fixtures/announcements.rs"]
+pub mod announcements;
 #[path = "../fuzz/mutate.rs"]
 pub mod mutate;
 pub mod peer;
