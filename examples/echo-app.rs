@@ -1,10 +1,11 @@
 //! An app as Harbor's users write them: it answers on TCP and on UDP, and says its name, so that one sees who answered.
 //!
-//! `echo-app NAME` listens on free ports of loopback, prints them as `tcp=PORT udp=PORT`, and runs until it is ended.
+//! `echo-app NAME` listens on free ports of loopback, `echo-app NAME ADDRESS:PORT` there. Either prints its ports as
+//! `tcp=PORT udp=PORT`, and runs until it is ended.
 
 use std::{
     io::{self, BufRead as _, BufReader, Write as _},
-    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
 };
 
@@ -13,8 +14,11 @@ const MAX_DATAGRAM: usize = 65_507;
 
 fn main() -> io::Result<()> {
     let name = std::env::args().nth(1).unwrap_or_else(|| "echo".into());
-    let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let address = match std::env::args().nth(2) {
+        Some(address) => address.parse().map_err(io::Error::other)?,
+        None => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+    };
+    let (tcp, udp) = (TcpListener::bind(address)?, UdpSocket::bind(address)?);
     writeln!(io::stdout(), "tcp={} udp={}", tcp.local_addr()?.port(), udp.local_addr()?.port())?;
     thread::scope(|scope| {
         scope.spawn(|| answer_datagrams(&udp, &name));

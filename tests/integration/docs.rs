@@ -13,7 +13,10 @@ use std::{
 
 use harbor::{config, http, model::desired::ForwarderLimits};
 
-use crate::support::harbor::Site;
+use crate::support::{
+    announcements::{self, APP, INSTANCE},
+    harbor::Site,
+};
 
 /// What stands between a command's number and its output.
 const MARK: char = '\u{1}';
@@ -59,6 +62,49 @@ target/debug/examples/echo-app game > app.txt &
 until grep -qs udp app.txt; do sleep 0.1; done
 . ./app.txt
 "#;
+
+/// What a reader of a page on a source has: the platform's NATS, the app `$app`, which answers wherever the pages say,
+/// and a configuration that wants the page's part. `cf` plays the Cloud Controller, silently unless it is refused; what
+/// is not a matter of the broker it leaves to the platform.
+const A_PLATFORM: &str = r#"
+nats-server -a 127.0.0.1 -p 4222 > nats.log 2>&1 &
+for address in 10.0.2.17:61012 10.0.2.17:61016 10.0.3.21:61020 10.0.16.9:7777 10.255.30.4:4100; do
+  ip address replace ${address%:*}/32 dev lo
+  target/debug/examples/echo-app game $address > app-$address.txt &
+done
+until [ "$(cat app-*.txt | wc -l)" = 5 ]; do sleep 0.1; done
+ask() {
+  curl -sf -o answer -u harbor:secret -H 'X-Broker-API-Version: 2.17' -X "$1" "localhost:8080/v2/service_instances/$id$2" \
+    -d "{\"service_id\":\"7c1e4a52-8f2b-5d38-9a36-0f1d52c6b0e1\",\"plan_id\":\"$plan\",$3}" || echo "$* is refused"
+}
+cf() {
+  case $1 in
+    create-service)
+      case $3 in tcp) plan=2 ;; udp) plan=3 ;; both) plan=4 ;; esac
+      plan=e1f6b1f0-57f3-5c0e-8a0b-6d3a6f0c1a0$plan
+      local parameters=${6:-'{}'}
+      ask PUT '' "\"organization_guid\":\"org\",\"space_guid\":\"space\",\"parameters\":$parameters" ;;
+    update-service) ask PATCH '' "\"parameters\":$4" ;;
+    bind-service) ask PUT /service_bindings/game "\"bind_resource\":{\"app_guid\":\"$app\"}" ;;
+  esac
+}
+export HARBOR_CONFIG=$PWD/harbor.toml
+cat > harbor.toml <<END
+[broker]
+password = "secret"
+[nats]
+servers = ["nats://127.0.0.1:4222"]
+[harbor_node]
+port_range = "35012"
+host = "127.0.0.1"
+END
+"#;
+
+/// Starts the node.
+const SERVE: &str = r"
+harbor serve > harbor.log 2>&1 &
+until curl -s localhost:8081/metrics | grep -q 'harbor_nats_connected 1'; do sleep 0.1; done
+";
 
 #[derive(Debug, Default)]
 struct Step {
@@ -177,10 +223,21 @@ fn what_differs_from_run_to_run_may_differ_from_what_is_shown() {
     check("", "", true);
 }
 
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(document: &str) -> String {
+    fs::read_to_string(root().join(document)).unwrap_or_else(|error| panic!("{document}: {error}"))
+}
+
 /// Runs the commands of a document in a network of their own, so that the ports it names are free, after `before`.
 fn check_after(before: &str, document: &str) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let steps = steps(&fs::read_to_string(root.join(document)).unwrap());
+    check(before, document, &steps(&read(document)));
+}
+
+fn check(before: &str, document: &str, steps: &[Step]) {
+    let root = root();
     assert!(!steps.is_empty(), "{document} has nothing to run");
     let place = tempfile::tempdir().unwrap();
     let binary = Path::new(env!("CARGO_BIN_EXE_harbor"));
@@ -211,7 +268,7 @@ fn check_after(before: &str, document: &str) {
             .unwrap();
     }
     let mut printed = text.split(MARK).skip(1);
-    for step in &steps {
+    for step in steps {
         let output = printed.next().and_then(|output| output.split_once('\n')).map_or("", |(_, output)| output);
         assert!(
             matches(&step.shown, output),
@@ -239,7 +296,84 @@ fn the_operators_guide_is_as_it_says() {
 
 #[test]
 fn the_page_on_announcements_is_as_it_says() {
-    check_after(A_BOUND_APP, "docs/announcements.md");
+    check_after(&(A_BOUND_APP.to_owned() + &publish()), "docs/announcements.md");
+}
+
+/// The page on a source, where developers' commands are typed too.
+fn source(name: &str) -> (String, String) {
+    let document = format!("docs/sources/{name}.md");
+    let typed = |line: &str| match line.strip_prefix("    cf ") {
+        Some(command) => format!("```console\n$ cf {command}\n```\n"),
+        None => format!("{line}\n"),
+    };
+    let text = read(&document).lines().map(typed).collect();
+    (document, text)
+}
+
+/// The first command of the page on sources, by which all others play who announces.
+fn publish() -> String {
+    steps(&source("README").1).swap_remove(0).command
+}
+
+/// Runs a page on a source, with the configuration that it shows.
+fn check_source(name: &str) {
+    let (document, text) = source(name);
+    let shown = text.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default());
+    let config = shown.map(|part| format!("cat >> harbor.toml <<END\n{part}END\n")).collect::<String>();
+    let before = format!("app={APP} id={INSTANCE}\n{A_PLATFORM}{config}{SERVE}{}", publish());
+    check(&before, &document, &steps(&text));
+}
+
+#[test]
+fn the_page_on_sources_is_as_it_says() {
+    check_source("README");
+}
+
+#[test]
+fn the_page_on_diego_is_as_it_says() {
+    check_source("diego");
+}
+
+#[test]
+fn the_page_on_containers_is_as_it_says() {
+    check_source("container");
+}
+
+#[test]
+fn the_page_on_deas_is_as_it_says() {
+    check_source("dea");
+}
+
+#[test]
+fn the_page_on_route_registrar_is_as_it_says() {
+    check_source("route-registrar");
+}
+
+#[test]
+fn the_page_on_trusted_networks_is_as_it_says() {
+    check_source("trusted-network");
+}
+
+#[test]
+fn the_pages_on_sources_show_messages_that_are_on_file() {
+    let on_file = announcements::names().into_iter().map(|name| {
+        let (_, subject) = announcements::published(&name);
+        (subject.to_owned(), announcements::read(&name))
+    });
+    let on_file = on_file.collect::<BTreeSet<_>>();
+    for page in fs::read_dir(root().join("docs/sources")).unwrap() {
+        let (document, text) = source(page.unwrap().path().file_stem().unwrap().to_str().unwrap());
+        let commands = steps(&text).into_iter().map(|step| step.command);
+        let published = commands.filter_map(|command| {
+            let (subject, message) = command.strip_prefix("publish ")?.split_once(" <<END\n")?;
+            Some((subject.to_owned(), message.strip_suffix("END\n")?.replace('\n', "")))
+        });
+        let published = published.collect::<Vec<_>>();
+        assert!(!published.is_empty(), "{document} shows no message");
+        for message in published {
+            assert!(on_file.contains(&message), "{document} shows what is not on file: {message:?}");
+        }
+    }
 }
 
 /// The words in backquotes of a cell of a table.

@@ -4,14 +4,14 @@
 use harbor::{
     discovery::{
         authority::{self, Trusted},
-        wire::{SERVICE_DISCOVERY_REGISTER, SERVICE_DISCOVERY_UNREGISTER, parse},
+        wire::parse,
     },
     model::announcement::AnnouncementRefusal as Reason,
 };
 
 use super::*;
 use crate::support::announcements::{
-    self, APP, DOMAIN, INSTANCE, KEY, NEIGHBOUR, NEIGHBOURS_INSTANCE, NEIGHBOURS_KEY, names, read,
+    self, APP, DOMAIN, INSTANCE, KEY, NEIGHBOUR, NEIGHBOURS_INSTANCE, NEIGHBOURS_KEY, names, published, read,
 };
 
 const WALL_SECONDS: i64 = 1_700_000_000;
@@ -80,18 +80,6 @@ impl Platform {
 
 fn instance(id: &str) -> ServiceInstanceId {
     ServiceInstanceId::new(id).unwrap()
-}
-
-/// By which way the messages of this name come, and on which subject.
-fn published(name: &str) -> (Source, &'static str) {
-    let (source, [register, unregister]) = match name.split_once('/').expect("a publisher and what it says") {
-        ("harbor" | "odd", _) => (Source::Harbor, [HARBOR_REGISTER, HARBOR_UNREGISTER]),
-        (_, what) if what.starts_with("internal-route") => {
-            (Source::ServiceDiscovery, [SERVICE_DISCOVERY_REGISTER, SERVICE_DISCOVERY_UNREGISTER])
-        }
-        _ => (Source::Router, [ROUTER_REGISTER, ROUTER_UNREGISTER]),
-    };
-    (source, if name.ends_with(".register") { register } else { unregister })
 }
 
 /// The message of the fixture with `changes` laid over it.
@@ -188,6 +176,7 @@ async fn what_cannot_be_a_backend_says_why() {
         ("dea/app", Udp, false, Reason::NotAddressed),
         ("dea/directory-server", Tcp, true, Reason::NotAddressed),
         ("odd/bare", Tcp, true, Reason::NotAddressed),
+        ("odd/untrusted", Tcp, false, Reason::NoAuthority),
         ("odd/no-port", Tcp, false, Reason::NoPort),
         ("odd/ports-without-meaning", Tcp, true, Reason::UnknownServiceInstance),
         ("odd/two-ports", Tcp, false, Reason::Ambiguous),
