@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use harbor::{
     discovery::{
         announce_router,
+        source::{Action, Source},
         wire::{HARBOR_REGISTER, HARBOR_UNREGISTER},
     },
     http::{Limits, serve},
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::{
-    discovery::{Node, directory, next, onlooker},
+    discovery::{Node, directory, next, onlooker, settings},
     support::{http::Client, nats::NatsServer},
 };
 
@@ -225,6 +226,45 @@ async fn another_host_is_announced_where_the_operator_lets_tokens_do_so() {
     let query = format!("{BOTH_ONE}?binding_id=key&host=10.0.1.7&port=61012&udp_port=61013");
     assert_eq!(key.delete(&query).await.status, StatusCode::OK);
     assert_eq!(listening.node.backends.export().len(), 0);
+    listening.stop().await;
+}
+
+#[tokio::test]
+async fn on_a_cell_a_token_announces_what_the_platform_has_given_to_its_app() {
+    let listening = Listening::alone().await;
+    let mut settings = settings();
+    settings.rules.addresses.cell_networks = vec!["127.0.0.0/8".parse().unwrap()];
+    listening.node.discovery.set_settings(settings);
+    let given = |port: u16, app: &str| {
+        let message = json!({"uris": ["www.example.com"], "host": "127.0.0.1", "port": port, "app": app});
+        listening.node.discovery.receive(Source::Router, Action::Register, message.to_string().as_bytes());
+    };
+    given(61_012, "app");
+    given(61_020, "neighbour");
+    let app = listening.client("of-app");
+    let announce = |port: u16| json!({"binding_id": "of-app", "port": port});
+    assert_eq!(app.put(TCP_ONE, &announce(61_012)).await.status, 200);
+    for port in [61_020, 61_099] {
+        let answer = app.put(TCP_ONE, &announce(port)).await;
+        assert_eq!(
+            (answer.status, &answer.json()["error"]),
+            (StatusCode::FORBIDDEN, &json!("not_attributed")),
+            "{port}"
+        );
+    }
+    let shown = app.get(&format!("{TCP_ONE}?binding_id=of-app")).await.json();
+    let last = &shown["refusals"][0];
+    assert_eq!(
+        [&last["reason"], &last["source"], &last["port"]],
+        [&json!("not_attributed"), &json!("http"), &json!(61_099)]
+    );
+    assert_eq!(listening.node.shown("tcp-one"), ["tcp 127.0.0.1:61012"]);
+    // A key is no app's, so nothing there is its own.
+    let answer = listening.client("key").put(BOTH_ONE, &json!({"binding_id": "key", "port": 61_012})).await;
+    assert_eq!((answer.status, &answer.json()["error"]), (StatusCode::FORBIDDEN, &json!("not_attributed")));
+    // What goes to the neighbour is no longer the app's.
+    given(61_012, "neighbour");
+    assert_eq!(listening.node.shown("tcp-one"), [""; 0]);
     listening.stop().await;
 }
 

@@ -210,7 +210,7 @@ pub fn directory() -> Directory {
     directory
 }
 
-fn settings() -> Settings {
+pub fn settings() -> Settings {
     let networks = ["10.0.0.0/8", "127.0.0.0/8"].map(|network| network.parse().unwrap());
     Settings {
         rules: Rules {
