@@ -56,6 +56,7 @@ const PER_CALLER: Allowance = Allowance { spacing: Duration::from_millis(10), bu
 struct PutBody {
     port: Option<u16>,
     udp_port: Option<u16>,
+    protocol: Option<String>,
     host: Option<String>,
     state: Option<String>,
     stale_threshold_in_seconds: Option<i64>,
@@ -66,6 +67,7 @@ struct PutBody {
 struct DeleteQuery {
     port: Option<u16>,
     udp_port: Option<u16>,
+    protocol: Option<String>,
     host: Option<String>,
 }
 
@@ -165,7 +167,12 @@ async fn register(State(shared): State<Arc<Shared>>, id: Id, request: Request) -
         host: Some(shared.host(&holder, body.host.as_deref())?.to_string()),
         port: body.port,
         stale_threshold_in_seconds: body.stale_threshold_in_seconds,
-        harbor: Some(Harbor { udp_port: body.udp_port, state: body.state, ..Harbor::default() }),
+        harbor: Some(Harbor {
+            protocol: body.protocol,
+            udp_port: body.udp_port,
+            state: body.state,
+            ..Harbor::default()
+        }),
         ..Announcement::default()
     };
     let expires_in_seconds = time_to_live(&message, shared.discovery.settings.load().rules.stale_after).as_secs();
@@ -179,7 +186,7 @@ async fn unregister(State(shared): State<Arc<Shared>>, id: Id, request: Request)
     let message = Announcement {
         host: Some(shared.host(&holder, query.host.as_deref())?.to_string()),
         port: query.port,
-        harbor: Some(Harbor { udp_port: query.udp_port, ..Harbor::default() }),
+        harbor: Some(Harbor { protocol: query.protocol, udp_port: query.udp_port, ..Harbor::default() }),
         ..Announcement::default()
     };
     shared.discovery.announce(&holder, Action::Unregister, message)?;

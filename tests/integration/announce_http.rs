@@ -269,6 +269,23 @@ async fn on_a_cell_a_token_announces_what_the_platform_has_given_to_its_app() {
 }
 
 #[tokio::test]
+async fn of_both_protocols_one_may_be_served_at_another_place() {
+    let listening = Listening::alone().await;
+    let key = listening.client("key");
+    for (protocol, port) in [("tcp", 61_012), ("udp", 61_013)] {
+        let body = json!({"binding_id": "key", "port": port, "protocol": protocol});
+        assert_eq!(key.put(BOTH_ONE, &body).await.status, StatusCode::OK);
+    }
+    assert_eq!(listening.node.shown("both-one"), ["tcp 127.0.0.1:61012", "udp 127.0.0.1:61013"]);
+    let unknown = json!({"binding_id": "key", "port": 61_012, "protocol": "sctp"});
+    assert_eq!(key.put(BOTH_ONE, &unknown).await.parts().1["error"], "malformed");
+    let query = format!("{BOTH_ONE}?binding_id=key&port=61012&protocol=tcp");
+    assert_eq!(key.delete(&query).await.status, StatusCode::OK);
+    assert_eq!(listening.node.shown("both-one"), ["udp 127.0.0.1:61013"]);
+    listening.stop().await;
+}
+
+#[tokio::test]
 async fn a_token_makes_ten_requests_a_second_after_a_burst_of_fifty() {
     let listening = Listening::alone().await;
     let (key, app) = (listening.client("key"), listening.client("of-app"));

@@ -363,6 +363,7 @@ async fn live_answers_to_announcements_are_what_it_describes() {
         (json!({}), (400, "no_port")),
         (json!({"port": 0}), (400, "tls_only")),
         (json!({"udp_port": 1}), (400, "protocol_mismatch")),
+        (json!({"port": 1, "protocol": "udp"}), (400, "protocol_mismatch")),
         (json!({"port": 1, "host": "name"}), (400, "host_not_an_address")),
         (json!({"port": 1, "host": "10.0.2.7"}), (403, "address_forbidden")),
         (json!({"port": 23_001}), (403, "loop")),
