@@ -7,7 +7,12 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use rustix::process::Signal;
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout},
+};
 
 mod child;
 mod http;
@@ -17,10 +22,11 @@ pub mod places;
 mod say;
 pub mod vcap;
 
+pub use crate::discovery::nats::{Login, Tls};
 pub use child::Ended;
 pub use http::{Client, ClientError};
 pub use keep::{Pace, Target};
-pub use nats::{Login, Publisher, PublisherError};
+pub use nats::{Publisher, PublisherError, Server};
 pub use say::Way;
 
 use child::{Child, Signals, Told};
@@ -54,25 +60,24 @@ pub async fn run(job: Job) -> io::Result<Ended> {
     for (target, way) in job.targets {
         keepers.spawn(keep::keep(target, way, job.pace, stage.subscribe()));
     }
+    let mut held = None;
     let ended = loop {
         tokio::select! {
             ended = child.ended() => break ended?,
             told = signals.next() => match told {
                 Told::End(signal) => {
-                    stage.send_if_modified(|stage| std::mem::replace(stage, Stage::Draining) != Stage::Draining);
                     // A second one means it.
-                    tokio::select! {
-                        () = tokio::time::sleep(job.drain) => {}
-                        _ = signals.next() => {}
-                    }
-                    if !child.signal(signal) {
-                        break Ended::Told;
-                    }
+                    let again = stage.send_replace(Stage::Draining) == Stage::Draining;
+                    held = Some((signal, Instant::now() + if again { Duration::ZERO } else { job.drain }));
                 }
-                Told::Other(signal) => {
-                    child.signal(signal);
-                }
+                Told::Other(signal) => drop(child.signal(signal)),
             },
+            signal = due(held) => {
+                held = None;
+                if !child.signal(signal) {
+                    break Ended::Told;
+                }
+            }
         }
     };
     stage.send_replace(Stage::Ended);
@@ -81,4 +86,11 @@ pub async fn run(job: Job) -> io::Result<Ended> {
         tracing::warn!("the announcements could not all be withdrawn: they end by themselves");
     }
     Ok(ended)
+}
+
+/// The signal that is held back, when its time has come.
+async fn due(held: Option<(Signal, Instant)>) -> Signal {
+    let Some((signal, at)) = held else { return std::future::pending().await };
+    sleep_until(at).await;
+    signal
 }

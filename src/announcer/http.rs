@@ -103,20 +103,17 @@ impl Client {
         let answer = exchanged
             .map_err(|_| failed(format!("does not answer within {} s", TIMEOUT.as_secs())))?
             .map_err(|error| failed(format!("cannot be asked: {error}")))?;
-        match answer.status {
-            StatusCode::OK => {
-                let announced = serde_json::from_slice::<Announced>(&answer.body).ok();
-                Ok(announced.map(|announced| Duration::from_secs(announced.expires_in_seconds)))
-            }
+        match (answer.status, serde_json::from_slice::<Denied>(&answer.body)) {
+            (StatusCode::OK, _) if word == Word::Gone => Ok(None),
+            (StatusCode::OK, _) => match serde_json::from_slice::<Announced>(&answer.body) {
+                Ok(announced) => Ok(Some(Duration::from_secs(announced.expires_in_seconds))),
+                Err(_) => Err(failed("answers, but not as Harbor does: is that its announce listener?".into())),
+            },
             // What is gone is gone.
-            StatusCode::NOT_FOUND if word == Word::Gone => Ok(None),
-            StatusCode::TOO_MANY_REQUESTS => {
-                Err(NotHeard::TooMany(answer.retry_after.unwrap_or(Duration::from_secs(1))))
-            }
-            status => Err(match serde_json::from_slice::<Denied>(&answer.body) {
-                Ok(denied) if status.is_client_error() => NotHeard::Refused(denied.description),
-                _ => failed(format!("answers {status}")),
-            }),
+            (StatusCode::NOT_FOUND, Ok(_)) if word == Word::Gone => Ok(None),
+            (StatusCode::TOO_MANY_REQUESTS, _) => Err(NotHeard::TooMany(answer.retry_after.unwrap_or_default())),
+            (status, Ok(denied)) if status.is_client_error() => Err(NotHeard::Refused(denied.description)),
+            (status, _) => Err(failed(format!("answers {status}"))),
         }
     }
 
@@ -134,7 +131,11 @@ impl Client {
         let (method, target, body) = match word {
             Word::Gone => (Method::DELETE, format!("{path}?{}", self.query(place)), Bytes::new()),
             Word::Up | Word::Draining => {
-                let mut body = json!({"binding_id": self.binding_id, "state": word.state()});
+                let mut body = json!({
+                    "binding_id": self.binding_id,
+                    "protocol": place.protocol().as_str(),
+                    "state": word.state(),
+                });
                 let said = [
                     ("host", place.host.map(|host| json!(host.to_string()))),
                     ("port", place.port.map(|port| json!(port))),
@@ -165,6 +166,7 @@ impl Client {
             place.host.map(|host| ("host", encoded(&host.to_string()))),
             place.port.map(|port| ("port", port.to_string())),
             place.udp_port.map(|port| ("udp_port", port.to_string())),
+            Some(("protocol", place.protocol().as_str().to_owned())),
         ];
         parts.into_iter().flatten().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join("&")
     }

@@ -9,14 +9,20 @@ use super::{
     say::{NotHeard, Way, Word},
 };
 
-/// How far a pause may be from its length, either way: so that many that started together do not stay together.
-const JITTER: f64 = 0.1;
+/// By how much of its length a pause may be longer: so that many that started together do not stay together.
+const JITTER: f64 = 0.2;
 
 /// The first pause after something failed; each further one is twice as long, up to the interval.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How often at least it is said within the time that it holds: one may be lost.
 const PER_TIME_TO_LIVE: u32 = 3;
+
+/// The shortest pause, however soon Harbor forgets: a token makes ten requests a second.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(300);
+
+/// The longest that Harbor's word to wait is followed.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// What asked for everything again is answered within this, so that not all answer at once.
 const MAX_ANSWER_PAUSE: Duration = Duration::from_secs(1);
@@ -38,7 +44,7 @@ pub struct Target {
 /// How often.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
-    /// Between two heartbeats, at the most.
+    /// Between two heartbeats; less where Harbor forgets sooner.
     pub interval: Duration,
 }
 
@@ -56,11 +62,11 @@ pub(super) async fn keep(target: Target, way: Arc<Way>, pace: Pace, mut stage: w
     loop {
         let now = *stage.borrow_and_update();
         if now == Stage::Ended {
-            return keeper.withdraw().await;
+            return keeper.end().await;
         }
         let pause = keeper.beat(now, pace).await;
         tokio::select! {
-            changed = stage.changed() => if changed.is_err() { return keeper.withdraw().await },
+            changed = stage.changed() => if changed.is_err() { return keeper.end().await },
             () = keeper.way.asked_again() => tokio::time::sleep(MAX_ANSWER_PAUSE.mul_f64(fastrand::f64())).await,
             () = tokio::time::sleep(jittered(pause)) => {}
         }
@@ -82,10 +88,10 @@ impl Keeper {
     /// One heartbeat. Returns how long to wait for the next.
     async fn beat(&mut self, stage: Stage, pace: Pace) -> Duration {
         if let Err(why) = self.check().await {
-            if self.announced.is_some() {
-                self.withdraw().await;
+            match self.withdraw().await {
+                Ok(_) => self.tell(&format!("{why}: it is not announced until it does")),
+                Err(not) => self.tell(&format!("{why}, and it could not be withdrawn: {not}")),
             }
-            self.tell(&format!("{why}: it is not announced until it does"));
             return FIRST_PAUSE.min(pace.interval);
         }
         let word = if stage == Stage::Serving { Word::Up } else { Word::Draining };
@@ -93,14 +99,14 @@ impl Keeper {
         match self.way.say(&self.target.place, word).await {
             Ok(holds) => {
                 self.failures = 0;
-                self.tell(if word == Word::Up { "announced" } else { "announced as draining" });
-                holds.map_or(pace.interval, |holds| pace.interval.min(holds / PER_TIME_TO_LIVE))
+                self.tell(self.way.done(word));
+                holds.map_or(pace.interval, |holds| pace.interval.min(holds / PER_TIME_TO_LIVE).max(SHORTEST_PAUSE))
             }
             Err(why) => {
                 self.failures += 1;
                 self.tell(&format!("not announced, and tried again: {why}"));
                 match why {
-                    NotHeard::TooMany(wait) => wait.max(FIRST_PAUSE),
+                    NotHeard::TooMany(wait) => wait.clamp(FIRST_PAUSE, LONGEST_WAIT),
                     _ => (FIRST_PAUSE * 2_u32.saturating_pow(self.failures - 1)).min(pace.interval),
                 }
             }
@@ -116,14 +122,26 @@ impl Keeper {
         }
     }
 
-    async fn withdraw(&mut self) {
-        let Some(word) = self.announced.take() else { return };
+    /// Takes back what somebody may believe. Returns whether there was anything.
+    async fn withdraw(&mut self) -> Result<bool, NotHeard> {
+        let Some(word) = self.announced else { return Ok(false) };
         if word == Word::Up {
             // What comes of it does not matter: the next word says more.
             let _ = self.way.say(&self.target.place, Word::Draining).await;
+            self.announced = Some(Word::Draining);
         }
-        match self.way.say(&self.target.place, Word::Gone).await {
-            Ok(_) => self.tell("withdrawn"),
+        let said = self.way.say(&self.target.place, Word::Gone).await;
+        // A refusal stays one: who asks again hears the same.
+        if matches!(said, Ok(_) | Err(NotHeard::Refused(_))) {
+            self.announced = None;
+        }
+        said.map(|_| true)
+    }
+
+    async fn end(&mut self) {
+        match self.withdraw().await {
+            Ok(true) => self.tell(self.way.done(Word::Gone)),
+            Ok(false) => {}
             Err(why) => self.tell(&format!("not withdrawn, it ends by itself: {why}")),
         }
     }
@@ -137,5 +155,5 @@ impl Keeper {
 }
 
 fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(1.0 - JITTER + 2.0 * JITTER * fastrand::f64())
+    pause.mul_f64(1.0 + JITTER * fastrand::f64())
 }

@@ -1,10 +1,18 @@
 //! Announcements over NATS, each with a proof of the binding's token: for the operator's own machines.
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use async_nats::{Client, ConnectOptions, Subscriber};
+use async_nats::{Client, ConnectOptions, Event, ServerAddr, Subscriber};
 use futures_util::StreamExt as _;
-use tokio::{sync::Mutex, time::timeout};
+use percent_encoding::percent_decode_str;
+use tokio::{
+    sync::{self, Notify},
+    time::timeout,
+};
 
 use super::{
     places::Place,
@@ -13,28 +21,32 @@ use super::{
 use crate::{
     discovery::{
         authority::statement,
+        nats::{Login, Tls, UnreadableFile, identified},
         source::Action,
         wire::{Announcement, HARBOR_REGISTER, HARBOR_START, HARBOR_UNREGISTER, Harbor},
     },
-    model::{Clock, Protocol, token::Token},
+    model::{Clock, token::Token},
 };
 
 /// How long a message may take to reach the server.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How to show who speaks.
+/// How to reach NATS.
 #[derive(Debug, Clone)]
-pub enum Login {
-    /// As the URL says.
-    Url,
-    /// By a credentials file.
-    CredentialsFile(PathBuf),
+pub struct Server {
+    /// URLs.
+    pub urls: Vec<String>,
+    /// How to show who speaks; none: as the URLs say.
+    pub login: Option<Login>,
+    /// TLS files.
+    pub tls: Tls,
 }
 
 /// Says it to all nodes.
 pub struct Publisher {
     client: Client,
-    starts: Mutex<Subscriber>,
+    starts: sync::Mutex<Subscriber>,
+    connected: Arc<Notify>,
     service_instance_id: String,
     binding_id: String,
     token: Token,
@@ -44,15 +56,13 @@ pub struct Publisher {
 /// Why there can be no publisher.
 #[derive(Debug, thiserror::Error)]
 pub enum PublisherError {
-    /// The credentials file.
-    #[error("cannot read {}: {source}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// No server lets this one in.
+    /// A file that shows who this is.
+    #[error(transparent)]
+    File(#[from] UnreadableFile),
+    /// A URL is none. It may hold a password, so it is not shown.
+    #[error("that is not the URL of a NATS server ({0}): write for example nats://10.0.0.7:4222")]
+    Url(std::io::Error),
+    /// The client cannot begin.
     #[error("cannot connect to NATS: {0}")]
     Connect(#[from] async_nats::ConnectError),
     /// `harbor.start` cannot be listened to.
@@ -66,28 +76,22 @@ impl Publisher {
     /// # Errors
     /// [`PublisherError`].
     pub async fn connect(
-        servers: &[String],
-        login: &Login,
+        server: &Server,
         service_instance_id: String,
         binding_id: String,
         token: Token,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, PublisherError> {
-        let options = ConnectOptions::new().name("harbor announce").retry_on_initial_connect().event_callback(
-            |event| async move {
-                tracing::info!(%event, "NATS");
-            },
-        );
-        let options = match login {
-            Login::Url => options,
-            Login::CredentialsFile(path) => {
-                let with = options.credentials_file(path).await;
-                with.map_err(|source| PublisherError::File { path: path.clone(), source })?
-            }
-        };
-        let client = options.connect(servers).await?;
-        let starts = Mutex::new(client.subscribe(HARBOR_START).await?);
-        Ok(Self { client, starts, service_instance_id, binding_id, token, clock })
+        let connected = Arc::new(Notify::new());
+        let options = ConnectOptions::new().name("harbor announce").retry_on_initial_connect();
+        let urls = server.urls.iter().map(|url| url.parse::<ServerAddr>()).collect::<Result<Vec<_>, _>>();
+        let urls = urls.map_err(PublisherError::Url)?;
+        let login = server.login.clone().unwrap_or_else(|| login_of(&urls));
+        let options = identified(options, &login, &server.tls).await?;
+        let options = options.event_callback(told(Arc::clone(&connected)));
+        let client = options.connect(urls).await?;
+        let starts = sync::Mutex::new(client.subscribe(HARBOR_START).await?);
+        Ok(Self { client, starts, connected, service_instance_id, binding_id, token, clock })
     }
 
     pub(super) async fn say(&self, place: &Place, word: Word) -> Result<(), NotHeard> {
@@ -98,18 +102,13 @@ impl Publisher {
         let Some(host) = place.host else {
             return Err(NotHeard::Refused("over NATS the host must be said: name it by --host".into()));
         };
-        let protocol = match (place.port, place.udp_port) {
-            (Some(_), Some(_)) => Protocol::Both,
-            (None, Some(_)) => Protocol::Udp,
-            _ => Protocol::Tcp,
-        };
         let mut message = Announcement {
             host: Some(host.to_string()),
             port: place.port,
             harbor: Some(Harbor {
                 instance_id: Some(self.service_instance_id.clone()),
                 binding_id: Some(self.binding_id.clone()),
-                protocol: Some(protocol.as_str().to_owned()),
+                protocol: Some(place.protocol().as_str().to_owned()),
                 udp_port: place.udp_port,
                 state: Some(word.state().to_owned()),
                 timestamp: Some(self.clock.wall().seconds()),
@@ -120,6 +119,8 @@ impl Publisher {
         let proof = self.token.prove(&statement(&message, action));
         message.harbor.get_or_insert_default().proof = Some(proof);
         let sent = timeout(WRITE_TIMEOUT, async {
+            // Not before there is a connection: what waited in the client for one would be old news by then.
+            self.client.flush().await.map_err(|error| error.to_string())?;
             self.client.publish(subject, message.to_bytes().into()).await.map_err(|error| error.to_string())?;
             self.client.flush().await.map_err(|error| error.to_string())
         });
@@ -129,17 +130,60 @@ impl Publisher {
         }
     }
 
-    /// Waits until a node asks to hear everything again.
+    /// Waits until a node asks to hear everything again, or NATS is there again: nobody may have heard the last word.
     pub(super) async fn asked_again(&self) {
-        if self.starts.lock().await.next().await.is_none() {
-            // The client has ended for good; there is nothing more to hear.
-            std::future::pending().await
+        let mut starts = self.starts.lock().await;
+        tokio::select! {
+            Some(_) = starts.next() => {}
+            () = self.connected.notified() => {}
         }
+    }
+}
+
+/// Who the URLs say speaks, by the first one that does: the client does not look there.
+fn login_of(urls: &[ServerAddr]) -> Login {
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let named = urls.iter().find_map(|url| Some((decoded(url.username()?), url.password().map(decoded))));
+    match named {
+        Some((user, Some(password))) => Login::Password { user, password },
+        Some((token, None)) => Login::Token(token),
+        None => Login::Anonymous,
+    }
+}
+
+/// Tells the user what the client says of its connection, nothing twice in a row, and wakes who waits for one.
+fn told(connected: Arc<Notify>) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
+    let last = Mutex::new(String::new());
+    move |event| {
+        if matches!(event, Event::Connected) {
+            connected.notify_one();
+        }
+        let text = event.to_string();
+        let mut last = last.lock().expect("nothing panics while it holds the text");
+        if *last != text {
+            tracing::info!("NATS: {text}");
+            *last = text;
+        }
+        std::future::ready(())
     }
 }
 
 impl fmt::Debug for Publisher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Publisher").field("service_instance_id", &self.service_instance_id).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_may_say_who_speaks() {
+        let login = |urls: &[&str]| login_of(&urls.iter().map(|url| url.parse().unwrap()).collect::<Vec<_>>());
+        assert!(matches!(login(&["nats://10.0.0.7", "tls://10.0.0.8:4224"]), Login::Anonymous));
+        assert!(matches!(login(&["nats://secret@10.0.0.7"]), Login::Token(token) if token == "secret"));
+        let named = login(&["nats://10.0.0.7:4222", "nats://a%40b:p%2Fq@10.0.0.8:4222"]);
+        assert!(matches!(named, Login::Password { user, password } if user == "a@b" && password == "p/q"));
     }
 }

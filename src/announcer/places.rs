@@ -37,6 +37,18 @@ pub struct Place {
     pub udp_port: Option<u16>,
 }
 
+impl Place {
+    /// What is served there.
+    #[must_use]
+    pub const fn protocol(&self) -> Protocol {
+        match (self.port, self.udp_port) {
+            (Some(_), Some(_)) => Protocol::Both,
+            (None, Some(_)) => Protocol::Udp,
+            (_, None) => Protocol::Tcp,
+        }
+    }
+}
+
 /// What the user says of it, which wins.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Said {
@@ -70,6 +82,13 @@ pub fn places(protocol: Protocol, int_port: u16, container: &Container, said: Sa
             tcp.into_iter().chain(udp).collect()
         }
     }
+}
+
+/// The app's own port that TCP comes to: the one that a port that was said leads to, else `int_port`.
+#[must_use]
+pub fn inner_port(int_port: u16, container: &Container, said: Said) -> u16 {
+    let Some(port) = said.port else { return int_port };
+    container.ports.iter().find(|mapping| mapping.external == Some(port)).map_or(port, |mapping| mapping.internal)
 }
 
 /// Reads `CF_INSTANCE_PORTS`.
@@ -128,5 +147,12 @@ mod tests {
         check(Protocol::Both, &mapped, Said { port: Some(7777), ..Said::default() }, &["caller 7777 -"]);
         check(Protocol::Both, &mapped, Said { host, udp_port: Some(7), port: Some(8) }, &["10.0.16.5 8 7"]);
         check(Protocol::Tcp, &mapped, Said { host, ..Said::default() }, &["10.0.16.5 61013 -"]);
+    }
+
+    #[test]
+    fn the_apps_own_port_is_the_one_that_the_announced_one_leads_to() {
+        let mapped = container(r#"[{"external":61012,"internal":8080}]"#);
+        let inner = |port| inner_port(4100, &mapped, Said { port, ..Said::default() });
+        assert_eq!([inner(None), inner(Some(61012)), inner(Some(7777))], [4100, 8080, 7777]);
     }
 }

@@ -44,7 +44,19 @@ impl Way {
         }
     }
 
-    /// Waits until somebody asks to hear everything again: never, over HTTP.
+    /// What has been done when it is said. Over NATS nobody answers, so nobody knows whether it is believed.
+    pub(super) const fn done(&self, word: Word) -> &'static str {
+        match (self, word) {
+            (Self::Http(_), Word::Up) => "announced",
+            (Self::Http(_), Word::Draining) => "announced as draining",
+            (Self::Http(_), Word::Gone) => "withdrawn",
+            (Self::Nats(_), Word::Up) => "published",
+            (Self::Nats(_), Word::Draining) => "published as draining",
+            (Self::Nats(_), Word::Gone) => "withdrawal published",
+        }
+    }
+
+    /// Waits until everything is to be said again: for ever, over HTTP.
     pub(super) async fn asked_again(&self) {
         match self {
             Self::Http(_) => std::future::pending().await,

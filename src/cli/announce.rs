@@ -12,7 +12,7 @@ use std::{
 use super::Failure;
 use crate::{
     announcer::{
-        self, Client, Job, Login, Pace, Publisher, Target, Way,
+        self, Client, Job, Login, Pace, Publisher, Server, Target, Tls, Way,
         places::{self, Container, Place, Said},
         vcap::{self, AnnounceAt, Service},
     },
@@ -20,6 +20,12 @@ use crate::{
     model::{Transport, token::Token},
     telemetry::log,
 };
+
+/// Longest duration that an option takes.
+const MAX_DURATION: Duration = Duration::from_secs(60 * 60);
+
+/// Shortest interval between announcements.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Keep this app instance, or this machine, announced as a backend.
 ///
@@ -33,36 +39,46 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub struct Announce {
     /// Only this service instance of those in VCAP_SERVICES.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "way")]
     service: Option<String>,
 
     /// The URL of the service instance, announce.url in its credentials [default: from VCAP_SERVICES].
-    #[arg(long, value_name = "URL", env = "HARBOR_ANNOUNCE_URL", hide_env_values = true)]
+    #[arg(long, value_name = "URL", env = "HARBOR_ANNOUNCE_URL", hide_env_values = true, group = "way")]
     url: Option<String>,
 
     /// The binding's id [default: from VCAP_SERVICES].
     #[arg(long, value_name = "ID", env = "HARBOR_BINDING_ID", hide_env_values = true)]
     binding: Option<String>,
 
-    /// The file with the binding's token, announce.token in its credentials; the variable HARBOR_ANNOUNCE_TOKEN holds the
-    /// token itself [default: from VCAP_SERVICES].
-    #[arg(long, value_name = "FILE")]
+    /// The file with the binding's token, announce.token in its credentials, for --url and --nats; the variable
+    /// HARBOR_ANNOUNCE_TOKEN holds the token itself.
+    #[arg(long, value_name = "FILE", requires = "way")]
     token_file: Option<PathBuf>,
 
-    /// Authorities in PEM form to check the announce listener by [default: the machine's].
+    /// Authorities in PEM form to check the announce listener or NATS by [default: the machine's].
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
 
-    /// Publish on NATS there instead, each announcement with a proof; several with commas.
-    #[arg(long, value_name = "URL,…", value_delimiter = ',', requires = "instance")]
+    /// Publish on NATS there instead, each announcement with a proof; several with commas. A URL with a password belongs
+    /// in the variable: others can see arguments.
+    #[arg(long, value_name = "URL", value_delimiter = ',', requires = "instance", group = "way")]
+    #[arg(env = "HARBOR_ANNOUNCE_NATS", hide_env_values = true)]
     nats: Vec<String>,
 
     /// The credentials file for NATS.
     #[arg(long, value_name = "FILE", requires = "nats")]
     nats_credentials: Option<PathBuf>,
 
+    /// The certificate to show to NATS.
+    #[arg(long, value_name = "FILE", requires = "nats", requires = "nats_private_key")]
+    nats_certificate: Option<PathBuf>,
+
+    /// Its private key.
+    #[arg(long, value_name = "FILE", requires = "nats_certificate")]
+    nats_private_key: Option<PathBuf>,
+
     /// The service instance's id, for --nats.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", requires = "nats")]
     instance: Option<String>,
 
     /// The address that serves [default: of the cell or the container; else whoever announces].
@@ -77,15 +93,16 @@ pub struct Announce {
     #[arg(long, value_name = "PORT")]
     udp_port: Option<u16>,
 
-    /// How often, at the least.
-    #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = humantime::parse_duration)]
+    /// How long from one announcement to the next; over HTTP less where Harbor forgets sooner.
+    #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = interval)]
     interval: Duration,
 
     /// How long it is announced as draining before it ends, or before the command is told to end.
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
     drain: Duration,
 
-    /// What must accept a TCP connection before each announcement [default: int_port on loopback, where TCP is served].
+    /// What must accept a TCP connection before each announcement [default: where TCP is served, on loopback within a
+    /// container].
     #[arg(long, value_name = "IP:PORT", conflicts_with = "no_check")]
     check: Option<SocketAddr>,
 
@@ -129,9 +146,12 @@ impl Announce {
             let (AnnounceAt { url, token }, binding) = self.credentials_of(service)?;
             let way = Client::new(&url, &binding, token, self.ca.as_deref()).map_err(usage)?;
             let way = Arc::new(Way::Http(way));
-            let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, service.int_port));
-            let check = service.protocol.has(Transport::Tcp).then_some(loopback);
-            for place in places::places(service.protocol, service.int_port, &container, self.said_of_places()) {
+            let said = self.said_of_places();
+            let places = places::places(service.protocol, service.int_port, &container, said);
+            let inner = SocketAddr::from((Ipv4Addr::LOCALHOST, places::inner_port(service.int_port, &container, said)));
+            let serves_tcp = service.protocol.has(Transport::Tcp) && places.iter().any(|place| place.port.is_some());
+            let check = serves_tcp.then_some(inner);
+            for place in places {
                 targets.push((self.target(&service.name, place, check), Arc::clone(&way)));
             }
         }
@@ -149,25 +169,30 @@ impl Announce {
         let token = self
             .token()?
             .ok_or_else(|| missing("there is no token: name its file by --token-file, or set HARBOR_ANNOUNCE_TOKEN"))?;
-        let (name, way) = match (&self.instance, &self.url) {
-            (Some(instance), _) if !self.nats.is_empty() => {
+        let (name, way) = match (&self.url, &self.instance) {
+            (Some(url), _) => {
+                (url.clone(), Way::Http(Client::new(url, &binding, token, self.ca.as_deref()).map_err(usage)?))
+            }
+            (None, Some(instance)) => {
                 if self.host.is_none() {
                     return Err(missing("over NATS nobody sees who announces: name the address by --host"));
                 }
-                let login = self.nats_credentials.clone().map_or(Login::Url, Login::CredentialsFile);
                 let clock = Arc::new(SystemClock);
-                let connected = Publisher::connect(&self.nats, &login, instance.clone(), binding, token, clock).await;
-                (instance.clone(), Way::Nats(connected.map_err(|error| Failure::Problem(error.into()))?))
+                let publisher = Publisher::connect(&self.server(), instance.clone(), binding, token, clock).await;
+                (instance.clone(), Way::Nats(publisher.map_err(usage)?))
             }
-            (_, Some(url)) => {
-                (url.clone(), Way::Http(Client::new(url, &binding, token, self.ca.as_deref()).map_err(usage)?))
-            }
-            _ => unreachable!("--nats requires --instance, and without it there is a URL"),
+            (None, None) => unreachable!("--nats requires --instance, and without it there is a URL"),
         };
         let Said { host, port, udp_port } = self.said_of_places();
         let at = |port| SocketAddr::new(host.unwrap_or(Ipv4Addr::LOCALHOST.into()), port);
         let target = self.target(&name, Place { host, port, udp_port }, port.map(at));
         Ok(vec![(target, Arc::new(way))])
+    }
+
+    fn server(&self) -> Server {
+        let login = self.nats_credentials.clone().map(Login::CredentialsFile);
+        let identity = self.nats_certificate.clone().zip(self.nats_private_key.clone());
+        Server { urls: self.nats.clone(), login, tls: Tls { ca: self.ca.clone(), identity } }
     }
 
     fn target(&self, name: &str, place: Place, check: Option<SocketAddr>) -> Target {
@@ -224,6 +249,20 @@ impl Announce {
             None => std::env::var("HARBOR_ANNOUNCE_TOKEN").ok(),
         };
         Ok(text.map(|text| Token::presented(text.trim().to_owned())))
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration > MAX_DURATION => Err("it is longer than an hour".into()),
+        read => read.map_err(|error| error.to_string()),
+    }
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    match duration(text) {
+        Ok(interval) if interval < MIN_INTERVAL => Err("it is shorter than a second".into()),
+        read => read,
     }
 }
 

@@ -4,7 +4,12 @@
 //! asking every announcer to speak again (`harbor.start`), since what was said meanwhile is lost. `router.start` is
 //! never published and `router.greet` never answered: either would retune every route-emitter of the platform.
 
-use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_nats::{Client, ConnectOptions, Event, Message, Subscriber};
 use bytes::Bytes;
@@ -108,13 +113,21 @@ impl fmt::Debug for Login {
     }
 }
 
+/// A file that shows who a client is cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {}: {source}", path.display())]
+pub struct UnreadableFile {
+    path: PathBuf,
+    source: io::Error,
+}
+
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
 enum Lost {
     #[error("cannot connect: {0}")]
     Connect(#[from] async_nats::ConnectError),
-    #[error("cannot read {}: {source}", path.display())]
-    File { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    File(#[from] UnreadableFile),
     #[error("cannot subscribe: {0}")]
     Subscribe(#[from] async_nats::SubscribeError),
     #[error("the connection took no writes for {} seconds", WRITE_TIMEOUT.as_secs())]
@@ -248,7 +261,7 @@ async fn connect(
 
 async fn options(settings: &Settings, signals: watch::Sender<Signals>) -> Result<ConnectOptions, Lost> {
     let signals = Arc::new(signals);
-    let mut options = ConnectOptions::new()
+    let options = ConnectOptions::new()
         .name(&settings.id)
         .no_echo()
         .connection_timeout(CONNECT_TIMEOUT)
@@ -261,24 +274,36 @@ async fn options(settings: &Settings, signals: watch::Sender<Signals>) -> Result
             signals.send_if_modified(|signals| note(signals, &event));
             std::future::ready(())
         });
-    if let Some(ca) = &settings.tls.ca {
+    Ok(identified(options, &settings.login, &settings.tls).await?)
+}
+
+/// Options by which a client shows who it is, and knows who the servers are.
+///
+/// # Errors
+/// [`UnreadableFile`].
+pub async fn identified(
+    mut options: ConnectOptions,
+    login: &Login,
+    tls: &Tls,
+) -> Result<ConnectOptions, UnreadableFile> {
+    if let Some(ca) = &tls.ca {
         options = options.add_root_certificates(ca.clone()).require_tls(true);
     }
-    if let Some((certificate, key)) = &settings.tls.identity {
+    if let Some((certificate, key)) = &tls.identity {
         options = options.add_client_certificate(certificate.clone(), key.clone()).require_tls(true);
     }
-    Ok(match &settings.login {
+    let unreadable = |path: &Path, source| UnreadableFile { path: path.to_owned(), source };
+    Ok(match login {
         Login::Anonymous => options,
         Login::Password { user, password } => options.user_and_password(user.clone(), password.clone()),
         Login::Token(token) => options.token(token.clone()),
         Login::NkeySeedFile(path) => {
-            let seed = tokio::fs::read_to_string(path).await;
-            let seed = seed.map_err(|source| Lost::File { path: path.clone(), source })?;
+            let seed = tokio::fs::read_to_string(path).await.map_err(|error| unreadable(path, error))?;
             options.nkey(seed.trim().to_owned())
         }
         Login::CredentialsFile(path) => {
-            let with = options.credentials_file(path).await;
-            with.map_err(|source| Lost::File { path: path.clone(), source })?
+            let text = tokio::fs::read_to_string(path).await.map_err(|error| unreadable(path, error))?;
+            options.credentials(&text).map_err(|error| unreadable(path, error))?
         }
     })
 }

@@ -79,9 +79,10 @@ pub enum LogError {
 
 /// Logs to standard error, for people, for as long as the process lives.
 pub fn to_standard_error() {
-    let logging = tracing_subscriber::fmt().with_writer(io::stderr).with_target(false);
+    let logging = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let filter = filter("info").expect("it is a level");
     // One who has set it before wants it otherwise.
-    let _ = logging.with_max_level(tracing::Level::INFO).try_init();
+    let _ = logging.with_target(false).with_env_filter(filter).try_init();
 }
 
 /// Logging while it runs; what waits is written when it is dropped.

@@ -37,7 +37,7 @@ fn harbor(directory: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> S
 }
 
 #[track_caller]
-fn check(variables: &[(&str, &str)], arguments: &[&str], code: i32, stdout: &str, stderr: &str) {
+pub fn check(variables: &[(&str, &str)], arguments: &[&str], code: i32, stdout: &str, stderr: &str) {
     let directory = tempfile::tempdir().unwrap();
     let said = harbor(directory.path(), variables, arguments);
     assert_eq!(said, Said { code, stdout: stdout.into(), stderr: stderr.into() }, "harbor {arguments:?}");

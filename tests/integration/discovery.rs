@@ -40,7 +40,7 @@ use crate::support::{
     nats::NatsServer,
 };
 
-mod logins;
+pub mod logins;
 mod sources;
 
 /// A clock that stands still until it is told to move.

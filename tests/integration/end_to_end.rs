@@ -24,7 +24,7 @@ use crate::support::{
     nats::NatsServer,
 };
 
-const PLAN_TCP: &str = "e1f6b1f0-57f3-5c0e-8a0b-6d3a6f0c1a02";
+pub const PLAN_TCP: &str = "e1f6b1f0-57f3-5c0e-8a0b-6d3a6f0c1a02";
 pub const PLAN_BOTH: &str = "e1f6b1f0-57f3-5c0e-8a0b-6d3a6f0c1a04";
 
 pub async fn provision(harbor: &Harbor, id: &str, plan: &str) {
@@ -41,7 +41,7 @@ pub async fn bind(harbor: &Harbor, id: &str, binding: &str, plan: &str) -> Value
     answer.json()["credentials"].clone()
 }
 
-async fn delete(harbor: &Harbor, path: &str, plan: &str) {
+pub async fn delete(harbor: &Harbor, path: &str, plan: &str) {
     let query = format!("service_id={SERVICE_ID}&plan_id={plan}");
     let answer = harbor.broker().delete(&format!("/v2/service_instances/{path}?{query}")).await;
     assert_eq!(answer.parts(), (200, json!({})), "{path}");
@@ -64,11 +64,11 @@ async fn announce(nats: &Nats, id: &str, app: &Echo) {
 }
 
 /// Waits until somebody answers at a port.
-async fn served(to: SocketAddr) -> String {
+pub async fn served(to: SocketAddr) -> String {
     eventually_async(&format!("an answer at {to}"), || over_tcp(to, "hello")).await
 }
 
-async fn unserved(to: SocketAddr) {
+pub async fn unserved(to: SocketAddr) {
     eventually_async(&format!("no answer at {to}"), || async { over_tcp(to, "hello").await.is_none().then_some(()) })
         .await;
 }
@@ -85,11 +85,11 @@ async fn closed(to: SocketAddr) {
     eventually_async(&format!("{to} is closed"), || async { (!listens(to).await).then_some(()) }).await;
 }
 
-async fn status(harbor: &Harbor) -> Value {
+pub async fn status(harbor: &Harbor) -> Value {
     harbor.admin().get("/admin/v1/status").await.json()
 }
 
-fn with_nats(server: &NatsServer) -> String {
+pub fn with_nats(server: &NatsServer) -> String {
     format!("[nats]\nservers = [{:?}]\n", server.url())
 }
 

@@ -4,6 +4,7 @@ mod support;
 
 mod admin;
 mod announce_http;
+mod announcer;
 mod broker;
 mod cli;
 mod config;

@@ -84,13 +84,13 @@ fn a_login_is_never_shown() {
     assert_eq!(shown, "Password(…) Token(…)");
 }
 
-fn authority() -> CertifiedIssuer<'static, KeyPair> {
+pub fn authority() -> CertifiedIssuer<'static, KeyPair> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-fn issue(authority: &CertifiedIssuer<'static, KeyPair>, folder: &Path, name: &str) {
+pub fn issue(authority: &CertifiedIssuer<'static, KeyPair>, folder: &Path, name: &str) {
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap().signed_by(&key, authority).unwrap();
     std::fs::write(folder.join(format!("{name}.pem")), certificate.pem()).unwrap();
