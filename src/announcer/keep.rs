@@ -95,7 +95,7 @@ impl Keeper {
             return FIRST_PAUSE.min(pace.interval);
         }
         let word = if stage == Stage::Serving { Word::Up } else { Word::Draining };
-        self.announced = Some(word);
+        let before = self.announced.replace(word);
         match self.way.say(&self.target.place, word).await {
             Ok(holds) => {
                 self.failures = 0;
@@ -104,6 +104,9 @@ impl Keeper {
             }
             Err(why) => {
                 self.failures += 1;
+                if !matches!(why, NotHeard::Failed(_)) {
+                    self.announced = before;
+                }
                 self.tell(&format!("not announced, and tried again: {why}"));
                 match why {
                     NotHeard::TooMany(wait) => wait.clamp(FIRST_PAUSE, LONGEST_WAIT),

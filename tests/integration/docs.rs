@@ -106,6 +106,14 @@ harbor serve > harbor.log 2>&1 &
 until curl -s localhost:8081/metrics | grep -q 'harbor_nats_connected 1'; do sleep 0.1; done
 ";
 
+/// What an app has in its container, beside that: the environment, and its program.
+const IN_A_CONTAINER: &str = r#"
+inner=$(sed 's/^{//; s/}$//' credentials.json)
+export VCAP_SERVICES="{\"harbor\":[{\"instance_name\":\"game-port\",\"binding_guid\":\"$binding\",$inner}]}"
+printf '#!/bin/sh\nexec target/debug/examples/echo-app game 127.0.0.1:$STACKATO_HARBOR\n' > server
+chmod +x server
+"#;
+
 #[derive(Debug, Default)]
 struct Step {
     command: String,
@@ -374,6 +382,27 @@ fn the_pages_on_sources_show_messages_that_are_on_file() {
             assert!(on_file.contains(&message), "{document} shows what is not on file: {message:?}");
         }
     }
+}
+
+#[test]
+fn the_page_on_the_sidecar_is_as_it_says() {
+    check_after(&[A_BOUND_APP, IN_A_CONTAINER].concat(), "docs/sidecar.md");
+}
+
+#[test]
+fn the_page_on_the_sidecar_lists_every_option() {
+    let help = Command::new(env!("CARGO_BIN_EXE_harbor")).args(["announce", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let options = help.lines().filter_map(|line| line.strip_prefix("      --")?.split(' ').next());
+    // Of every command: the page is not about them.
+    let options = options.filter(|option| !["config", "help"].contains(option)).map(|option| format!("--{option}"));
+    let variables = help.lines().filter_map(|line| line.trim().strip_prefix("[env: ")?.split([']', '=']).next());
+    let there = options.chain(variables.filter(|name| *name != "HARBOR_CONFIG").map(str::to_owned));
+    let listed = rows("docs/sidecar.md", "## Options").into_iter().flat_map(|row| words(&row[0]));
+    let listed = listed.map(|word| word.split(' ').next().unwrap_or_default().to_owned());
+    // It holds the secret itself, so it is not the variable of an option.
+    let listed = listed.filter(|word| word != "HARBOR_ANNOUNCE_TOKEN").collect::<BTreeSet<_>>();
+    assert_eq!(listed, there.collect::<BTreeSet<_>>());
 }
 
 /// The words in backquotes of a cell of a table.
