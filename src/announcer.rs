@@ -1,6 +1,6 @@
 //! The sidecar behind `harbor announce`: keeps backends announced for as long as they serve.
 //!
-//! [`vcap`] and [`places`] say what is to be announced: pure. [`say`] says it once, over [`http`] with a token or over
+//! [`vcap`] and [`places`] say what is to be announced: pure. [`way`] says a [`word`] once, over [`http`] with a token or over
 //! [`nats`] with a proof; [`keep`] says it again and again and takes it back; [`child`] is the process whose life that
 //! is tied to. Inside an app's container there is only HTTP: whoever may publish on the platform's NATS may speak for
 //! every app, so no app has its credentials.
@@ -19,15 +19,16 @@ mod http;
 mod keep;
 mod nats;
 pub mod places;
-mod say;
 pub mod vcap;
+mod way;
+mod word;
 
 pub use crate::discovery::nats::{Login, Tls};
 pub use child::Ended;
 pub use http::{Client, ClientError};
 pub use keep::{Pace, Target};
 pub use nats::{Publisher, PublisherError, Server};
-pub use say::Way;
+pub use way::Way;
 
 use child::{Child, Signals, Told};
 use keep::Stage;

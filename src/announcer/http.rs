@@ -23,7 +23,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{
     places::Place,
-    say::{NotHeard, Word},
+    word::{NotHeard, Word},
 };
 use crate::model::token::Token;
 

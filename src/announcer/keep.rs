@@ -6,7 +6,8 @@ use tokio::{net::TcpStream, sync::watch, time::timeout};
 
 use super::{
     places::Place,
-    say::{NotHeard, Way, Word},
+    way::Way,
+    word::{NotHeard, Word},
 };
 
 /// By how much of its length a pause may be longer: so that many that started together do not stay together.

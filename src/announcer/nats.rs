@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     places::Place,
-    say::{NotHeard, Word},
+    word::{NotHeard, Word},
 };
 use crate::{
     discovery::{

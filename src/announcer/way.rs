@@ -1,8 +1,13 @@
-//! One word about one place, by whichever way.
+//! By which way a word is said.
 
 use std::time::Duration;
 
-use super::{http::Client, nats::Publisher, places::Place};
+use super::{
+    http::Client,
+    nats::Publisher,
+    places::Place,
+    word::{NotHeard, Word},
+};
 
 /// By which way announcements go.
 #[derive(Debug)]
@@ -11,28 +16,6 @@ pub enum Way {
     Http(Client),
     /// To every node that listens.
     Nats(Publisher),
-}
-
-/// What is said of a place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Word {
-    Up,
-    Draining,
-    Gone,
-}
-
-/// Why it was not heard.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum NotHeard {
-    /// Harbor says no; it is said why.
-    #[error("{0}")]
-    Refused(String),
-    /// Not before so long.
-    #[error("Harbor asks to wait for {} s", .0.as_secs())]
-    TooMany(Duration),
-    /// Nobody answered.
-    #[error("{0}")]
-    Failed(String),
 }
 
 impl Way {
@@ -61,16 +44,6 @@ impl Way {
         match self {
             Self::Http(_) => std::future::pending().await,
             Self::Nats(publisher) => publisher.asked_again().await,
-        }
-    }
-}
-
-impl Word {
-    /// The state in a register.
-    pub(super) const fn state(self) -> &'static str {
-        match self {
-            Self::Up | Self::Gone => "up",
-            Self::Draining => "draining",
         }
     }
 }
