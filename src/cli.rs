@@ -143,6 +143,18 @@ fn load(file: Option<PathBuf>) -> Result<Config, ConfigError> {
     config::load(&sources(file))
 }
 
+/// What the platform tells of bound services: in `VCAP_SERVICES`, or where an app has chosen that in the file that
+/// `VCAP_SERVICES_FILE_PATH` names, which may be longer. None outside of an app's container.
+fn vcap_services() -> Result<Option<String>, Failure> {
+    let Some(path) = std::env::var_os("VCAP_SERVICES_FILE_PATH").map(PathBuf::from) else {
+        return Ok(std::env::var("VCAP_SERVICES").ok());
+    };
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) => Err(Failure::Usage(format!("VCAP_SERVICES_FILE_PATH: cannot read {}: {error}", path.display()))),
+    }
+}
+
 /// The definition of all commands, for completions and manual pages.
 fn definition() -> clap::Command {
     Cli::command()

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::Failure;
+use super::{Failure, vcap_services};
 use crate::{
     announcer::{
         self, Client, Job, Login, Pace, Publisher, Server, Target, Tls, Way,
@@ -206,7 +206,7 @@ impl Announce {
 
     /// The service instances of VCAP_SERVICES that are meant.
     fn bound(&self) -> Result<Vec<Service>, Failure> {
-        let vcap = std::env::var("VCAP_SERVICES").map_err(|_| {
+        let vcap = vcap_services()?.ok_or_else(|| {
             Failure::Usage(
                 "what shall be announced? There is no VCAP_SERVICES: say it by --url, --binding and --port".into(),
             )

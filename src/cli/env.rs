@@ -1,6 +1,6 @@
 //! `harbor env`
 
-use super::{FINE, Failure, Outcome, print};
+use super::{FINE, Failure, Outcome, print, vcap_services};
 use crate::announcer::vcap;
 
 /// Print the variables that Stackato set, from VCAP_SERVICES.
@@ -16,8 +16,8 @@ pub struct Env {
 
 impl Env {
     pub fn run(self) -> Outcome {
-        let services = std::env::var("VCAP_SERVICES").unwrap_or_else(|_| "{}".into());
-        let services = vcap::services(&services).map_err(|error| Failure::Usage(error.to_string()))?;
+        let services = vcap::services(vcap_services()?.as_deref().unwrap_or("{}"))
+            .map_err(|error| Failure::Usage(error.to_string()))?;
         let variables = vcap::variables(&services);
         let text = if self.json {
             let object = variables.iter().map(|variable| (variable.name.clone(), variable.port.into()));

@@ -212,6 +212,17 @@ fn env_prints_what_a_shell_evaluates() {
     let both = vcap(&[game, ldap]);
     env(&both, &[], "export STACKATO_HARBOR_LDAP_PORT=4100\nexport STACKATO_HARBOR_MY_GAME=4101\n");
     env(&both, &["--json"], "{\"STACKATO_HARBOR_LDAP_PORT\":4100,\"STACKATO_HARBOR_MY_GAME\":4101}\n");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &both).unwrap();
+    let path = [("VCAP_SERVICES_FILE_PATH", file.path().to_str().unwrap())];
+    cli::check(&path, &["env"], 0, "export STACKATO_HARBOR_LDAP_PORT=4100\nexport STACKATO_HARBOR_MY_GAME=4101\n", "");
+    cli::check(
+        &[("VCAP_SERVICES_FILE_PATH", "/nowhere/vcap")],
+        &["env"],
+        2,
+        "",
+        "harbor: VCAP_SERVICES_FILE_PATH: cannot read /nowhere/vcap: No such file or directory (os error 2)\n",
+    );
     cli::check(
         &[("VCAP_SERVICES", "[]")],
         &["env"],
