@@ -25,6 +25,7 @@ use crate::{
         AppId, Clock, ServiceInstanceId, Timestamp,
         announcement::{AnnouncementRefusal, Refusal},
         directory::Directory,
+        id::MAX_ID_BYTES,
     },
     telemetry::metrics::DiscoveryMetrics,
 };
@@ -256,12 +257,14 @@ impl Discovery {
         if reason == AnnouncementRefusal::NotAddressed {
             return;
         }
-        let (host, port, at) = (message.host.clone().unwrap_or_default(), message.port, self.clock.wall());
-        let refusal = Refusal { at, source, reason, host: host.clone(), port };
+        let (host, port) = (refusals::shortened(message.host.as_deref().unwrap_or_default()), message.port);
+        let refusal = Refusal { at: self.clock.wall(), source, reason, host: host.to_owned(), port };
         if self.known_refusals().push(&whose, refusal, self.clock.now()) {
-            let (whose, app) = (whose.as_ref().map(ServiceInstanceId::as_str), message.app.as_deref());
+            let whose = whose.as_ref().map(ServiceInstanceId::as_str);
+            // What is no id of any app may be as long as a message.
+            let app = message.app.as_deref().filter(|app| app.len() <= MAX_ID_BYTES);
             let (source, reason) = (source.as_str(), reason.as_str());
-            tracing::warn!(service_instance = whose, app, ?host, port, source, reason, "an announcement is refused");
+            tracing::warn!(service_instance = whose, app, host, port, source, reason, "an announcement is refused");
         }
     }
 

@@ -38,12 +38,14 @@ impl Default for Refusals {
     }
 }
 
+/// A host as it is kept and logged: whoever sends it chooses its length.
+pub(super) fn shortened(host: &str) -> &str {
+    host.char_indices().nth(MAX_HOST_CHARS).map_or(host, |(end, _)| &host[..end])
+}
+
 impl Refusals {
     /// Keeps one. Returns whether it is worth a line in the log.
-    pub(super) fn push(&mut self, whose: &Whose, mut refusal: Refusal, now: Instant) -> bool {
-        if let Some((end, _)) = refusal.host.char_indices().nth(MAX_HOST_CHARS) {
-            refusal.host.truncate(end);
-        }
+    pub(super) fn push(&mut self, whose: &Whose, refusal: Refusal, now: Instant) -> bool {
         let log = self.logged.admit((whose.clone(), refusal.reason), now).is_ok();
         if !self.kept.contains_key(whose) && self.kept.len() == MAX_INSTANCES {
             let last = |(_, refusals): &(&Whose, &VecDeque<Refusal>)| refusals.back().map(|last| last.at);
@@ -84,7 +86,7 @@ mod tests {
             at: Timestamp::from_seconds(seconds),
             source: Source::Harbor,
             reason: AnnouncementRefusal::Loop,
-            host: "ü".repeat(100),
+            host: "10.0.1.7".into(),
             port: None,
         }
     }
@@ -101,7 +103,6 @@ mod tests {
         }
         let kept = refusals.of(&id(0));
         assert_eq!((kept.len(), kept[0].at.seconds(), kept[15].at.seconds()), (MAX_REFUSALS, 99, 84));
-        assert_eq!(kept[0].host, "ü".repeat(MAX_HOST_CHARS));
         for number in 1..=MAX_INSTANCES {
             refusals.push(&id(number), refusal(100 + i64::try_from(number).unwrap()), now);
         }
@@ -110,6 +111,12 @@ mod tests {
         refusals.push(&None, refusal(9999), now);
         refusals.retain(|kept| Some(kept) == id(7).as_ref());
         assert_eq!(refusals.all().into_keys().collect::<std::collections::HashSet<_>>(), [None, id(7)].into());
+    }
+
+    #[test]
+    fn of_a_host_no_more_is_kept_than_an_address_may_have() {
+        assert_eq!(shortened(&"ü".repeat(100)), "ü".repeat(MAX_HOST_CHARS));
+        assert_eq!(shortened("10.0.1.7"), "10.0.1.7");
     }
 
     #[test]
