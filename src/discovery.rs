@@ -11,7 +11,7 @@ use std::{
     net::SocketAddr,
     ops::RangeInclusive,
     sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     backends::{Backends, Change},
     model::{
-        AppId, Clock, ServiceInstanceId, Timestamp,
+        AppId, Clock, ServiceInstanceId,
         announcement::{AnnouncementRefusal, Refusal},
         directory::Directory,
         id::MAX_ID_BYTES,
@@ -150,6 +150,7 @@ impl Discovery {
 
     /// Takes a message from NATS. What it is worth is counted; nothing in it is fatal.
     pub fn receive(&self, source: Source, action: Action, payload: &[u8]) {
+        let arrived_at = self.clock.now();
         let message = match wire::parse(payload) {
             Ok(message) => message,
             Err(malformed) => {
@@ -159,19 +160,19 @@ impl Discovery {
         };
         let given = judge::given(&message, source);
         if let (Some(given), Action::Register) = (&given, action) {
-            self.give(given, source, judge::time_to_live(&message, self.settings.load().rules.stale_after));
+            let time_to_live = judge::time_to_live(&message, self.settings.load().rules.stale_after);
+            self.give(given, source, arrived_at + time_to_live);
         }
         // A refusal is counted and kept for who may ask; the sender of a message on NATS is not known.
-        let _ = self.decide(&message, action, source);
+        let _ = self.decide(&message, action, source, arrived_at);
         if let (Some(given), Action::Unregister) = (&given, action) {
             self.take(given, source);
         }
     }
 
     /// The platform has given addresses to an app: nobody else's backend is there any more.
-    fn give(&self, given: &Given<'_>, source: Source, time_to_live: Duration) {
+    fn give(&self, given: &Given<'_>, source: Source, expires_at: Instant) {
         let app = given.speaker.and_then(|speaker| AppId::new(speaker.app).ok());
-        let expires_at = self.clock.now() + time_to_live;
         for addresses in &given.addresses {
             let on_cell = source == Source::Router && self.is_on_cell(*addresses.start());
             if on_cell && self.attribution().set(*addresses.start(), given.speaker, expires_at).is_err() {
@@ -222,10 +223,15 @@ impl Discovery {
     }
 
     /// Judges a message and, when it is accepted, applies it.
-    fn decide(&self, message: &wire::Announcement, action: Action, source: Source) -> Result<Change, Refused> {
+    fn decide(
+        &self,
+        message: &wire::Announcement,
+        action: Action,
+        source: Source,
+        arrived_at: Instant,
+    ) -> Result<Change, Refused> {
         let directory = Arc::clone(&self.directory.borrow());
-        let wall = self.clock.wall();
-        let outcome = self.judge_and_apply(message, action, source, &directory, wall);
+        let outcome = self.judge_and_apply(message, action, source, &directory, arrived_at);
         if !Arc::ptr_eq(&directory, &self.directory.borrow()) {
             // A newer one came meanwhile, and its eviction may have run before the backend was there.
             let newer = Arc::clone(&self.directory.borrow());
@@ -235,6 +241,7 @@ impl Discovery {
             Ok(change) => {
                 self.tally.accepted(source, *change);
                 if *change != Change::Renewed {
+                    self.metrics.announced_to_set(self.clock.now().saturating_duration_since(arrived_at));
                     self.show_counts();
                 }
             }
@@ -274,12 +281,11 @@ impl Discovery {
         action: Action,
         source: Source,
         directory: &Directory,
-        wall: Timestamp,
+        now: Instant,
     ) -> Result<Change, Refused> {
-        let now = self.clock.now();
         let accepted = {
             let (settings, attribution) = (self.settings.load(), self.attribution());
-            let known = Known { directory, attribution: &attribution, rules: &settings.rules, wall };
+            let known = Known { directory, attribution: &attribution, rules: &settings.rules, wall: self.clock.wall() };
             judge::judge(message, action, source, &known)?
         };
         let (id, outcome) = match &accepted {

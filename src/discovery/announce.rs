@@ -201,6 +201,7 @@ async fn show(State(shared): State<Arc<Shared>>, id: Id, request: Request) -> Ou
 impl Discovery {
     /// Judges what a holder announces, applies it and hands it to the other nodes.
     fn announce(&self, holder: &Holder, action: Action, mut message: Announcement) -> Outcome<()> {
+        let arrived_at = self.clock.now();
         let harbor = message.harbor.get_or_insert_default();
         harbor.instance_id = Some(holder.service_instance_id.to_string());
         match &holder.app_id {
@@ -213,7 +214,7 @@ impl Discovery {
                 message.harbor.get_or_insert_default().proof = Some(proof);
             }
         }
-        match self.decide(&message, action, Source::Http) {
+        match self.decide(&message, action, Source::Http, arrived_at) {
             Ok(_) => {
                 if action == Action::Register {
                     message.harbor.get_or_insert_default().since = self.first_announced(holder, &message);

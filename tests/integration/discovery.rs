@@ -302,6 +302,7 @@ async fn what_is_announced_becomes_a_backend_and_what_is_withdrawn_is_none() {
     for line in [
         "harbor_announcements_total{source=\"harbor\",outcome=\"added\"} 1",
         "harbor_announcements_total{source=\"router\",outcome=\"removed\"} 1",
+        "harbor_announcement_to_set_seconds_count 5",
         "harbor_backends{transport=\"tcp\"} 1",
         "harbor_nats_connected 1",
     ] {

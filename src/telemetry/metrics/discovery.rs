@@ -1,9 +1,16 @@
 //! Metrics of the discovery.
 
+use std::time::Duration;
+
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
 };
 
 /// Handles of the discovery. Labels are words of closed enums; who counts often keeps the handles it got.
@@ -11,6 +18,7 @@ use prometheus_client::{
 pub struct DiscoveryMetrics {
     announcements: Family<AnnouncementLabels, Counter>,
     refusals: Family<RefusalLabels, Counter>,
+    to_set: Histogram,
     backends: Family<BackendLabels, Gauge>,
     /// Backends removed because the platform gave their address to another app, or took it from theirs.
     pub evictions: Counter,
@@ -50,6 +58,8 @@ impl DiscoveryMetrics {
         let metrics = Self {
             announcements: Family::default(),
             refusals: Family::default(),
+            // 2 µs to 131 ms: there is nothing to wait for but the table's lock.
+            to_set: Histogram::new(exponential_buckets(0.000_002, 2.0, 17)),
             backends: Family::default(),
             evictions: Counter::default(),
             attributed_addresses: Gauge::default(),
@@ -61,6 +71,12 @@ impl DiscoveryMetrics {
         };
         registry.register("announcements", "Announcements received", metrics.announcements.clone());
         registry.register("announcement_refusals", "Announcements refused", metrics.refusals.clone());
+        registry.register_with_unit(
+            "announcement_to_set",
+            "Time from the arrival of an announcement that changes something until new flows go by it",
+            Unit::Seconds,
+            metrics.to_set.clone(),
+        );
         registry.register("backends", "Live backends", metrics.backends.clone());
         registry.register(
             "backend_evictions",
@@ -102,6 +118,11 @@ impl DiscoveryMetrics {
     #[must_use]
     pub fn refusals(&self, source: &'static str, reason: &'static str) -> Counter {
         self.refusals.get_or_create(&RefusalLabels { source, reason }).clone()
+    }
+
+    /// An announcement has changed something so long after it arrived.
+    pub fn announced_to_set(&self, took: Duration) {
+        self.to_set.observe(took.as_secs_f64());
     }
 
     /// Sets how many backends there are.
