@@ -22,6 +22,8 @@ const MAX_REMEMBERED_WITHDRAWALS: usize = 256;
 /// A backend with what only the table knows of it.
 #[derive(Debug, Clone)]
 pub struct BackendState {
+    /// Where it is, as in `backend`: who looks for one address among many goes to no other memory.
+    pub endpoint: Endpoint,
     /// What the forwarder sees.
     pub backend: Arc<Backend>,
     /// Who announced it last.
@@ -64,10 +66,10 @@ pub(super) struct Instance {
 }
 
 /// A change of membership.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Move {
-    Came(Endpoint),
-    Went(Endpoint),
+    Came(Arc<Backend>),
+    Went(Arc<Backend>),
 }
 
 #[derive(Debug)]
@@ -96,7 +98,7 @@ impl Instance {
     pub(super) fn set(&self) -> BackendSet {
         let mut set = BackendSet::default();
         for member in self.members.iter().filter(|member| member.state == AnnouncedState::Up) {
-            match member.backend.endpoint.transport {
+            match member.endpoint.transport {
                 Transport::Tcp => set.tcp.push(Arc::clone(&member.backend)),
                 Transport::Udp => set.udp.push(Arc::clone(&member.backend)),
             }
@@ -170,7 +172,7 @@ impl Instance {
 
     /// Takes over a backend that an earlier process knew, unless it has been announced since.
     pub(super) fn restore(&mut self, state: BackendState, limits: &Limits) -> bool {
-        if self.find(&state.backend.endpoint).is_some() || self.members.len() >= limits.max_backends {
+        if self.find(&state.endpoint).is_some() || self.members.len() >= limits.max_backends {
             return false;
         }
         if state.state == AnnouncedState::Draining {
@@ -220,7 +222,7 @@ impl Instance {
     }
 
     fn find(&self, endpoint: &Endpoint) -> Option<usize> {
-        self.members.iter().position(|member| member.backend.endpoint == *endpoint)
+        self.members.iter().position(|member| member.endpoint == *endpoint)
     }
 
     fn knows_newer(&self, endpoint: &Endpoint, origin: &Origin) -> bool {
@@ -239,6 +241,7 @@ impl Instance {
         let authority = registration.authority.clone();
         let origin = registration.origin.clone();
         let mut member = BackendState {
+            endpoint,
             backend: Arc::new(Backend::new(endpoint, authority, origin.clone(), now)),
             origin,
             state: AnnouncedState::Up,
@@ -252,12 +255,12 @@ impl Instance {
     }
 
     fn insert(&mut self, member: BackendState) {
-        self.moves.push(Move::Came(member.backend.endpoint));
+        self.moves.push(Move::Came(Arc::clone(&member.backend)));
         self.place(member);
     }
 
     fn place(&mut self, member: BackendState) {
-        let place = |member: &BackendState| (member.since, member.backend.endpoint);
+        let place = |member: &BackendState| (member.since, member.endpoint);
         let at = self.members.partition_point(|other| place(other) < place(&member));
         self.members.insert(at, member);
     }
@@ -289,7 +292,7 @@ impl Instance {
     }
 
     fn depart(&mut self, member: &BackendState, phase: Phase) {
-        self.moves.push(Move::Went(member.backend.endpoint));
+        self.moves.push(Move::Went(Arc::clone(&member.backend)));
         member.backend.set_phase(phase);
         if phase != Phase::Revoked {
             self.departed.retain(|backend| backend.strong_count() > 0);

@@ -1,9 +1,9 @@
 //! The table: every service instance's backends behind one lock, and their slots.
 
 use std::{
-    collections::{BTreeMap, HashMap, btree_map},
+    collections::{HashMap, hash_map},
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock,
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::model::{
     AppId, ServiceInstanceId, Transport,
-    announcement::{AnnouncementRefusal, Authority, Registration, Withdrawal},
+    announcement::{AnnouncementRefusal, Authority, Endpoint, Registration, Withdrawal},
     desired::ForwarderLimits,
     directory::Directory,
 };
@@ -45,9 +45,18 @@ struct Table {
 /// What follows from the entries.
 #[derive(Default)]
 struct Index {
-    /// Who has a backend at an address, once per transport: `router.register` asks for thousands of them a second.
-    by_address: BTreeMap<SocketAddr, Vec<ServiceInstanceId>>,
+    /// Who has a backend on a host, once per transport, in the order of ports: `router.register` asks for thousands of
+    /// them a second.
+    by_host: HashMap<IpAddr, Vec<Holder>>,
     counts: Counts,
+}
+
+/// A service instance with a backend at this port of a host.
+struct Holder {
+    port: u16,
+    id: ServiceInstanceId,
+    /// The app by whose authority it is there, where it is by an app's.
+    app: Option<AppId>,
 }
 
 /// What all entries go by.
@@ -206,18 +215,17 @@ impl Backends {
     /// Removes the backends at addresses that are now known to be `owner`'s, or nobody's, but for those that are known to
     /// be the owner's too. Returns whether there were any.
     pub fn evict(&self, addresses: &RangeInclusive<SocketAddr>, owner: Option<&AppId>) -> bool {
-        let holders = |table: &Table| {
-            let held = table.index.by_address.range(addresses.clone());
-            held.flat_map(|(_, ids)| ids).cloned().collect::<Vec<_>>()
-        };
-        let ids = holders(&self.table());
         let is_others = |member: &BackendState| {
-            let authorised = match &member.backend.authority {
-                Authority::App(app) => Some(app),
-                Authority::Binding(_) | Authority::Trusted => None,
-            };
-            let known = authorised.or(member.origin.app_id.as_ref());
-            addresses.contains(&member.backend.endpoint.address) && (known.is_none() || known != owner)
+            let known = app_of(&member.backend.authority).or(member.origin.app_id.as_ref());
+            addresses.contains(&member.endpoint.address) && (known.is_none() || known != owner)
+        };
+        let ids = {
+            let table = self.table();
+            let held = table.index.held(addresses).iter();
+            // Nearly always the address is its own app's still, and nothing more is looked at.
+            let others = held.filter(|holder| holder.app.is_none() || holder.app.as_ref() != owner);
+            let any = |id: &ServiceInstanceId| table.entries[id].instance.members().iter().any(is_others);
+            others.map(|holder| &holder.id).filter(|id| any(id)).cloned().collect::<Vec<_>>()
         };
         let mut evicted = false;
         for id in ids {
@@ -266,10 +274,10 @@ impl Backends {
     ) -> Result<T, E> {
         let mut table = self.table();
         let Table { entries, index, common } = &mut *table;
-        if !entries.contains_key(id) {
-            entries.insert(id.clone(), Entry::default());
-        }
-        let entry = entries.get_mut(id).expect("it was there or is there now");
+        let entry = match entries.get_mut(id) {
+            Some(entry) => entry,
+            None => entries.entry(id.clone()).or_default(),
+        };
         let (value, changed) = act(common, &mut entry.instance)?;
         if changed {
             entry.publish(id, index);
@@ -315,29 +323,56 @@ impl Backends {
 impl Entry {
     /// Brings the slot and the index after what has become of the service instance.
     fn publish(&mut self, id: &ServiceInstanceId, index: &mut Index) {
-        self.instance.take_moves().into_iter().for_each(|moved| index.follow(id, moved));
+        self.instance.take_moves().iter().for_each(|moved| index.follow(id, moved));
         self.slot.store(Arc::new(self.instance.set()));
     }
 }
 
 impl Index {
-    fn follow(&mut self, id: &ServiceInstanceId, moved: Move) {
+    /// Who has backends at these addresses of one host.
+    fn held(&self, addresses: &RangeInclusive<SocketAddr>) -> &[Holder] {
+        let (first, last) = (addresses.start(), addresses.end());
+        debug_assert_eq!(first.ip(), last.ip(), "addresses of one host");
+        let host = self.by_host.get(&first.ip()).map(Vec::as_slice).unwrap_or_default();
+        let from = host.partition_point(|holder| holder.port < first.port());
+        let to = host.partition_point(|holder| holder.port <= last.port());
+        host.get(from..to).unwrap_or_default()
+    }
+
+    fn follow(&mut self, id: &ServiceInstanceId, moved: &Move) {
         match moved {
-            Move::Came(endpoint) => {
-                *self.counts.of(endpoint.transport) += 1;
+            Move::Came(backend) => {
+                let Endpoint { transport, address } = backend.endpoint;
+                *self.counts.of(transport) += 1;
                 // Mostly there is one.
-                self.by_address.entry(endpoint.address).or_insert_with(|| Vec::with_capacity(1)).push(id.clone());
+                let host = self.by_host.entry(address.ip()).or_insert_with(|| Vec::with_capacity(1));
+                let at = host.partition_point(|holder| holder.port < address.port());
+                let app = app_of(&backend.authority).cloned();
+                host.insert(at, Holder { port: address.port(), id: id.clone(), app });
             }
-            Move::Went(endpoint) => {
-                *self.counts.of(endpoint.transport) -= 1;
-                let btree_map::Entry::Occupied(mut holders) = self.by_address.entry(endpoint.address) else { return };
-                let at = holders.get().iter().position(|holder| holder == id);
-                at.map(|at| holders.get_mut().swap_remove(at));
-                if holders.get().is_empty() {
-                    holders.remove();
+            Move::Went(backend) => {
+                let Endpoint { transport, address } = backend.endpoint;
+                *self.counts.of(transport) -= 1;
+                let hash_map::Entry::Occupied(mut host) = self.by_host.entry(address.ip()) else { return };
+                let from = host.get().partition_point(|holder| holder.port < address.port());
+                let app = app_of(&backend.authority);
+                let is_it =
+                    |holder: &Holder| holder.port == address.port() && holder.id == *id && holder.app.as_ref() == app;
+                let at = host.get()[from..].iter().position(is_it);
+                at.map(|at| host.get_mut().remove(from + at));
+                if host.get().is_empty() {
+                    host.remove();
                 }
             }
         }
+    }
+}
+
+/// The app of an authority that is one.
+fn app_of(authority: &Authority) -> Option<&AppId> {
+    match authority {
+        Authority::App(app) => Some(app),
+        Authority::Binding(_) | Authority::Trusted => None,
     }
 }
 

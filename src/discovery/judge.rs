@@ -116,7 +116,7 @@ fn judge_for(
     let host = address::parse_host(message.host.as_deref().unwrap_or_default());
     let claim = Claim { message, action, host: host.ok(), proof_lives: time_to_live, wall };
     let authority = authority::decide(&claim, entry, directory, &rules.trusted)?;
-    let (host, origin, service_instance_id) = (host?, origin(message, wall)?, entry.id.clone());
+    let (host, origin, service_instance_id) = (host?, origin(message, &authority, wall)?, entry.id.clone());
     let endpoints = ports(message, source, entry)?
         .into_iter()
         .map(|(transport, port)| Endpoint { transport, address: SocketAddr::new(host, port) })
@@ -167,9 +167,15 @@ pub(super) fn time_to_live(message: &Announcement, stale_after: Duration) -> Dur
     wanted.filter(|seconds| *seconds > 0).map_or(stale_after, |seconds| Duration::from_secs(seconds).min(stale_after))
 }
 
-fn origin(message: &Announcement, wall: Timestamp) -> Result<Origin, AnnouncementRefusal> {
+fn origin(message: &Announcement, authority: &Authority, wall: Timestamp) -> Result<Origin, AnnouncementRefusal> {
     let app = message.app.as_deref().filter(|app| !app.is_empty());
-    let app_id = app.map(AppId::new).transpose().map_err(|_| AnnouncementRefusal::Malformed)?;
+    let app_id = match authority {
+        // The one that the message names: all its backends share the name.
+        Authority::App(app) => Some(app.clone()),
+        Authority::Binding(_) | Authority::Trusted => {
+            app.map(AppId::new).transpose().map_err(|_| AnnouncementRefusal::Malformed)?
+        }
+    };
     let instance = message.private_instance_id.as_deref().filter(|id| !id.is_empty());
     if instance.is_some_and(|id| id.len() > MAX_ID_BYTES) {
         return Err(AnnouncementRefusal::Malformed);

@@ -74,7 +74,7 @@ fn without_index(label: &str) -> &str {
 
 fn by_label<'d>(label: &str, directory: &'d Directory) -> Result<&'d Arc<DirectoryEntry>, AnnouncementRefusal> {
     let lower = label.to_ascii_lowercase();
-    let by_id = directory.instance(label).or_else(|| directory.instance(&lower));
+    let by_id = directory.instance(label).or_else(|| (lower != label).then(|| directory.instance(&lower))?);
     match (by_id, port_label(&lower).and_then(|port| directory.by_port(port))) {
         (Some(a), Some(b)) if a.id != b.id => Err(AnnouncementRefusal::Ambiguous),
         (a, b) => a.or(b).ok_or(AnnouncementRefusal::UnknownServiceInstance),

@@ -140,7 +140,7 @@ fn a_set_is_swapped_once_per_change_and_not_at_all_when_nothing_changes() {
     assert_eq!((backends.withdraw(&withdrawal(&both), now), told(&notes)), (Ok(Change::Removed), 1));
     assert_eq!((first.tcp[0].phase(), slot.load().tcp.len(), slot.load().udp.len()), (Phase::Left, 0, 0));
     assert_eq!(backends.counts(), Counts::default());
-    assert!(backends.table().index.by_address.is_empty());
+    assert!(backends.table().index.by_host.is_empty());
 }
 
 #[test]
@@ -486,6 +486,33 @@ fn an_address_known_to_be_an_apps_is_evicted_from_every_service_instance_but_for
     assert_eq!(evict("newcomer"), (true, vec!["four".into(), "one".into(), "three".into()]));
     assert_eq!(addresses(&backends.slot(&id("one")).load().tcp), ["10.0.0.1:2"]);
     assert_eq!(backends.counts(), Counts { tcp: 1, udp: 0 });
+}
+
+#[test]
+fn a_refresh_that_changes_nothing_allocates_nothing_and_swaps_no_set() {
+    let (backends, notes) = table();
+    let (now, owner) = (Instant::now(), app("app"));
+    let address: SocketAddr = "10.0.0.1:1".parse().unwrap();
+    let known = at(register(&[tcp("10.0.0.1:1"), udp("10.0.0.1:1")]), "i", 20);
+    let lesser = Registration { authority: Authority::Trusted, ..known.clone() };
+    let draining = Registration { state: AnnouncedState::Draining, ..register(&[tcp("10.0.0.1:2")]) };
+    for registration in [&known, &draining] {
+        assert_eq!(backends.apply(registration, now), Ok(Change::Added));
+    }
+    let before = backends.slot(&id("one")).load_full();
+    told(&notes);
+    let other_instance = at(known.clone(), "j", 21);
+    for again in [&known, &lesser, &draining, &other_instance, &at(known.clone(), "j", 22)] {
+        let mut outcome = None;
+        let made = allocation_counter::measure(|| {
+            // Route-emitters say with each refresh that the address is the app's.
+            assert!(!backends.evict(&(address..=address), Some(&owner)));
+            outcome = Some(backends.apply(again, now + TTL / 2));
+        });
+        assert_eq!((outcome, made.count_total), (Some(Ok(Change::Renewed)), 0), "{again:?}");
+    }
+    assert!(Arc::ptr_eq(&before, &backends.slot(&id("one")).load_full()));
+    assert_eq!(told(&notes), 0);
 }
 
 #[test]

@@ -103,6 +103,7 @@ impl Record {
         };
         let endpoint = Endpoint { transport, address: self.address };
         let state = BackendState {
+            endpoint,
             backend: Arc::new(Backend::new(endpoint, authority, origin.clone(), now)),
             origin,
             state: if self.draining { AnnouncedState::Draining } else { AnnouncedState::Up },
