@@ -7,7 +7,6 @@
 
 use std::{
     collections::HashMap,
-    io::Write as _,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -24,11 +23,13 @@ mod http;
 mod process;
 #[path = "scale/traffic.rs"]
 mod traffic;
+mod verdict;
 
 use eventually::eventually;
 use http::Client;
 use process::{Harbor, Site};
 use traffic::Traffic;
+use verdict::{Verdict, say};
 
 /// The plan `tcp`.
 const PLAN_TCP: &str = "e1f6b1f0-57f3-5c0e-8a0b-6d3a6f0c1a02";
@@ -54,22 +55,6 @@ const CHANGE_P99_MS: f64 = 20.0;
 /// What is taken for no effect on an exchange: the median of the rounds' differences.
 const EFFECT_P50_MS: f64 = 0.1;
 const EFFECT_P99_MS: f64 = 1.0;
-
-/// What was measured against a bound.
-#[derive(Debug, Default)]
-struct Verdict {
-    missed: Vec<String>,
-}
-
-impl Verdict {
-    /// Prints a figure, and its bound where it has one.
-    fn say(&mut self, what: &str, figure: f64, unit: &str, at_most: f64) {
-        say(&format!("{what}: {figure:.2} {unit} (at most {at_most})"));
-        if figure > at_most {
-            self.missed.push(format!("{what} is {figure:.2} {unit} and may be at most {at_most}"));
-        }
-    }
-}
 
 fn body() -> Value {
     json!({
@@ -172,11 +157,6 @@ fn resident(harbor: &Harbor) -> f64 {
 
 fn descriptors(harbor: &Harbor) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", harbor.pid())).expect("the process lives").count()
-}
-
-fn say(line: &str) {
-    // A closed output is no reason to stop measuring.
-    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// Starts a node as an operator would: what it logs at `debug` is not what is measured.
@@ -297,9 +277,5 @@ async fn main() -> ExitCode {
     }
     verdict.say("p50 of an exchange more while ports come and go", middle, "ms", EFFECT_P50_MS);
     verdict.say("p99 of an exchange more while ports come and go", tail, "ms", EFFECT_P99_MS);
-    if std::env::args().all(|argument| argument != "--check") || verdict.missed.is_empty() {
-        return ExitCode::SUCCESS;
-    }
-    verdict.missed.iter().for_each(|missed| say(&format!("not met: {missed}")));
-    ExitCode::FAILURE
+    verdict.end()
 }
