@@ -116,20 +116,14 @@ fn judge_for(
     let host = address::parse_host(message.host.as_deref().unwrap_or_default());
     let claim = Claim { message, action, host: host.ok(), proof_lives: time_to_live, wall };
     let authority = authority::decide(&claim, entry, directory, &rules.trusted)?;
-    let (host, origin, service_instance_id) = (host?, origin(message, &authority, wall)?, entry.id.clone());
+    let app = app_of(&authority, directory);
+    let (host, origin, service_instance_id) = (host?, origin(message, app, wall)?, entry.id.clone());
     let endpoints = ports(message, source, entry)?
         .into_iter()
         .map(|(transport, port)| Endpoint { transport, address: SocketAddr::new(host, port) })
         .collect::<Vec<_>>();
     match action {
         Action::Register => {
-            let app = match &authority {
-                Authority::App(app) => Some(app),
-                Authority::Binding(binding) => {
-                    directory.binding(binding.as_str()).and_then(|binding| binding.app_id.as_ref())
-                }
-                Authority::Trusted => None,
-            };
             for endpoint in &endpoints {
                 address::check(endpoint.address, &rules.addresses)?;
                 let is_attributed = || app.is_some_and(|app| attribution.is_of(endpoint.address, app.as_str()));
@@ -153,6 +147,15 @@ fn judge_for(
     }
 }
 
+/// The app that the authority is of; none of a key's token and of a trusted source.
+fn app_of<'a>(authority: &'a Authority, directory: &'a Directory) -> Option<&'a AppId> {
+    match authority {
+        Authority::App(app) => Some(app),
+        Authority::Binding(binding) => directory.binding(binding.as_str())?.app_id.as_ref(),
+        Authority::Trusted => None,
+    }
+}
+
 fn announced_state(message: &Announcement) -> Result<AnnouncedState, AnnouncementRefusal> {
     match message.harbor().state.as_deref() {
         None | Some("" | "up") => Ok(AnnouncedState::Up),
@@ -167,15 +170,12 @@ pub(super) fn time_to_live(message: &Announcement, stale_after: Duration) -> Dur
     wanted.filter(|seconds| *seconds > 0).map_or(stale_after, |seconds| Duration::from_secs(seconds).min(stale_after))
 }
 
-fn origin(message: &Announcement, authority: &Authority, wall: Timestamp) -> Result<Origin, AnnouncementRefusal> {
-    let app = message.app.as_deref().filter(|app| !app.is_empty());
-    let app_id = match authority {
-        // The one that the message names: all its backends share the name.
-        Authority::App(app) => Some(app.clone()),
-        Authority::Binding(_) | Authority::Trusted => {
-            app.map(AppId::new).transpose().map_err(|_| AnnouncementRefusal::Malformed)?
-        }
-    };
+/// Whoever has the authority of an app speaks for it, whatever app the message names; all its backends share the id.
+fn origin(message: &Announcement, app: Option<&AppId>, wall: Timestamp) -> Result<Origin, AnnouncementRefusal> {
+    let said = message.app.as_deref().filter(|app| !app.is_empty());
+    let said =
+        said.filter(|_| app.is_none()).map(AppId::new).transpose().map_err(|_| AnnouncementRefusal::Malformed)?;
+    let app_id = app.cloned().or(said);
     let instance = message.private_instance_id.as_deref().filter(|id| !id.is_empty());
     if instance.is_some_and(|id| id.len() > MAX_ID_BYTES) {
         return Err(AnnouncementRefusal::Malformed);

@@ -13,8 +13,8 @@ use crate::model::{
 ///
 /// # Errors
 /// [`AnnouncementRefusal::UnknownServiceInstance`] when the first of these that says something names nothing known;
-/// [`AnnouncementRefusal::Ambiguous`] when uris name two; [`AnnouncementRefusal::NotAddressed`] when nothing says
-/// anything.
+/// [`AnnouncementRefusal::Ambiguous`] when uris name two; [`AnnouncementRefusal::NotMatched`] when only a bound app could
+/// say it, and may not; [`AnnouncementRefusal::NotAddressed`] when nothing says anything.
 pub fn service_instance<'d>(
     message: &Announcement,
     source: Source,
@@ -30,11 +30,13 @@ pub fn service_instance<'d>(
     {
         return Ok(entry);
     }
-    let by_app = || directory.by_app(message.app.as_deref()?).filter(|entry| entry.match_app);
-    match source {
-        Source::Router => by_app().ok_or(AnnouncementRefusal::NotAddressed),
-        Source::Harbor | Source::ServiceDiscovery | Source::Http => Err(AnnouncementRefusal::NotAddressed),
-    }
+    let Some(app) = message.app.as_deref().filter(|_| source == Source::Router) else {
+        return Err(AnnouncementRefusal::NotAddressed);
+    };
+    directory.by_app(app).filter(|entry| entry.match_app).ok_or_else(|| match directory.all_by_app(app) {
+        [] => AnnouncementRefusal::NotAddressed,
+        _ => AnnouncementRefusal::NotMatched,
+    })
 }
 
 /// The one service instance that the uris under `domain` name; none when none is under it.
@@ -56,14 +58,14 @@ fn by_uris<'d>(
     Ok(found)
 }
 
-/// What stands before `.domain` in the host of a uri; none for other domains and for wildcards.
+/// What stands before `.domain` in the host of a uri; none for other domains.
 fn label_under<'u>(uri: &'u str, domain: &str) -> Option<&'u str> {
     let host = uri.split('/').next().unwrap_or_default();
     let host = host.strip_suffix('.').unwrap_or(host);
     let at = host.len().checked_sub(domain.len())?;
     let (label, rest) = (host.get(..at)?, host.get(at..)?);
     let label = label.strip_suffix('.')?;
-    (rest.eq_ignore_ascii_case(domain) && !label.is_empty() && !label.contains('*')).then_some(label)
+    (rest.eq_ignore_ascii_case(domain) && !label.is_empty()).then_some(label)
 }
 
 /// What follows the index of an app instance, where one stands before it.
@@ -111,6 +113,7 @@ mod tests {
 
     const UNKNOWN: Result<&str, AnnouncementRefusal> = Err(AnnouncementRefusal::UnknownServiceInstance);
     const AMBIGUOUS: Result<&str, AnnouncementRefusal> = Err(AnnouncementRefusal::Ambiguous);
+    const NOT_MATCHED: Result<&str, AnnouncementRefusal> = Err(AnnouncementRefusal::NotMatched);
     const NOT_ADDRESSED: Result<&str, AnnouncementRefusal> = Err(AnnouncementRefusal::NotAddressed);
 
     #[test]
@@ -146,6 +149,8 @@ mod tests {
             "p70000.harbor.example.com",
             "p.harbor.example.com",
             "a.p23001.harbor.example.com",
+            "*.harbor.example.com",
+            "*.p23001.harbor.example.com",
         ] {
             check(&format!(r#"{{"uris":["{uri}"]}}"#), UNKNOWN);
         }
@@ -158,7 +163,7 @@ mod tests {
             "p23001.other.example.com",
             "harbor.example.com",
             ".harbor.example.com",
-            "*.harbor.example.com",
+            "*.example.com",
             "p23001.evilharbor.example.com",
             "p23001-harbor.example.com",
             "example.com/p23001.harbor.example.com",
@@ -181,8 +186,8 @@ mod tests {
         check_from(Source::Router, r#"{"app":"matched-app","uris":["www.example.com"]}"#, Ok("matched"));
         check_from(Source::Harbor, r#"{"app":"matched-app"}"#, NOT_ADDRESSED);
         check_from(Source::Http, r#"{"app":"matched-app"}"#, NOT_ADDRESSED);
-        check_from(Source::Router, r#"{"app":"app"}"#, NOT_ADDRESSED); // bound to several
-        check_from(Source::Router, r#"{"app":"unmatched-app"}"#, NOT_ADDRESSED); // match_app is off
+        check_from(Source::Router, r#"{"app":"app"}"#, NOT_MATCHED); // bound to several
+        check_from(Source::Router, r#"{"app":"unmatched-app"}"#, NOT_MATCHED); // match_app is off
         check_from(Source::Router, r#"{"app":"stranger"}"#, NOT_ADDRESSED);
         check("{}", NOT_ADDRESSED);
     }

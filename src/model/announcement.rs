@@ -133,6 +133,8 @@ pub enum AnnouncementRefusal {
     Ambiguous,
     /// Nothing in it says which service instance is meant. The usual case on `router.register`: somebody's HTTP route.
     NotAddressed,
+    /// A route of an app that is bound, but not to one service instance alone that has `match_app`.
+    NotMatched,
     /// None of the three authorities holds, and the message named no app and carried no proof.
     NoAuthority,
     /// The app that it names is not bound to the service instance.
@@ -169,11 +171,12 @@ pub enum AnnouncementRefusal {
 
 impl AnnouncementRefusal {
     /// All reasons.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Malformed,
         Self::UnknownServiceInstance,
         Self::Ambiguous,
         Self::NotAddressed,
+        Self::NotMatched,
         Self::NoAuthority,
         Self::AppNotBound,
         Self::BadProof,
@@ -200,6 +203,7 @@ impl AnnouncementRefusal {
             Self::UnknownServiceInstance => "unknown_service_instance",
             Self::Ambiguous => "ambiguous",
             Self::NotAddressed => "not_addressed",
+            Self::NotMatched => "not_matched",
             Self::NoAuthority => "no_authority",
             Self::AppNotBound => "app_not_bound",
             Self::BadProof => "bad_proof",

@@ -79,6 +79,12 @@ impl Directory {
         self.only(self.by_app.get(app)?)
     }
 
+    /// All service instances that the app is bound to.
+    #[must_use]
+    pub fn all_by_app(&self, app: &str) -> &[ServiceInstanceId] {
+        self.by_app.get(app).map_or(&[], |ids| ids)
+    }
+
     /// The binding of that id.
     #[must_use]
     pub fn binding(&self, id: &str) -> Option<&Arc<Binding>> {

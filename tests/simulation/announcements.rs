@@ -343,7 +343,7 @@ impl Model {
                 let is_meant =
                     |address: SocketAddr| address.ip() == host && said.port.is_none_or(|port| address.port() == port);
                 self.members.retain(|member| {
-                    let known = if let Why::App(app) = member.why { Some(app) } else { member.origin.app };
+                    let known = member.why.app().or(member.origin.app);
                     !is_meant(member.address) || (known.is_some() && known == said.app)
                 });
             }
@@ -385,7 +385,8 @@ impl Model {
         };
         let address = SocketAddr::new(host, said.port.unwrap_or(INT_PORT));
         let transports = INSTANCES[instance].2.transports();
-        let origin = said.origin(wall);
+        let mut origin = said.origin(wall);
+        origin.app = why.app().or(origin.app);
         if said.action == Action::Unregister {
             return transports.iter().for_each(|transport| self.withdraw(instance, *transport, address, origin, now));
         }

@@ -73,6 +73,7 @@ fn refused(reason: AnnouncementRefusal) -> Response {
         R::Malformed
         | R::Ambiguous
         | R::NotAddressed
+        | R::NotMatched
         | R::HostNotAnAddress
         | R::TlsOnly
         | R::NoPort
@@ -99,6 +100,9 @@ pub(super) const fn describe(reason: AnnouncementRefusal) -> &'static str {
         R::UnknownServiceInstance => "There is no such service instance: check the id, or the port in the uri.",
         R::Ambiguous => "The uris name more than one service instance: announce each by itself.",
         R::NotAddressed => "Nothing says which service instance is meant: give its id.",
+        R::NotMatched => {
+            "The app has a route, and makes no backend by it: set match_app and bind the app to no other port, map p<port>.<domain> to it, or let it announce itself."
+        }
         R::NoAuthority => "Nothing shows that the sender may announce: name a bound app, or prove a binding's token.",
         R::AppNotBound => "The app is not bound to the service instance: bind it.",
         R::BadProof => "The proof is not of a binding that may announce: make it with the token of the credentials.",
