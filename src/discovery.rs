@@ -23,9 +23,8 @@ use crate::{
     backends::{Backends, Change},
     model::{
         AppId, Clock, ServiceInstanceId,
-        announcement::{AnnouncementRefusal, Refusal},
+        announcement::{AnnouncementRefusal, Refusal, Sketch},
         directory::Directory,
-        id::MAX_ID_BYTES,
     },
     telemetry::metrics::DiscoveryMetrics,
 };
@@ -154,8 +153,9 @@ impl Discovery {
         let message = match wire::parse(payload) {
             Ok(message) => message,
             Err(malformed) => {
-                tracing::debug!(source = source.as_str(), %malformed, "an announcement is malformed");
-                return self.refused(source, None, AnnouncementRefusal::Malformed, &wire::Announcement::default());
+                let detail = Some(refusals::shortened(&malformed.to_string()));
+                let of = Sketch { detail, ..Sketch::default() };
+                return self.refused(source, AnnouncementRefusal::Malformed, &[None], &of);
             }
         };
         let given = judge::given(&message, source);
@@ -246,32 +246,42 @@ impl Discovery {
                 }
             }
             Err(Refused { service_instance_id, reason }) => {
-                self.refused(source, service_instance_id.clone(), *reason, message);
+                let whose = match (reason, &message.app) {
+                    // Somebody's HTTP route is counted, and no concern of Harbor's.
+                    (AnnouncementRefusal::NotAddressed, _) => Vec::new(),
+                    (AnnouncementRefusal::NotMatched, Some(app)) => {
+                        directory.all_by_app(app).iter().cloned().map(Some).collect()
+                    }
+                    _ => vec![service_instance_id.clone()],
+                };
+                self.refused(source, *reason, &whose, &refusals::sketch(message));
             }
         }
         outcome
     }
 
-    /// Counts a refusal, and keeps it for who asks; not so of somebody's HTTP route, which is no concern of Harbor's.
-    fn refused(
-        &self,
-        source: Source,
-        whose: Option<ServiceInstanceId>,
-        reason: AnnouncementRefusal,
-        message: &wire::Announcement,
-    ) {
+    /// Counts a refusal, and keeps it for who asks why these have no backend.
+    fn refused(&self, source: Source, reason: AnnouncementRefusal, whose: &[Option<ServiceInstanceId>], of: &Sketch) {
         self.tally.refused(source, reason);
-        if reason == AnnouncementRefusal::NotAddressed {
-            return;
-        }
-        let (host, port) = (refusals::shortened(message.host.as_deref().unwrap_or_default()), message.port);
-        let refusal = Refusal { at: self.clock.wall(), source, reason, host: host.to_owned(), port };
-        if self.known_refusals().push(&whose, refusal, self.clock.now()) {
-            let whose = whose.as_ref().map(ServiceInstanceId::as_str);
-            // What is no id of any app may be as long as a message.
-            let app = message.app.as_deref().filter(|app| app.len() <= MAX_ID_BYTES);
-            let (source, reason) = (source.as_str(), reason.as_str());
-            tracing::warn!(service_instance = whose, app, host, port, source, reason, "an announcement is refused");
+        let times = (self.clock.now(), self.clock.wall());
+        for whose in whose {
+            let log = self.known_refusals().push(whose, (source, reason), of.clone(), times);
+            // An app that has a port beside its route is no news.
+            if log && reason != AnnouncementRefusal::NotMatched {
+                let Sketch { named, app, host, port, udp_port, detail } = of;
+                tracing::warn!(
+                    service_instance = whose.as_ref().map(ServiceInstanceId::as_str),
+                    source = source.as_str(),
+                    reason = reason.as_str(),
+                    named,
+                    app,
+                    host,
+                    port,
+                    udp_port,
+                    detail,
+                    "an announcement is refused"
+                );
+            }
         }
     }
 

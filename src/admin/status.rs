@@ -114,10 +114,16 @@ pub async fn status(sources: &Sources) -> wire::Status {
 fn refused(refusals: Option<Vec<Refusal>>) -> Vec<wire::Refusal> {
     let refusal = |refusal: Refusal| wire::Refusal {
         at: rfc3339(refusal.at),
+        first_at: rfc3339(refusal.first_at),
+        count: refusal.count,
         source: refusal.source.as_str().into(),
         reason: refusal.reason.as_str().into(),
-        host: refusal.host,
-        port: refusal.port,
+        named: refusal.of.named,
+        app: refusal.of.app,
+        host: refusal.of.host,
+        port: refusal.of.port,
+        udp_port: refusal.of.udp_port,
+        detail: refusal.of.detail,
     };
     refusals.unwrap_or_default().into_iter().map(refusal).collect()
 }

@@ -152,16 +152,32 @@ pub struct ServiceInstance {
 /// An announcement that was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// When.
+    /// When it came last.
     pub at: String,
+    /// When it came first.
+    pub first_at: String,
+    /// How often it came.
+    pub count: u64,
     /// By which way it came: `harbor`, `router`, `service_discovery` or `http`.
     pub source: String,
     /// Why, in the word that metrics have.
     pub reason: String,
+    /// What was to say which service instance is meant: an id, else the first uri.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub named: Option<String>,
+    /// The app that it named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<String>,
     /// The announced host, as it was written.
     pub host: String,
     /// The announced port.
     pub port: Option<u16>,
+    /// The announced UDP port, where it is said apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp_port: Option<u16>,
+    /// What is wrong with one that cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
 }
 
 /// Whether a port is open.

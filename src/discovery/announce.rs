@@ -25,6 +25,7 @@ use super::{
     authority::statement,
     judge::time_to_live,
     rate::{Allowance, Rate},
+    refusals::shortened,
     source::{Action, Source},
     wire::{Announcement, Harbor},
 };
@@ -33,7 +34,7 @@ use crate::{
     http::{Caller, read_body, with_fallbacks},
     model::{
         AppId, BindingId, ServiceInstanceId, Timestamp,
-        announcement::{AnnouncedState, AnnouncementRefusal, Refusal},
+        announcement::{AnnouncedState, AnnouncementRefusal, Refusal, Sketch},
     },
 };
 
@@ -116,13 +117,25 @@ struct ShownBackend {
 
 #[derive(Debug, Serialize)]
 struct ShownRefusal {
-    /// RFC 3339, in UTC.
+    /// When it came last. RFC 3339, in UTC.
     at: String,
+    /// When it came first.
+    first_at: String,
+    /// How often it came.
+    count: u64,
     source: &'static str,
     reason: &'static str,
     description: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    named: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    app: Option<String>,
     host: String,
     port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    udp_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
 }
 
 /// Who has been let in.
@@ -162,9 +175,9 @@ async fn register(State(shared): State<Arc<Shared>>, id: Id, request: Request) -
     };
     let (whose, body) = body.await.map_err(|denied| shared.strange(presented.caller, denied))?;
     let holder = shared.let_in(id, &whose.binding_id, &presented)?;
-    let body: PutBody = fields(&body)?;
+    let body: PutBody = fields(&body).map_err(|denied| shared.noted(&holder, denied, Sketch::default()))?;
     let message = Announcement {
-        host: Some(shared.host(&holder, body.host.as_deref())?.to_string()),
+        host: Some(shared.host(&holder, body.host.as_deref(), body.port)?.to_string()),
         port: body.port,
         stale_threshold_in_seconds: body.stale_threshold_in_seconds,
         harbor: Some(Harbor {
@@ -182,9 +195,9 @@ async fn register(State(shared): State<Arc<Shared>>, id: Id, request: Request) -
 
 async fn unregister(State(shared): State<Arc<Shared>>, id: Id, request: Request) -> Outcome {
     let holder = shared.let_in_by_query(id, &request)?;
-    let query: DeleteQuery = query(&request)?;
+    let query: DeleteQuery = query(&request).map_err(|denied| shared.noted(&holder, denied, Sketch::default()))?;
     let message = Announcement {
-        host: Some(shared.host(&holder, query.host.as_deref())?.to_string()),
+        host: Some(shared.host(&holder, query.host.as_deref(), query.port)?.to_string()),
         port: query.port,
         harbor: Some(Harbor { protocol: query.protocol, udp_port: query.udp_port, ..Harbor::default() }),
         ..Announcement::default()
@@ -264,11 +277,17 @@ impl Discovery {
         };
         let refusal = |refusal: Refusal| ShownRefusal {
             at: rfc3339(refusal.at),
+            first_at: rfc3339(refusal.first_at),
+            count: refusal.count,
             source: refusal.source.as_str(),
             reason: refusal.reason.as_str(),
             description: describe(refusal.reason),
-            host: refusal.host,
-            port: refusal.port,
+            named: refusal.of.named,
+            app: refusal.of.app,
+            host: refusal.of.host,
+            port: refusal.of.port,
+            udp_port: refusal.of.udp_port,
+            detail: refusal.of.detail,
         };
         Shown {
             service_instance_id: id.to_string(),
@@ -289,7 +308,29 @@ impl Shared {
 
     /// Counts a request that is not let in: what it is told, unless its caller makes too many of them.
     fn strange(&self, caller: IpAddr, denied: Denied) -> Denied {
-        self.limit(&self.callers, network_of(caller)).err().unwrap_or(denied)
+        if let Err(too_many) = self.limit(&self.callers, network_of(caller)) {
+            return too_many;
+        }
+        self.keep(None, &denied, Sketch { host: caller.to_string(), ..Sketch::default() });
+        denied
+    }
+
+    /// Counts a request that is let in and says nothing that can be judged.
+    fn noted(&self, holder: &Holder, denied: Denied, of: Sketch) -> Denied {
+        self.keep(Some(holder.service_instance_id.clone()), &denied, of);
+        denied
+    }
+
+    fn keep(&self, whose: Option<ServiceInstanceId>, denied: &Denied, of: Sketch) {
+        let (reason, detail) = match denied {
+            Denied::Unauthorized => (AnnouncementRefusal::BadProof, None),
+            Denied::BadRequest(description) => (AnnouncementRefusal::Malformed, Some(shortened(description))),
+            Denied::Body(_) => (AnnouncementRefusal::Malformed, None),
+            Denied::NotTheCaller(_) => (AnnouncementRefusal::AddressForbidden, None),
+            Denied::Refused(reason) => (*reason, None),
+            Denied::TooMany(_) => return,
+        };
+        self.discovery.refused(Source::Http, reason, &[whose], &Sketch { detail, ..of });
     }
 
     fn limit<K: Eq + Hash>(&self, rate: &Mutex<Rate<K>>, key: K) -> Outcome<()> {
@@ -328,14 +369,14 @@ impl Shared {
     }
 
     /// The host to announce: the caller's own address, or another where that is allowed.
-    fn host(&self, holder: &Holder, wanted: Option<&str>) -> Outcome<IpAddr> {
+    fn host(&self, holder: &Holder, wanted: Option<&str>, port: Option<u16>) -> Outcome<IpAddr> {
         let Some(wanted) = wanted else { return Ok(holder.caller) };
-        let host = parse_host(wanted).map_err(Denied::Refused)?;
         let settings = self.discovery.settings.load();
-        if host == holder.caller || settings.token_networks.iter().any(|network| network.contains(&host)) {
-            return Ok(host);
-        }
-        Err(Denied::NotTheCaller(holder.caller))
+        let is_open = |host: &IpAddr| settings.token_networks.iter().any(|network| network.contains(host));
+        let host = parse_host(wanted).map_err(Denied::Refused).and_then(|host| {
+            if host == holder.caller || is_open(&host) { Ok(host) } else { Err(Denied::NotTheCaller(holder.caller)) }
+        });
+        host.map_err(|denied| self.noted(holder, denied, Sketch { host: shortened(wanted), port, ..Sketch::default() }))
     }
 }
 

@@ -110,16 +110,35 @@ impl Source {
 /// An announcement that was refused, as it is kept for who asks why a port has no backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// When.
+    /// When it was heard first.
+    pub first_at: Timestamp,
+    /// When it was heard last.
     pub at: Timestamp,
+    /// How often it was.
+    pub count: u64,
     /// By which way it came.
     pub source: Source,
     /// Why.
     pub reason: AnnouncementRefusal,
-    /// The announced host, as it was written.
+    /// What it said.
+    pub of: Sketch,
+}
+
+/// What of a refused announcement is kept, as it was written; texts are shortened.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sketch {
+    /// What is to say which service instance is meant: an id, else the first uri.
+    pub named: Option<String>,
+    /// `app`.
+    pub app: Option<String>,
+    /// `host`.
     pub host: String,
-    /// The announced port.
+    /// `port`.
     pub port: Option<u16>,
+    /// `harbor.udp_port`.
+    pub udp_port: Option<u16>,
+    /// What is wrong with a message that cannot be read.
+    pub detail: Option<String>,
 }
 
 /// Why an announcement made no backend. Closed: these words are metric labels and what a token's holder is shown.

@@ -12,7 +12,7 @@ use harbor::{
         AppId, Clock as _, NodeId, OrganizationId, PoolName, Protocol, Revision, ServiceInstanceId, SpaceId, Timestamp,
         Transport,
         announcement::{
-            AnnouncedState, AnnouncementRefusal, Authority, Endpoint, Origin, Refusal, Registration, Source,
+            AnnouncedState, AnnouncementRefusal, Authority, Endpoint, Origin, Refusal, Registration, Sketch, Source,
         },
         desired::ForwarderLimits,
         observed::{Link, ListenerObservation, ListenerState, Mode, Observations},
@@ -148,7 +148,8 @@ impl Node {
 
 /// What was refused: of `second`, and of nobody.
 fn refusals() -> HashMap<Option<ServiceInstanceId>, Vec<Refusal>> {
-    let refusal = |source, reason| Refusal { at: THEN, source, reason, host: "10.0.1.9".into(), port: Some(61_013) };
+    let of = Sketch { named: Some("typo".into()), host: "10.0.1.9".into(), port: Some(61_013), ..Sketch::default() };
+    let refusal = |source, reason| Refusal { first_at: THEN, at: THEN, count: 3, source, reason, of: of.clone() };
     [
         (ServiceInstanceId::new("second").ok(), vec![refusal(Source::Router, AnnouncementRefusal::AppNotBound)]),
         (None, vec![refusal(Source::Harbor, AnnouncementRefusal::UnknownServiceInstance)]),
@@ -239,8 +240,8 @@ async fn the_status_tells_node_pools_links_listeners_and_backends() {
                 "listeners": {"bound": 2, "failed": 0, "pending": 0},
                 "backends": {"tcp": 1, "udp": 0, "service_instances_without": 1, "aside": 0, "down": 0},
                 "refusals": [{
-                    "at": THEN_TOLD, "source": "harbor", "reason": "unknown_service_instance", "host": "10.0.1.9",
-                    "port": 61013,
+                    "at": THEN_TOLD, "first_at": THEN_TOLD, "count": 3, "source": "harbor",
+                    "reason": "unknown_service_instance", "named": "typo", "host": "10.0.1.9", "port": 61013,
                 }],
                 "service_instances": [
                     {
@@ -256,8 +257,8 @@ async fn the_status_tells_node_pools_links_listeners_and_backends() {
                         "id": "second", "pool": "default", "port": 26001, "protocol": "tcp",
                         "listener": {"state": "bound", "since": THEN_TOLD}, "backends": [],
                         "refusals": [{
-                            "at": THEN_TOLD, "source": "router", "reason": "app_not_bound", "host": "10.0.1.9",
-                            "port": 61013,
+                            "at": THEN_TOLD, "first_at": THEN_TOLD, "count": 3, "source": "router",
+                            "reason": "app_not_bound", "named": "typo", "host": "10.0.1.9", "port": 61013,
                         }],
                     },
                 ],

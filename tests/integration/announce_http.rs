@@ -9,7 +9,10 @@ use harbor::{
         wire::{HARBOR_REGISTER, HARBOR_UNREGISTER},
     },
     http::{Limits, serve},
-    model::{BindingId, ServiceInstanceId, announcement::Authority},
+    model::{
+        BindingId, ServiceInstanceId,
+        announcement::{AnnouncementRefusal, Authority},
+    },
 };
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -202,16 +205,37 @@ async fn what_is_wrong_with_an_announcement_is_said() {
     assert_eq!(posted.status, StatusCode::METHOD_NOT_ALLOWED);
     assert!(posted.json()["description"].is_string());
 
-    // The holder can look up what was refused: only what was judged is kept, the latest first.
+    // The holder can look up what was refused, the latest first.
     let shown = app.get(&format!("{TCP_ONE}?binding_id=of-app")).await.json();
     let reasons =
         shown["refusals"].as_array().unwrap().iter().map(|refusal| refusal["reason"].clone()).collect::<Vec<_>>();
-    assert_eq!(reasons, ["loop", "malformed", "protocol_mismatch", "tls_only", "no_port"]);
     assert_eq!(
-        shown["refusals"][0],
-        json!({"at": "2023-11-14T22:13:20Z", "source": "http", "reason": "loop", "host": "127.0.0.1", "port": 23_001,
+        reasons,
+        [
+            "malformed",
+            "address_forbidden",
+            "loop",
+            "malformed",
+            "host_not_an_address",
+            "protocol_mismatch",
+            "tls_only",
+            "no_port"
+        ]
+    );
+    let then = "2023-11-14T22:13:20Z";
+    assert_eq!(
+        shown["refusals"][2],
+        json!({"at": then, "first_at": then, "count": 1, "source": "http", "reason": "loop", "named": "tcp-one",
+               "app": "app", "host": "127.0.0.1", "port": 23_001,
                "description": "The address is Harbor's own: announce that of the app."})
     );
+    assert_eq!(shown["refusals"][1]["host"], "10.0.2.7");
+    // Who shows no right token is told nothing, and the operator of it.
+    assert_eq!(listening.bearing("Bearer wrong").get(TCP_ONE).await.status, StatusCode::BAD_REQUEST);
+    let wrong = listening.bearing("Bearer wrong").get(&format!("{TCP_ONE}?binding_id=of-app")).await;
+    assert_eq!(wrong.status, StatusCode::UNAUTHORIZED);
+    let strange = listening.node.discovery.refusals(&None);
+    assert_eq!((strange[0].reason, strange[0].of.host.as_str()), (AnnouncementRefusal::BadProof, "127.0.0.1"));
     assert_eq!(shown["backends"], json!([]));
     listening.stop().await;
 }

@@ -264,6 +264,7 @@ NATS       not configured
 pool       default (26000-26009): 8 of 10 ports free, 2 allocated
 listeners  2 bound, 0 failed, 0 pending (revision 2 of 2)
 backends   1 TCP, 0 UDP (service instances without any: 1)
+refused    unknown_service_instance from 10.0.1.9 naming typo, last at 2026-11-21T09:15:18Z
 
 PORT   PROTOCOL  LISTENER  BACKENDS                    SERVICE INSTANCE
 26000  tcp       bound     1 up, 0 open                first

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::admin::wire::{Backend, Link, Listener, Mode, ServiceInstance, Status};
+use crate::admin::wire::{Backend, Link, Listener, Mode, Refusal, ServiceInstance, Status};
 
 /// Most rows of service instances: the rest is counted.
 const MAX_ROWS: usize = 20;
@@ -60,6 +60,10 @@ pub fn render(status: &Status, colour: bool) -> String {
         "backends   {} TCP, {} UDP (service instances without any: {})",
         backends.tcp, backends.udp, backends.service_instances_without
     ));
+    if let Some(last) = status.refusals.first() {
+        // Of no service instance that there is: it stands in no row.
+        line(format!("refused    {}", refused(last)));
+    }
     if !status.service_instances.is_empty() {
         line(String::new());
         line(paint("PORT   PROTOCOL  LISTENER  BACKENDS                    SERVICE INSTANCE", BOLD));
@@ -84,6 +88,21 @@ pub fn render(status: &Status, colour: bool) -> String {
         line(format!("and {hidden} more: --json shows all"));
     }
     screen
+}
+
+fn refused(last: &Refusal) -> String {
+    let mut text = clean(&last.reason);
+    if !last.host.is_empty() {
+        let _ = write!(text, " from {}", clean(&last.host));
+    }
+    if let Some(named) = &last.named {
+        let _ = write!(text, " naming {}", clean(named));
+    }
+    if let Some(detail) = &last.detail {
+        let _ = write!(text, " ({})", clean(detail));
+    }
+    let _ = write!(text, ", last at {}", clean(&last.at));
+    text
 }
 
 fn link(link: &Link) -> String {

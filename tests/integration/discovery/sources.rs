@@ -121,7 +121,6 @@ async fn what_the_platform_publishes_makes_the_backends_that_it_means() {
         ("route-emitter/route", Tcp, true, "tcp 10.0.2.17:61012", app(), diego),
         ("route-emitter/second-port", Tcp, false, ON_CELL, app(), diego),
         ("route-emitter/path", Tcp, false, ON_CELL, app(), diego),
-        ("route-emitter/wildcard", Tcp, true, ON_CELL, app(), diego),
         ("route-emitter/newest", Tcp, false, ON_CELL, app(), diego),
         ("route-emitter/direct-instance", Both, false, container, app(), diego),
         ("route-emitter/internal-route", Both, false, container, app(), None),
@@ -168,12 +167,12 @@ async fn what_cannot_be_a_backend_says_why() {
     use Protocol::{Both, Tcp, Udp};
     let server = NatsServer::start();
     for (name, protocol, match_app, reason) in [
-        ("route-emitter/route", Tcp, false, Reason::NotAddressed),
-        ("route-emitter/wildcard", Tcp, false, Reason::NotAddressed),
+        ("route-emitter/route", Tcp, false, Reason::NotMatched),
+        ("route-emitter/wildcard", Tcp, true, Reason::UnknownServiceInstance),
         ("route-emitter/route-integrity", Tcp, true, Reason::TlsOnly),
         ("route-registrar/tls", Tcp, false, Reason::TlsOnly),
         ("route-registrar/tagged", Tcp, false, Reason::ProtocolMismatch),
-        ("dea/app", Udp, false, Reason::NotAddressed),
+        ("dea/app", Udp, false, Reason::NotMatched),
         ("dea/directory-server", Tcp, true, Reason::NotAddressed),
         ("odd/bare", Tcp, true, Reason::NotAddressed),
         ("odd/untrusted", Tcp, false, Reason::NoAuthority),
