@@ -4,9 +4,13 @@
 //! with a bound listener and a token that ends it. HTTP/1.1 only: the Cloud Controller, Prometheus and `curl` ask for
 //! no more.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 mod body;
+mod callers;
 mod refusal;
 mod serve;
 mod tls;
@@ -20,11 +24,24 @@ pub use tls::{Tls, TlsError};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller(pub SocketAddr);
 
+impl Caller {
+    /// What counts as one caller: one who has an IPv6 address has its whole network of 64 bits.
+    #[must_use]
+    pub fn network(&self) -> IpAddr {
+        match self.0.ip().to_canonical() {
+            IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
+            v4 => v4,
+        }
+    }
+}
+
 /// What a listener puts up with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Open connections; more wait in the kernel's queue.
     pub max_connections: usize,
+    /// Of these, those of one caller, see [`Caller::network`]; more are closed at once.
+    pub max_connections_per_caller: usize,
     /// How long a TLS handshake, a request head, or the silence before the next one may take.
     pub header_timeout: Duration,
     /// Headers of one request.
@@ -39,6 +56,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_connections: 1024,
+            max_connections_per_caller: 256,
             header_timeout: Duration::from_secs(30),
             max_headers: 64,
             max_head_bytes: 32 * 1024,

@@ -120,8 +120,19 @@ pub fn network(entry: &Entry) -> Read<IpNet> {
     let text = text.trim();
     let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     network
-        .map(|network| network.trunc())
+        .map(|network| canonical(network.trunc()))
         .map_err(|_| entry.problem(format!("{text:?} is not a network: write for example \"10.0.0.0/8\"")))
+}
+
+/// A network of IPv4 addresses that is written in IPv6's way means those: all addresses that it is asked for are written in
+/// the other.
+fn canonical(network: IpNet) -> IpNet {
+    match (network.addr().to_canonical(), network.prefix_len().checked_sub(96)) {
+        (v4 @ IpAddr::V4(_), Some(prefix)) if network.addr().is_ipv6() => {
+            IpNet::new(v4, prefix).expect("a prefix of IPv6 less 96 is one of IPv4")
+        }
+        _ => network,
+    }
 }
 
 /// A protocol.

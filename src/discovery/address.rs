@@ -9,8 +9,9 @@ use ipnet::IpNet;
 
 use crate::model::{PortSet, announcement::AnnouncementRefusal};
 
-/// The metadata service of clouds over IPv6; over IPv4 it is link-local.
-const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254);
+/// The metadata services of Amazon's and Google's clouds over IPv6; over IPv4 they are link-local.
+const METADATA_V6: [Ipv6Addr; 2] =
+    [Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254), Ipv6Addr::new(0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x0254)];
 
 /// What decides whether a backend may have an address.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -93,7 +94,9 @@ fn is_never_a_backend(ip: IpAddr) -> bool {
             let is_this_network = ip.octets()[0] == 0;
             is_this_network || ip.is_multicast() || ip.is_link_local() || ip == Ipv4Addr::BROADCAST
         }
-        IpAddr::V6(ip) => ip.is_unspecified() || ip.is_multicast() || ip.is_unicast_link_local() || ip == METADATA_V6,
+        IpAddr::V6(ip) => {
+            ip.is_unspecified() || ip.is_multicast() || ip.is_unicast_link_local() || METADATA_V6.contains(&ip)
+        }
     }
 }
 
@@ -163,6 +166,7 @@ mod tests {
                 "169.254.0.1:1",
                 "[fe80::1]:1",
                 "[fd00:ec2::254]:80",
+                "[fd20:ce::254]:80",
                 "255.255.255.255:1",
                 "[::ffff:169.254.169.254]:80",
                 "[::ffff:0.0.0.0]:1",

@@ -5,7 +5,7 @@
 
 use std::{
     hash::Hash,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -33,8 +33,8 @@ use crate::{
     backends::BackendState,
     http::{Caller, read_body, with_fallbacks},
     model::{
-        AppId, BindingId, ServiceInstanceId, Timestamp,
-        announcement::{AnnouncedState, AnnouncementRefusal, Refusal, Sketch},
+        AppId, BindingId, ServiceInstanceId, Timestamp, Transport,
+        announcement::{AnnouncedState, AnnouncementRefusal, Endpoint, Refusal, Sketch},
     },
 };
 
@@ -242,10 +242,11 @@ impl Discovery {
     /// When what the message announces was announced first, so that all nodes have it at the same place.
     fn first_announced(&self, holder: &Holder, message: &Announcement) -> Option<i64> {
         let host = message.host.as_deref().and_then(|host| parse_host(host).ok())?;
-        let ports = [message.port, message.harbor().udp_port];
+        let udp_port = message.harbor().udp_port.or(message.port);
         let is_announced = |state: &BackendState| {
-            let address = state.backend.endpoint.address;
-            address.ip() == host && ports.contains(&Some(address.port()))
+            let Endpoint { transport, address } = state.endpoint;
+            let port = if transport == Transport::Tcp { message.port } else { udp_port };
+            address.ip() == host && port == Some(address.port())
         };
         let backends = self.backends.list(&holder.service_instance_id);
         backends.iter().filter(|state| is_announced(state)).map(|state| state.since.0).min()
@@ -299,7 +300,7 @@ impl Discovery {
 
 impl Shared {
     fn presented(&self, request: &Request) -> Outcome<Presented> {
-        let caller = request.extensions().get::<Caller>().expect("every listener says who calls").0.ip().to_canonical();
+        let caller = *request.extensions().get::<Caller>().expect("every listener says who calls");
         match bearer(request.headers()) {
             Some(token) => Ok(Presented { token: token.to_owned(), caller }),
             None => Err(self.strange(caller, Denied::Unauthorized)),
@@ -307,11 +308,11 @@ impl Shared {
     }
 
     /// Counts a request that is not let in: what it is told, unless its caller makes too many of them.
-    fn strange(&self, caller: IpAddr, denied: Denied) -> Denied {
-        if let Err(too_many) = self.limit(&self.callers, network_of(caller)) {
+    fn strange(&self, caller: Caller, denied: Denied) -> Denied {
+        if let Err(too_many) = self.limit(&self.callers, caller.network()) {
             return too_many;
         }
-        self.keep(None, &denied, Sketch { host: caller.to_string(), ..Sketch::default() });
+        self.keep(None, &denied, Sketch { host: caller.0.ip().to_canonical().to_string(), ..Sketch::default() });
         denied
     }
 
@@ -364,7 +365,7 @@ impl Shared {
             service_instance_id: binding.service_instance_id.clone(),
             binding_id: binding.id.clone(),
             app_id: binding.app_id.clone(),
-            caller: presented.caller,
+            caller: presented.caller.0.ip().to_canonical(),
         })
     }
 
@@ -383,15 +384,7 @@ impl Shared {
 /// What a request shows before anything in it is believed.
 struct Presented {
     token: String,
-    caller: IpAddr,
-}
-
-/// What counts as one caller: one who has an IPv6 address has its whole network of 64 bits.
-fn network_of(caller: IpAddr) -> IpAddr {
-    match caller {
-        IpAddr::V4(_) => caller,
-        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
-    }
+    caller: Caller,
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {

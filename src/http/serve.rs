@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use super::{Caller, Limits, Tls};
+use super::{Caller, Limits, Tls, callers::Callers};
 
 /// First pause after an accept that failed because this process is short of something.
 const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(5);
@@ -32,7 +32,7 @@ pub async fn serve(
     limits: Limits,
     shutdown: CancellationToken,
 ) {
-    let permits = Arc::new(Semaphore::new(limits.max_connections));
+    let (permits, callers) = (Arc::new(Semaphore::new(limits.max_connections)), Callers::default());
     let mut connections = JoinSet::new();
     loop {
         let (stream, caller, permit) = tokio::select! {
@@ -41,10 +41,14 @@ pub async fn serve(
             accepted = accept(&listener, &permits) => accepted,
         };
         while connections.try_join_next().is_some() {}
+        let Some(counted) = callers.admit(caller.network(), limits.max_connections_per_caller) else {
+            tracing::debug!(caller = %caller.0, "a connection is closed: its caller has as many as it may");
+            continue;
+        };
         let (tls, router, shutdown) = (tls.clone(), router.clone(), shutdown.clone());
         connections.spawn(async move {
             converse(stream, caller, tls, router, limits, shutdown).await;
-            drop(permit);
+            drop((permit, counted));
         });
     }
     drop(listener);

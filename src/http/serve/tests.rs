@@ -77,6 +77,20 @@ async fn a_request_head_that_trickles_ends_the_connection() {
 }
 
 #[tokio::test]
+async fn one_caller_has_no_more_connections_than_its_share() {
+    let limits = Limits { max_connections_per_caller: 2, ..Limits::default() };
+    let served = Served::new(Router::new().route("/", get(|| async { "ok" })), limits).await;
+    let held = [served.send("GET").await, served.send("GET").await];
+    assert_eq!(rest(served.send(GET_AND_CLOSE).await).await, "", "closed at once");
+    let [first, _second] = held;
+    drop(first);
+    // The other's end is seen in its own time.
+    let answered = async { while rest(served.send(GET_AND_CLOSE).await).await.is_empty() {} };
+    tokio::time::timeout(Duration::from_secs(20), answered).await.expect("there is room again");
+    served.stop().await;
+}
+
+#[tokio::test]
 async fn more_connections_than_the_limit_wait_for_their_turn() {
     let (router, entered, gate, inside) = gated();
     let served = Served::new(router, Limits { max_connections: 1, ..Limits::default() }).await;
