@@ -20,10 +20,10 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    backends::{Backends, Change},
+    backends::{Backend, Backends, Change},
     model::{
         AppId, Clock, ServiceInstanceId,
-        announcement::{AnnouncementRefusal, Refusal, Sketch},
+        announcement::{AnnouncementRefusal, Authority, Refusal, Sketch},
         directory::Directory,
     },
     telemetry::metrics::DiscoveryMetrics,
@@ -120,15 +120,19 @@ impl Discovery {
         (Arc::new(discovery), Relays(waiting))
     }
 
-    /// Takes over other settings; `prune_every` from the next sweep on.
+    /// Takes over other settings, and ends backends that they do not let stand; `prune_every` from the next sweep on.
     pub fn set_settings(&self, settings: Settings) {
         self.settings.store(Arc::new(settings));
+        self.backends.retain(|id, backend| self.admits(id, backend));
+        self.show_counts();
     }
 
-    /// Whether the address rules let a backend be at `address`.
+    /// Whether the operator's settings let a backend stand: where it is, and by trust where it is believed by that.
     #[must_use]
-    pub fn admits(&self, address: SocketAddr) -> bool {
-        address::check(address, &self.settings.load().rules.addresses).is_ok()
+    pub fn admits(&self, id: &ServiceInstanceId, backend: &Backend) -> bool {
+        let (rules, address) = (&self.settings.load().rules, backend.endpoint.address);
+        let is_trusted = || rules.trusted.iter().any(|source| source.covers(address.ip(), id));
+        address::check(address, &rules.addresses).is_ok() && (backend.authority != Authority::Trusted || is_trusted())
     }
 
     /// The last refusals of a service instance, or of messages that name none that there is; the latest first.

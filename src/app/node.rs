@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     admin,
-    backends::Backends,
+    backends::{Backend, Backends},
     broker,
     config::{Config, Sources},
     control::Control,
@@ -27,7 +27,7 @@ use crate::{
     forwarder::{ClosingRecord, Forwarder, Surroundings, SystemBinder},
     health::{checks, last_known, probe::Connect},
     model::{
-        Clock,
+        Clock, ServiceInstanceId,
         desired::DesiredState,
         observed::{Link, Mode, Observations},
     },
@@ -260,7 +260,7 @@ impl Node {
         }
         let directory = Arc::clone(&self.control.directory().borrow());
         let path = config.node.data_dir.join(last_known::FILE_NAME);
-        let admits = |address| self.discovery.admits(address);
+        let admits = |id: &ServiceInstanceId, backend: &Backend| self.discovery.admits(id, backend);
         let connect = self.connect();
         let restored = last_known::restore(&path, &self.backends, &directory, admits, connect, &*self.clock).await;
         tracing::info!(?restored, "took back the last-known backends");

@@ -188,9 +188,12 @@ impl Backends {
 
     /// Ends those whose authority has ended, with their flows.
     pub fn retain_authorised(&self, directory: &Directory) {
-        self.for_each(|_, id, instance| {
-            instance.revoke(|backend| stands(&backend.authority, id, backend.endpoint.transport, directory))
-        });
+        self.retain(|id, backend| stands(&backend.authority, id, backend.endpoint.transport, directory));
+    }
+
+    /// Ends those that do not stand any more, with their flows.
+    pub fn retain(&self, stands: impl Fn(&ServiceInstanceId, &Backend) -> bool) {
+        self.for_each(|_, id, instance| instance.revoke(|backend| stands(id, backend)));
     }
 
     /// The same for these service instances alone.

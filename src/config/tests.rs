@@ -498,7 +498,7 @@ fn a_network_of_ipv4_may_be_written_in_the_way_of_ipv6() {
     let text = "discovery.backend_deny = [\"::ffff:10.66.0.0/112\", \"::ffff:0:0/90\", \"fd00::/8\"]";
     let networks = load_more(text, &[]).unwrap().discovery.backend_deny;
     let shown = networks.iter().map(ToString::to_string).collect::<Vec<_>>();
-    assert_eq!(shown, ["10.66.0.0/16", "::ff80:0:0/90", "fd00::/8"]);
+    assert_eq!(shown, ["10.66.0.0/16", "::ffc0:0:0/90", "fd00::/8"]);
 }
 
 fn set_mode(file: &Path, mode: u32) {

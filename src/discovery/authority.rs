@@ -111,7 +111,8 @@ fn prove(
 }
 
 impl Trusted {
-    fn covers(&self, host: IpAddr, id: &ServiceInstanceId) -> bool {
+    /// Whether it may say that `host` serves this service instance.
+    pub(super) fn covers(&self, host: IpAddr, id: &ServiceInstanceId) -> bool {
         self.networks.iter().any(|network| network.contains(&host))
             && self.service_instances.as_ref().is_none_or(|ids| ids.contains(id))
     }

@@ -25,7 +25,10 @@ use crate::{
 };
 
 /// Checks at a time, over all service instances: each has a socket.
-pub const MAX_CHECKS: usize = 64;
+pub const MAX_CHECKS: usize = 128;
+
+/// Checks at a time of one service instance: one whose backends do not answer keeps few others waiting.
+pub const MAX_CHECKS_EACH: usize = 8;
 
 /// How soon a backend that was announced is checked, at the latest.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -85,6 +88,7 @@ struct Means {
 struct Checks {
     tasks: JoinSet<()>,
     running: HashMap<(ServiceInstanceId, SocketAddr), Running>,
+    turns: HashMap<ServiceInstanceId, Arc<Semaphore>>,
 }
 
 struct Running {
@@ -117,36 +121,59 @@ impl Checks {
             stays
         });
         for (key, (check, backend)) in wanted {
-            let (id, weak) = (key.0.clone(), Arc::downgrade(&backend));
-            let task = self.tasks.spawn(watch_over(id, Weak::clone(&weak), check, Arc::clone(means)));
-            self.running.insert(key, Running { check, backend: weak, task });
+            let turns = self.turns.entry(key.0.clone()).or_insert_with(|| Arc::new(Semaphore::new(MAX_CHECKS_EACH)));
+            let watch = Watch {
+                id: key.0.clone(),
+                backend: Arc::downgrade(&backend),
+                check,
+                turns: Arc::clone(turns),
+                means: Arc::clone(means),
+            };
+            let running = Running { check, backend: Weak::clone(&watch.backend), task: self.tasks.spawn(watch.over()) };
+            self.running.insert(key, running);
         }
+        self.turns.retain(|_, turns| Arc::strong_count(turns) > 1);
     }
 }
 
-/// Checks one backend for as long as it is there.
-async fn watch_over(id: ServiceInstanceId, backend: Weak<Backend>, check: TcpCheck, means: Arc<Means>) {
-    let mut streak = Streak::default();
-    // Not all at once when a node starts.
-    let mut pause = check.interval.mul_f64(fastrand::f64());
-    loop {
-        sleep(pause).await;
-        let Some(address) = backend.upgrade().map(|backend| backend.endpoint.address) else { return };
-        let works = {
-            let _permit = means.permits.acquire().await.expect("the semaphore is never closed");
-            takes_connections(&*means.connect, address, check.timeout).await
-        };
-        let Some(backend) = backend.upgrade() else { return };
-        means.metrics.checked(works);
-        let (before, _) = backend.health();
-        if let Some(health) = streak.after(works, before, check) {
-            backend.set_health(health, means.clock.now());
-            match health {
-                Health::Down => tracing::warn!(service_instance = %id, %address, "a backend takes no connections"),
-                _ => tracing::info!(service_instance = %id, %address, "a backend takes connections"),
+/// One checked backend.
+struct Watch {
+    id: ServiceInstanceId,
+    backend: Weak<Backend>,
+    check: TcpCheck,
+    /// Those of its service instance.
+    turns: Arc<Semaphore>,
+    means: Arc<Means>,
+}
+
+impl Watch {
+    /// Checks it for as long as it is there.
+    async fn over(self) {
+        let Self { id, check, means, .. } = &self;
+        let mut streak = Streak::default();
+        // Not all at once when a node starts.
+        let mut pause = check.interval.mul_f64(fastrand::f64());
+        loop {
+            sleep(pause).await;
+            let Some(address) = self.backend.upgrade().map(|backend| backend.endpoint.address) else { return };
+            let works = {
+                // First one's own turn: who waits for the others' does not stand in their way.
+                let _turn = self.turns.acquire().await.expect("the semaphore is never closed");
+                let _permit = means.permits.acquire().await.expect("the semaphore is never closed");
+                takes_connections(&*means.connect, address, check.timeout).await
+            };
+            let Some(backend) = self.backend.upgrade() else { return };
+            means.metrics.checked(works);
+            let (before, _) = backend.health();
+            if let Some(health) = streak.after(works, before, *check) {
+                backend.set_health(health, means.clock.now());
+                match health {
+                    Health::Down => tracing::warn!(service_instance = %id, %address, "a backend takes no connections"),
+                    _ => tracing::info!(service_instance = %id, %address, "a backend takes connections"),
+                }
             }
+            pause = check.interval.mul_f64(1.0 - JITTER + 2.0 * JITTER * fastrand::f64());
         }
-        pause = check.interval.mul_f64(1.0 - JITTER + 2.0 * JITTER * fastrand::f64());
     }
 }
 

@@ -4,21 +4,21 @@
 //! announcements, nothing else. Each TCP backend is tried with a connect before it is believed; a UDP one cannot be.
 
 use std::{
+    collections::HashMap,
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
-    net::SocketAddr,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::probe::{Connect, takes_connections};
 use crate::{
-    backends::{BackendState, Backends, stands},
+    backends::{Backend, BackendState, Backends, stands},
     model::{Clock, ServiceInstanceId, Transport, announcement::Endpoint, directory::Directory},
 };
 
@@ -44,6 +44,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Such connects at a time.
 const MAX_CONNECTS: usize = 64;
 
+/// How long all of them together may take: the node is not ready before. Those that were not tried by then are not
+/// believed.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// What became of the backends of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Restored {
@@ -53,17 +57,17 @@ pub struct Restored {
     pub expired: usize,
     /// Their authority does not stand, or their address is not allowed any more.
     pub unauthorised: usize,
-    /// They took no connection.
+    /// They took no connection, or could not be tried in time.
     pub unreachable: usize,
 }
 
 /// Reads the file and puts into the table what may still be believed: within its original deadline, its authority
-/// standing in `directory`, its address passed by `admits`, and reachable where that can be told.
+/// standing in `directory`, passed by `admits`, and reachable where that can be told.
 pub async fn restore(
     path: &Path,
     backends: &Backends,
     directory: &Directory,
-    admits: impl Fn(SocketAddr) -> bool,
+    admits: impl Fn(&ServiceInstanceId, &Backend) -> bool,
     connect: Arc<Connect>,
     clock: &dyn Clock,
 ) -> Restored {
@@ -77,18 +81,26 @@ pub async fn restore(
             outcome.expired += 1;
             continue;
         };
-        let endpoint = state.backend.endpoint;
-        if stands(&state.backend.authority, &id, endpoint.transport, directory) && admits(endpoint.address) {
+        let backend = &state.backend;
+        if stands(&backend.authority, &id, backend.endpoint.transport, directory) && admits(&id, backend) {
             candidates.push((id, state));
         } else {
             outcome.unauthorised += 1;
         }
     }
     let known = candidates.len();
-    let reachable = reachable(candidates, &connect).await;
-    outcome.restored = reachable.len();
-    outcome.unreachable = known - reachable.len();
-    backends.restore(reachable);
+    // Each as soon as it has answered, whoever else does not. Those that are left at the end are given up.
+    let restoring = async {
+        let mut tries = tried(in_turns(candidates), &connect);
+        while let Some(tried) = tries.join_next().await {
+            if let Some(reachable) = tried.expect("trying does not panic") {
+                backends.restore([reachable]);
+                outcome.restored += 1;
+            }
+        }
+    };
+    let _ = timeout(PATIENCE, restoring).await;
+    outcome.unreachable = known - outcome.restored;
     // One may have expired, or lost its authority, while others were tried.
     backends.sweep(clock.now());
     outcome
@@ -96,14 +108,25 @@ pub async fn restore(
 
 type Known = (ServiceInstanceId, BackendState);
 
-/// Those that take a connection, and those of which that cannot be told, in their order.
-async fn reachable(candidates: Vec<Known>, connect: &Arc<Connect>) -> Vec<Known> {
+/// The first of each service instance before the second of any: one that has many does not keep the others waiting.
+fn in_turns(mut candidates: Vec<Known>) -> Vec<Known> {
+    let mut seen = HashMap::new();
+    candidates.sort_by_cached_key(|(id, _)| {
+        let place = seen.entry(id.clone()).or_insert(0);
+        *place += 1;
+        *place
+    });
+    candidates
+}
+
+/// Tries all that can be tried, so many at a time, in their order.
+fn tried(candidates: Vec<Known>, connect: &Arc<Connect>) -> JoinSet<Option<Known>> {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTS));
     let mut tries = JoinSet::new();
-    for (index, candidate) in candidates.into_iter().enumerate() {
+    for candidate in candidates {
         let (permits, connect) = (Arc::clone(&permits), Arc::clone(connect));
         tries.spawn(async move {
-            let Endpoint { transport, address } = candidate.1.backend.endpoint;
+            let Endpoint { transport, address } = candidate.1.endpoint;
             let reachable = match transport {
                 Transport::Udp => true,
                 Transport::Tcp => {
@@ -111,12 +134,10 @@ async fn reachable(candidates: Vec<Known>, connect: &Arc<Connect>) -> Vec<Known>
                     takes_connections(&*connect, address, CONNECT_TIMEOUT).await
                 }
             };
-            reachable.then_some((index, candidate))
+            reachable.then_some(candidate)
         });
     }
-    let mut reachable = tries.join_all().await.into_iter().flatten().collect::<Vec<_>>();
-    reachable.sort_by_key(|(index, _)| *index);
-    reachable.into_iter().map(|(_, candidate)| candidate).collect()
+    tries
 }
 
 /// Keeps the file up to date until `shutdown`, and writes it a last time then.

@@ -21,8 +21,8 @@ pub const MOST_CONNECTIONS: u32 = 1_000_000;
 /// How often a backend may be checked at the most, and how seldom at the least.
 pub const CHECK_INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 
-/// How long a check may take.
-pub const CHECK_TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
+/// How long a check may take: as long it keeps others of its service instance waiting.
+pub const CHECK_TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(5);
 
 /// How many checks in a row may be asked for.
 pub const CHECK_STREAKS: RangeInclusive<u8> = 1..=10;
