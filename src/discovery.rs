@@ -93,6 +93,8 @@ pub struct Relays(mpsc::Receiver<Relay>);
 struct Relay {
     subject: &'static str,
     payload: Bytes,
+    /// Until when it is news: what waited longer for NATS says nothing of today.
+    good_until: Instant,
 }
 
 impl Discovery {
@@ -319,7 +321,8 @@ impl Discovery {
             Action::Register => wire::HARBOR_REGISTER,
             Action::Unregister => wire::HARBOR_UNREGISTER,
         };
-        let relay = Relay { subject, payload: message.to_bytes().into() };
+        let time_to_live = judge::time_to_live(message, self.settings.load().rules.stale_after);
+        let relay = Relay { subject, payload: message.to_bytes().into(), good_until: self.clock.now() + time_to_live };
         if let Err(mpsc::error::TrySendError::Full(_)) = self.relays.try_send(relay) {
             self.metrics.relays_dropped.inc();
         }

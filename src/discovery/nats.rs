@@ -48,8 +48,11 @@ const MAX_WAITING_MESSAGES: usize = 65_536;
 /// How often announcers are asked to repeat, at the most, when messages were dropped.
 const RESYNC_PAUSE: Duration = Duration::from_secs(5);
 
-/// What announcers are told of how often to announce.
+/// What announcers are told of how often to announce, at the least: three times in the life of a backend.
 const REGISTER_INTERVAL: Duration = Duration::from_secs(20);
+
+/// How often it is logged that the server refuses something, at the most.
+const SERVER_ERROR_PAUSE: Duration = Duration::from_secs(60);
 
 /// How to reach NATS.
 #[derive(Debug, Clone)]
@@ -142,6 +145,8 @@ struct Signals {
     disconnected: bool,
     /// Times that messages were dropped.
     slow: u64,
+    /// When the server's last refusal was logged: whoever makes it refuse can do so very often.
+    told_at: Option<tokio::time::Instant>,
 }
 
 /// Receives until `shutdown`, over however many sessions that takes. `link` shows how it fares.
@@ -222,7 +227,13 @@ async fn session(
             }
             Some(message) = messages.next() => hand_over(discovery, &message),
             greet = greets.next() => answer(&client, greet.ok_or(Lost::Closed)?, &start).await?,
-            Some(relay) = relays.0.recv() => publish(&client, relay.subject, relay.payload).await?,
+            Some(relay) = relays.0.recv() => {
+                if discovery.clock.now() < relay.good_until {
+                    publish(&client, relay.subject, relay.payload).await?;
+                } else {
+                    discovery.metrics.relays_dropped.inc();
+                }
+            }
             changed = signalled.changed() => {
                 changed.map_err(|_| Lost::Closed)?;
                 let now = *signalled.borrow_and_update();
@@ -314,7 +325,11 @@ fn note(signals: &mut Signals, event: &Event) -> bool {
         Event::Disconnected | Event::Closed => signals.disconnected = true,
         Event::SlowConsumer(_) => signals.slow += 1,
         Event::ServerError(error) => {
-            tracing::warn!(%error, "NATS refuses something: check the user's permissions");
+            let now = tokio::time::Instant::now();
+            if signals.told_at.is_none_or(|told_at| now.duration_since(told_at) >= SERVER_ERROR_PAUSE) {
+                signals.told_at = Some(now);
+                tracing::warn!(%error, "NATS refuses something: check the user's permissions");
+            }
             return false;
         }
         Event::Connected | Event::LameDuckMode | Event::Draining | Event::ClientError(_) => return false,
@@ -365,11 +380,13 @@ async fn answer(client: &Client, greet: Message, greeting: &Bytes) -> Result<(),
 }
 
 fn greeting(discovery: &Discovery, settings: &Settings) -> Bytes {
+    let stale_after = discovery.settings.load().rules.stale_after;
     let greeting = Greeting {
         id: settings.id.clone(),
         hosts: settings.hosts.clone(),
-        register_interval_seconds: REGISTER_INTERVAL.as_secs(),
-        prune_threshold_seconds: discovery.settings.load().rules.stale_after.as_secs(),
+        // Never 0: route-emitters and their like make a ticker of it.
+        register_interval_seconds: REGISTER_INTERVAL.min(stale_after / 3).as_secs().max(1),
+        prune_threshold_seconds: stale_after.as_secs(),
     };
     serde_json::to_vec(&greeting).expect("it has neither maps nor floats").into()
 }

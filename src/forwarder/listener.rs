@@ -60,6 +60,11 @@ impl Listener {
         self.spec().settings.idle_timeout.unwrap_or(limits.idle_timeout(transport))
     }
 
+    /// Whether it has a backend that is not passed over.
+    pub(super) fn has_one_that_works(&self, transport: Transport, now: Instant) -> bool {
+        self.slot.load().of(transport).iter().any(|backend| !backend.is_passed_over(now))
+    }
+
     /// One more thread serves its TCP sockets.
     pub(super) fn opened(&self) {
         self.open_at.fetch_add(1, Ordering::Relaxed);

@@ -160,6 +160,12 @@ impl Upstream {
         }
     }
 
+    /// Why the session ends, when its backend has failed and another one has not.
+    fn gives_way(&self, listener: &Listener, now: Instant) -> Option<SessionEnd> {
+        let others_come_first = self.backend.aside(now).is_some() && listener.has_one_that_works(Transport::Udp, now);
+        others_come_first.then_some(SessionEnd::BackendGone)
+    }
+
     /// Why the session ends, when its backend is no longer there.
     fn ended_by_backend(&self) -> Option<SessionEnd> {
         match self.backend.phase() {

@@ -246,6 +246,37 @@ fn a_refusing_backend_is_put_aside_and_its_clients_move() {
 }
 
 #[test]
+fn one_failed_datagram_moves_all_sessions_of_the_backend() {
+    let (alive, dying) = (UdpPeer::named("alive"), UdpPeer::named("dying"));
+    let node = Node::with(4, ForwarderLimits::default());
+    node.udp(21585, dying.address);
+    node.announce(21585, Transport::Udp, alive.address);
+    let clients = [(); 8].map(|()| udp_client(V4, 21585));
+    for client in &clients {
+        assert_eq!(ask(client, b"?"), b"dying");
+    }
+    let gone = dying.into_nobody();
+    clients[0].send(b"lost").unwrap();
+    eventually("the refusal is seen", || {
+        (node.sample("harbor_sessions_closed_total{reason=\"backend_gone\"}") == 1).then_some(())
+    });
+    for client in &clients {
+        assert_eq!(ask(client, b"?"), b"alive", "no other client loses any");
+    }
+    assert_eq!(node.sample("harbor_sessions_closed_total{reason=\"backend_gone\"}"), 8);
+    // The last one left is tried again and again.
+    node.withdraw(21585, Transport::Udp, alive.address);
+    for refused in 9..=10 {
+        clients[0].send(b"?").unwrap();
+        eventually("the last one left has refused again", || {
+            clients[0].send(b"?").unwrap();
+            (node.sample("harbor_sessions_closed_total{reason=\"backend_gone\"}") >= refused).then_some(())
+        });
+    }
+    drop(gone);
+}
+
+#[test]
 fn what_becomes_of_a_backend_becomes_of_its_sessions() {
     let backend = UdpPeer::echo(V4);
     let node = Node::start();

@@ -100,6 +100,7 @@ impl Drop for TcpPeer {
 #[derive(Debug)]
 pub struct UdpPeer {
     pub address: SocketAddr,
+    socket: UdpSocket,
     stop: Arc<AtomicBool>,
     received: Arc<Mutex<Vec<Datagram>>>,
     thread: Option<JoinHandle<()>>,
@@ -114,6 +115,7 @@ impl UdpPeer {
         let socket = UdpSocket::bind((address, 0)).expect("a free port of loopback");
         let address = socket.local_addr().expect("bound");
         let (stop, received) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        let kept = socket.try_clone().expect("descriptors are left");
         let thread = std::thread::spawn({
             let (stop, received) = (Arc::clone(&stop), Arc::clone(&received));
             move || {
@@ -130,7 +132,7 @@ impl UdpPeer {
                 }
             }
         });
-        Self { address, stop, received, thread: Some(thread) }
+        Self { address, socket: kept, stop, received, thread: Some(thread) }
     }
 
     /// Sends back what comes.
@@ -146,6 +148,13 @@ impl UdpPeer {
     /// Says nothing.
     pub fn mute() -> Self {
         Self::answering(V4, |_| None)
+    }
+
+    /// Ends it, and keeps its address: what is sent there from now on is refused.
+    pub fn into_nobody(self) -> Nobody {
+        let socket = self.socket.try_clone().expect("descriptors are left");
+        drop(self);
+        Nobody::refusing(socket)
     }
 
     /// What it was sent so far.
@@ -182,7 +191,10 @@ impl Nobody {
 
     /// A UDP address: its socket is connected, to itself, and so is nobody's to all others.
     pub fn udp() -> Self {
-        let socket = UdpSocket::bind((V4, 0)).expect("a free port of loopback");
+        Self::refusing(UdpSocket::bind((V4, 0)).expect("a free port of loopback"))
+    }
+
+    fn refusing(socket: UdpSocket) -> Self {
         socket.connect(socket.local_addr().expect("bound")).expect("loopback takes it");
         Self::holding(socket.into())
     }

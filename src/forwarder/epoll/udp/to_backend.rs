@@ -85,8 +85,8 @@ impl Udp {
                 runs.advance(runs.next(0).expect("there is a first"));
                 continue;
             };
-            // It may have left just now, before this worker was told.
-            if let Some(end) = upstream.ended_by_backend() {
+            // It may have left just now, before this worker was told, or refused another session's datagram.
+            if let Some(end) = upstream.ended_by_backend().or_else(|| upstream.gives_way(&entry.listener, tools.now)) {
                 self.end_session(port, key, end, tools);
                 session = None;
                 continue;
