@@ -3,7 +3,7 @@
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{family::Family, gauge::Gauge, info::Info},
-    registry::Registry,
+    registry::{Registry, Unit},
 };
 
 use super::wire::{Link, Mode, Status};
@@ -60,14 +60,20 @@ fn state(status: &Status) -> Registry {
         listeners.get_or_create(&StateLabels { state }).set(count(listener_count));
     }
     registry.register("listeners", "Service instances by the state of their port", listeners);
-    let passed_over = Family::<StateLabels, Gauge>::default();
-    for (state, backend_count) in [("aside", status.backends.aside), ("down", status.backends.down)] {
-        passed_over.get_or_create(&StateLabels { state }).set(count(backend_count));
+    let (backends, longest) = (Family::<StateLabels, Gauge>::default(), Family::<StateLabels, Gauge>::default());
+    let states = status.backends.states;
+    for (state, is_in) in
+        [("up", states.up), ("aside", states.aside), ("down", states.down), ("draining", states.draining)]
+    {
+        backends.get_or_create(&StateLabels { state }).set(count(is_in.count));
+        longest.get_or_create(&StateLabels { state }).set(i64::try_from(is_in.longest_seconds).unwrap_or(i64::MAX));
     }
-    registry.register(
-        "backends_passed_over",
-        "Backends that others come before: connecting to them failed a short while ago (aside), or their check fails (down)",
-        passed_over,
+    registry.register("backend_states", "Backends by their state", backends);
+    registry.register_with_unit(
+        "backend_states_longest",
+        "How long the backend that has been in a state longest has been in it",
+        Unit::Seconds,
+        longest,
     );
     let ports = Family::<PoolLabels, Gauge>::default();
     for pool in &status.pools {

@@ -35,8 +35,15 @@ pub async fn status(sources: &Sources) -> wire::Status {
             Transport::Tcp => backend_counts.tcp += 1,
             Transport::Udp => backend_counts.udp += 1,
         }
-        backend_counts.aside += usize::from(backend.backend.aside(now).is_some());
-        backend_counts.down += usize::from(backend.backend.health().0 == Health::Down);
+        let (states, (health, health_since)) = (&mut backend_counts.states, backend.backend.health());
+        let (state, since) = match (backend.state, health, backend.backend.aside(now)) {
+            (AnnouncedState::Draining, ..) => (&mut states.draining, backend.state_since),
+            (_, Health::Down, _) => (&mut states.down, health_since),
+            (.., Some((since, _))) => (&mut states.aside, since),
+            _ => (&mut states.up, backend.state_since),
+        };
+        state.count += 1;
+        state.longest_seconds = state.longest_seconds.max(now.saturating_duration_since(since).as_secs());
     }
     let past = |moment: Instant| rfc3339(wall.minus(now.saturating_duration_since(moment)));
     let mut refusals = (sources.refusals)();
@@ -52,6 +59,7 @@ pub async fn status(sources: &Sources) -> wire::Status {
             (AnnouncedState::Up, Phase::Serving) => "up".into(),
             _ => "draining".into(),
         },
+        state_since: past(state.state_since),
         open: state.backend.open(),
         since: rfc3339(state.since),
         aside: state.backend.aside(now).is_some(),

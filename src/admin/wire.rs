@@ -124,10 +124,30 @@ pub struct BackendCounts {
     pub udp: usize,
     /// Service instances that have none.
     pub service_instances_without: usize,
-    /// Of all, those that are passed over because connecting to them failed a short while ago.
-    pub aside: usize,
-    /// Of all, those that are passed over because their check fails.
-    pub down: usize,
+    /// In which state they are: each in one, the last of these that holds.
+    pub states: BackendStates,
+}
+
+/// How many backends are in which state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BackendStates {
+    /// They take new connections and sessions.
+    pub up: InState,
+    /// They are passed over since connecting to them failed a short while ago.
+    pub aside: InState,
+    /// They are passed over since their check fails.
+    pub down: InState,
+    /// They asked for nothing new.
+    pub draining: InState,
+}
+
+/// Backends in one state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct InState {
+    /// How many.
+    pub count: usize,
+    /// How long the one that has been in it longest has been.
+    pub longest_seconds: u64,
 }
 
 /// A service instance with its listener and its backends.
@@ -211,6 +231,8 @@ pub struct Backend {
     pub authority: String,
     /// `up` or `draining`.
     pub state: String,
+    /// Since when it is.
+    pub state_since: String,
     /// Open connections or sessions.
     pub open: u32,
     /// When it was first announced.

@@ -30,6 +30,8 @@ pub struct BackendState {
     pub origin: Origin,
     /// Whether it wants new work.
     pub state: AnnouncedState,
+    /// Since when it does, or does not.
+    pub state_since: Instant,
     /// How long it lives after each announcement.
     pub time_to_live: Duration,
     /// When it ends unless it is announced again.
@@ -245,6 +247,7 @@ impl Instance {
             backend: Arc::new(Backend::new(endpoint, authority, origin.clone(), now)),
             origin,
             state: AnnouncedState::Up,
+            state_since: now,
             time_to_live: Duration::ZERO,
             expires_at: now,
             since: registration.since.unwrap_or(registration.heard_at),
@@ -335,6 +338,7 @@ impl BackendState {
             return Change::Renewed;
         }
         self.state = registration.state;
+        self.state_since = now;
         match self.state {
             AnnouncedState::Up => {
                 self.backend.set_drain_deadline(None);

@@ -99,6 +99,8 @@ struct ShownBackend {
     host: IpAddr,
     port: u16,
     state: &'static str,
+    /// RFC 3339, in UTC.
+    state_since: String,
     /// When it was first announced. RFC 3339, in UTC.
     since: String,
     /// What checks have found.
@@ -267,6 +269,7 @@ impl Discovery {
                     AnnouncedState::Up => "up",
                     AnnouncedState::Draining => "draining",
                 },
+                state_since: past(state.state_since),
                 since: rfc3339(state.since),
                 health: health.as_str(),
                 health_since: past(health_since),

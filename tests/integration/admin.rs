@@ -217,8 +217,10 @@ async fn the_status_tells_node_pools_links_listeners_and_backends() {
     let backend = body["service_instances"][0]["backends"][0].as_object_mut().unwrap();
     let expires = backend.remove("expires_in_seconds").unwrap().as_u64().unwrap();
     assert!((3000..=3600).contains(&expires), "{expires}");
-    let health_since = backend.remove("health_since").unwrap();
-    assert!(health_since.as_str().unwrap().ends_with('Z'), "{health_since}");
+    for since in ["health_since", "state_since"] {
+        let since = backend.remove(since).unwrap();
+        assert!(since.as_str().unwrap().ends_with('Z'), "{since}");
+    }
     assert_eq!(
         (status, body),
         (
@@ -238,7 +240,13 @@ async fn the_status_tells_node_pools_links_listeners_and_backends() {
                     "quarantined": 0, "reserved": 0, "in_conflict": 0,
                 }],
                 "listeners": {"bound": 2, "failed": 0, "pending": 0},
-                "backends": {"tcp": 1, "udp": 0, "service_instances_without": 1, "aside": 0, "down": 0},
+                "backends": {
+                    "tcp": 1, "udp": 0, "service_instances_without": 1,
+                    "states": {
+                        "up": {"count": 1, "longest_seconds": 0}, "aside": {"count": 0, "longest_seconds": 0},
+                        "down": {"count": 0, "longest_seconds": 0}, "draining": {"count": 0, "longest_seconds": 0},
+                    },
+                },
                 "refusals": [{
                     "at": THEN_TOLD, "first_at": THEN_TOLD, "count": 3, "source": "harbor",
                     "reason": "unknown_service_instance", "named": "typo", "host": "10.0.1.9", "port": 61013,

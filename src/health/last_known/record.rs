@@ -107,6 +107,7 @@ impl Record {
             backend: Arc::new(Backend::new(endpoint, authority, origin.clone(), now)),
             origin,
             state: if self.draining { AnnouncedState::Draining } else { AnnouncedState::Up },
+            state_since: now,
             time_to_live,
             expires_at: now.checked_add(left)?,
             since: Timestamp(self.since).min(wall),

@@ -1,5 +1,5 @@
 use super::*;
-use crate::admin::wire::{Backend, BackendCounts, ListenerCounts, Pool};
+use crate::admin::wire::{Backend, BackendCounts, BackendStates, ListenerCounts, Pool};
 
 fn backend(state: &str, open: u32) -> Backend {
     Backend {
@@ -7,6 +7,7 @@ fn backend(state: &str, open: u32) -> Backend {
         address: "10.0.1.7:61012".into(),
         authority: "app a".into(),
         state: state.into(),
+        state_since: "then".into(),
         open,
         since: "2026-11-21T09:15:18Z".into(),
         aside: false,
@@ -40,7 +41,7 @@ fn fine() -> Status {
             in_conflict: 0,
         }],
         listeners: ListenerCounts { bound: 2, failed: 0, pending: 0 },
-        backends: BackendCounts { tcp: 3, udp: 0, service_instances_without: 1, aside: 0, down: 0 },
+        backends: BackendCounts { tcp: 3, udp: 0, service_instances_without: 1, states: BackendStates::default() },
         refusals: vec![],
         service_instances: vec![
             ServiceInstance {
