@@ -17,7 +17,7 @@ const JITTER: f64 = 0.2;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How often at least it is said within the time that it holds: one may be lost.
-const PER_TIME_TO_LIVE: u32 = 3;
+const PER_TIME_TO_LIVE: f64 = 3.0;
 
 /// The shortest pause, however soon Harbor forgets: a token makes ten requests a second.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(300);
@@ -101,7 +101,7 @@ impl Keeper {
             Ok(holds) => {
                 self.failures = 0;
                 self.tell(self.way.done(word));
-                holds.map_or(pace.interval, |holds| pace.interval.min(holds / PER_TIME_TO_LIVE).max(SHORTEST_PAUSE))
+                pause(pace.interval, holds)
             }
             Err(why) => {
                 self.failures += 1;
@@ -158,6 +158,28 @@ impl Keeper {
     }
 }
 
+/// How long it is until the next word, before jitter, when the last one holds so long.
+fn pause(interval: Duration, holds: Option<Duration>) -> Duration {
+    let longest = holds.map(|holds| holds.div_f64(PER_TIME_TO_LIVE * (1.0 + JITTER)).max(SHORTEST_PAUSE));
+    longest.map_or(interval, |longest| longest.min(interval))
+}
+
 fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(1.0 + JITTER * fastrand::f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_said_three_times_while_it_holds_whatever_the_jitter() {
+        let seconds = Duration::from_secs;
+        let pause = |holds: Option<u64>| super::pause(seconds(20), holds.map(seconds));
+        assert_eq!([pause(None), pause(Some(120)), pause(Some(0))], [seconds(20), seconds(20), SHORTEST_PAUSE]);
+        for holds in [3, 15, 60, 71] {
+            let longest = pause(Some(holds)).mul_f64(1.0 + JITTER);
+            assert!(longest * 3 <= seconds(holds) && longest * 4 > seconds(holds), "{holds}: {longest:?}");
+        }
+    }
 }

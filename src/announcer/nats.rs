@@ -2,12 +2,17 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex},
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::Duration,
 };
 
 use async_nats::{Client, ConnectOptions, Event, ServerAddr, Subscriber};
-use futures_util::StreamExt as _;
+use bytes::Bytes;
+use futures_util::{
+    StreamExt as _,
+    stream::{self, SelectAll},
+};
 use percent_encoding::percent_decode_str;
 use tokio::{
     sync::{self, Notify},
@@ -23,9 +28,9 @@ use crate::{
         authority::statement,
         nats::{Login, Tls, UnreadableFile, identified},
         source::Action,
-        wire::{Announcement, HARBOR_REGISTER, HARBOR_START, HARBOR_UNREGISTER, Harbor},
+        wire::{Announcement, Greeting, HARBOR_GREET, HARBOR_REGISTER, HARBOR_START, HARBOR_UNREGISTER, Harbor},
     },
-    model::{Clock, token::Token},
+    model::{Clock, Timestamp, token::Token},
 };
 
 /// How long a message may take to reach the server.
@@ -42,11 +47,16 @@ pub struct Server {
     pub tls: Tls,
 }
 
-/// Says it to all nodes.
+/// Says it to all nodes: of one place, as whose beginning it takes its own first word.
 pub struct Publisher {
     client: Client,
-    starts: sync::Mutex<Subscriber>,
+    /// What nodes say by themselves, and what they answer at `inbox`.
+    greetings: sync::Mutex<SelectAll<Subscriber>>,
+    inbox: String,
     connected: Arc<Notify>,
+    /// How long an announcement holds at the node that forgets first, as far as nodes have said so.
+    holds: Mutex<Option<Duration>>,
+    since: OnceLock<Timestamp>,
     service_instance_id: String,
     binding_id: String,
     token: Token,
@@ -65,7 +75,7 @@ pub enum PublisherError {
     /// The client cannot begin.
     #[error("cannot connect to NATS: {0}")]
     Connect(#[from] async_nats::ConnectError),
-    /// `harbor.start` cannot be listened to.
+    /// Greetings cannot be listened to.
     #[error("cannot listen to {HARBOR_START}: {0}")]
     Subscribe(#[from] async_nats::SubscribeError),
 }
@@ -90,11 +100,24 @@ impl Publisher {
         let options = identified(options, &login, &server.tls).await?;
         let options = options.event_callback(told(Arc::clone(&connected)));
         let client = options.connect(urls).await?;
-        let starts = sync::Mutex::new(client.subscribe(HARBOR_START).await?);
-        Ok(Self { client, starts, connected, service_instance_id, binding_id, token, clock })
+        let inbox = client.new_inbox();
+        let greetings = [client.subscribe(HARBOR_START).await?, client.subscribe(inbox.clone()).await?];
+        Ok(Self {
+            client,
+            greetings: sync::Mutex::new(stream::select_all(greetings)),
+            inbox,
+            connected,
+            holds: Mutex::default(),
+            since: OnceLock::new(),
+            service_instance_id,
+            binding_id,
+            token,
+            clock,
+        })
     }
 
-    pub(super) async fn say(&self, place: &Place, word: Word) -> Result<(), NotHeard> {
+    /// Says it. Returns how long it holds, where a node has said that.
+    pub(super) async fn say(&self, place: &Place, word: Word) -> Result<Option<Duration>, NotHeard> {
         let (subject, action) = match word {
             Word::Up | Word::Draining => (HARBOR_REGISTER, Action::Register),
             Word::Gone => (HARBOR_UNREGISTER, Action::Unregister),
@@ -102,6 +125,22 @@ impl Publisher {
         let Some(host) = place.host else {
             return Err(NotHeard::Refused("over NATS the host must be said: name it by --host".into()));
         };
+        let sent = timeout(WRITE_TIMEOUT, async {
+            // Not before there is a connection: what waited in the client for one would be old news by then.
+            self.client.flush().await.map_err(|error| error.to_string())?;
+            let message = self.message(host, place, word, action);
+            self.client.publish(subject, message.to_bytes().into()).await.map_err(|error| error.to_string())?;
+            self.client.flush().await.map_err(|error| error.to_string())
+        });
+        match sent.await {
+            Ok(Ok(())) => Ok(*self.holds()),
+            Ok(Err(error)) => Err(NotHeard::Failed(format!("NATS does not take it: {error}"))),
+            Err(_) => Err(NotHeard::Failed(format!("NATS takes nothing for {} s", WRITE_TIMEOUT.as_secs()))),
+        }
+    }
+
+    fn message(&self, host: IpAddr, place: &Place, word: Word, action: Action) -> Announcement {
+        let now = self.clock.wall();
         let mut message = Announcement {
             host: Some(host.to_string()),
             port: place.port,
@@ -111,32 +150,52 @@ impl Publisher {
                 protocol: Some(place.protocol().as_str().to_owned()),
                 udp_port: place.udp_port,
                 state: Some(word.state().to_owned()),
-                timestamp: Some(self.clock.wall().seconds()),
+                since: Some(self.since.get_or_init(|| now).0),
+                timestamp: Some(now.seconds()),
                 ..Harbor::default()
             }),
             ..Announcement::default()
         };
         let proof = self.token.prove(&statement(&message, action));
         message.harbor.get_or_insert_default().proof = Some(proof);
-        let sent = timeout(WRITE_TIMEOUT, async {
-            // Not before there is a connection: what waited in the client for one would be old news by then.
-            self.client.flush().await.map_err(|error| error.to_string())?;
-            self.client.publish(subject, message.to_bytes().into()).await.map_err(|error| error.to_string())?;
-            self.client.flush().await.map_err(|error| error.to_string())
-        });
-        match sent.await {
-            Ok(sent) => sent.map_err(|error| NotHeard::Failed(format!("NATS does not take it: {error}"))),
-            Err(_) => Err(NotHeard::Failed(format!("NATS takes nothing for {} s", WRITE_TIMEOUT.as_secs()))),
+        message
+    }
+
+    /// Waits until a node asks to hear everything again, forgets sooner than was known, or NATS is there again: nobody
+    /// may have heard the last word, and nodes are asked how long they remember.
+    pub(super) async fn asked_again(&self) {
+        let mut greetings = self.greetings.lock().await;
+        loop {
+            tokio::select! {
+                Some(greeting) = greetings.next() => {
+                    let sooner = self.heed(&greeting.payload);
+                    if sooner || greeting.subject.as_str() == HARBOR_START {
+                        return;
+                    }
+                }
+                () = self.connected.notified() => {
+                    // Without an answer the next `harbor.start` tells it.
+                    let _ = self.client.publish_with_reply(HARBOR_GREET, self.inbox.clone(), Bytes::new()).await;
+                    return;
+                }
+            }
         }
     }
 
-    /// Waits until a node asks to hear everything again, or NATS is there again: nobody may have heard the last word.
-    pub(super) async fn asked_again(&self) {
-        let mut starts = self.starts.lock().await;
-        tokio::select! {
-            Some(_) = starts.next() => {}
-            () = self.connected.notified() => {}
+    /// Takes in what a node says of how long it remembers. Returns whether that is less than any before it.
+    fn heed(&self, greeting: &[u8]) -> bool {
+        let told = serde_json::from_slice::<Greeting>(greeting).map_or(0, |greeting| greeting.prune_threshold_seconds);
+        let told = Duration::from_secs(told);
+        let mut known = self.holds();
+        let sooner = !told.is_zero() && known.is_none_or(|known| told < known);
+        if sooner {
+            *known = Some(told);
         }
+        sooner
+    }
+
+    fn holds(&self) -> MutexGuard<'_, Option<Duration>> {
+        self.holds.lock().expect("nothing panics while it holds the time")
     }
 }
 

@@ -15,7 +15,7 @@ pub enum Way {
     /// To Harbor's announce listener.
     Http(Client),
     /// To every node that listens.
-    Nats(Publisher),
+    Nats(Box<Publisher>),
 }
 
 impl Way {
@@ -23,7 +23,7 @@ impl Way {
     pub(super) async fn say(&self, place: &Place, word: Word) -> Result<Option<Duration>, NotHeard> {
         match self {
             Self::Http(client) => client.say(place, word).await,
-            Self::Nats(publisher) => publisher.say(place, word).await.map(|()| None),
+            Self::Nats(publisher) => publisher.say(place, word).await,
         }
     }
 

@@ -93,7 +93,7 @@ pub struct Announce {
     #[arg(long, value_name = "PORT")]
     udp_port: Option<u16>,
 
-    /// How long from one announcement to the next; over HTTP less where Harbor forgets sooner.
+    /// How long from one announcement to the next; less where Harbor forgets sooner.
     #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = interval)]
     interval: Duration,
 
@@ -179,7 +179,7 @@ impl Announce {
                 }
                 let clock = Arc::new(SystemClock);
                 let publisher = Publisher::connect(&self.server(), instance.clone(), binding, token, clock).await;
-                (instance.clone(), Way::Nats(publisher.map_err(usage)?))
+                (instance.clone(), Way::Nats(Box::new(publisher.map_err(usage)?)))
             }
             (None, None) => unreachable!("--nats requires --instance, and without it there is a URL"),
         };

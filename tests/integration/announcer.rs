@@ -30,6 +30,7 @@ use crate::{
 };
 
 mod ways;
+mod wire;
 mod wrong;
 
 /// A node, and the service instance `game` on it, to which an app is bound as `game-binding`.
@@ -136,20 +137,26 @@ impl Bus {
         bus
     }
 
-    /// The next word about a backend: `up`, `draining` or `gone`.
-    async fn word(&mut self) -> String {
+    /// The next message about a backend, and whether it registers it.
+    async fn message(&mut self) -> (bool, String) {
         loop {
             let message = tokio::time::timeout(PATIENCE, self.0.next()).await.expect("a message comes in time");
             let message = message.expect("the subscription stands");
-            match message.subject.as_str() {
-                "harbor.register" => {
-                    let message = serde_json::from_slice::<Value>(&message.payload).expect("JSON");
-                    return message["harbor"]["state"].as_str().expect("the sidecar says it").to_owned();
-                }
-                "harbor.unregister" => return "gone".into(),
-                _ => {}
+            let registers = message.subject.as_str() == "harbor.register";
+            if registers || message.subject.as_str() == "harbor.unregister" {
+                return (registers, String::from_utf8(message.payload.to_vec()).expect("JSON"));
             }
         }
+    }
+
+    /// The next word about a backend: `up`, `draining` or `gone`.
+    async fn word(&mut self) -> String {
+        let (registers, message) = self.message().await;
+        if !registers {
+            return "gone".into();
+        }
+        let message = serde_json::from_str::<Value>(&message).expect("JSON");
+        message["harbor"]["state"].as_str().expect("the sidecar says it").to_owned()
     }
 }
 

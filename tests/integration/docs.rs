@@ -157,7 +157,7 @@ fn steps(document: &str) -> Vec<Step> {
 
 /// Whether `printed` is what the document shows. A time, a long number and a token stand for any other, `…` for the
 /// rest of a token, of a line, or, alone in it, for any lines; spaces for any number of them.
-fn matches(shown: &str, printed: &str) -> bool {
+pub fn matches(shown: &str, printed: &str) -> bool {
     let mut printed = printed.lines().peekable();
     let mut shown = shown.lines().peekable();
     while let Some(line) = shown.next() {

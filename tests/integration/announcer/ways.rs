@@ -5,7 +5,7 @@ use std::path::Path;
 use super::*;
 
 /// `harbor announce` on a machine of the operator's.
-fn over_nats(bound: &Bound, urls: &str, arguments: &[&str]) -> Command {
+pub(super) fn over_nats(bound: &Bound, urls: &str, arguments: &[&str]) -> Command {
     let said = ["announce", "--instance", "game", "--binding", "game-binding", "--host", "127.0.0.1", "--no-check"];
     let mut command = bound.site.command(&[&said, arguments].concat());
     command.env("HARBOR_ANNOUNCE_NATS", urls).env("HARBOR_ANNOUNCE_TOKEN", bound.token());
@@ -122,6 +122,26 @@ async fn over_nats_a_proof_speaks_and_whoever_asks_again_is_answered() {
     assert_eq!(sidecar.wait().code(), Some(7));
     unserved(bound.port()).await;
     assert_eq!(bound.status().await.refusals, [], "no proof was old");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_nats_it_is_said_as_often_as_a_node_needs_that_was_there_before() {
+    let server = NatsServer::start();
+    let site = Site::new("29290-29299", &with_nats(&server));
+    let mut serve = site.command(&["serve"]);
+    let time_to_live = Duration::from_secs(3);
+    serve.env("HARBOR_DISCOVERY__STALE_AFTER", "3s").env("HARBOR_DISCOVERY__PRUNE_EVERY", "10ms");
+    let bound = Bound::by(site, serve, PLAN_TCP, 4100).await;
+    let mut bus = Bus::of(&server).await;
+    let _sidecar = bound.site.start_with(over_nats(&bound, &server.url(), &["--port", "7777"]));
+    assert_eq!(bus.word().await, "up");
+    let began = Instant::now();
+    while began.elapsed() < 2 * time_to_live {
+        assert_eq!(bus.word().await, "up");
+    }
+    let metrics = bound.harbor.admin().get("/metrics").await.body;
+    let added = "harbor_announcements_total{source=\"harbor\",outcome=\"added\"} 1\n";
+    assert!(String::from_utf8_lossy(&metrics).contains(added), "it has been there all the time");
 }
 
 #[tokio::test(flavor = "multi_thread")]
