@@ -91,7 +91,7 @@ impl Keeper {
         if let Err(why) = self.check().await {
             match self.withdraw().await {
                 Ok(_) => self.tell(&format!("{why}: it is not announced until it does")),
-                Err(not) => self.tell(&format!("{why}, and it could not be withdrawn: {not}")),
+                Err(not) => self.warn(&format!("{why}, and it could not be withdrawn: {not}")),
             }
             return FIRST_PAUSE.min(pace.interval);
         }
@@ -108,7 +108,7 @@ impl Keeper {
                 if !matches!(why, NotHeard::Failed(_)) {
                     self.announced = before;
                 }
-                self.tell(&format!("not announced, and tried again: {why}"));
+                self.warn(&format!("not announced, and tried again: {why}"));
                 match why {
                     NotHeard::TooMany(wait) => wait.clamp(FIRST_PAUSE, LONGEST_WAIT),
                     _ => (FIRST_PAUSE * 2_u32.saturating_pow(self.failures - 1)).min(pace.interval),
@@ -146,15 +146,28 @@ impl Keeper {
         match self.withdraw().await {
             Ok(true) => self.tell(self.way.done(Word::Gone)),
             Ok(false) => {}
-            Err(why) => self.tell(&format!("not withdrawn, it ends by itself: {why}")),
+            Err(why) => self.warn(&format!("not withdrawn, it ends by itself: {why}")),
         }
     }
 
     fn tell(&mut self, what: &str) {
-        if self.told.as_deref() != Some(what) {
+        if self.is_new(what) {
             tracing::info!(service_instance = %self.target.name, "{what}");
+        }
+    }
+
+    fn warn(&mut self, what: &str) {
+        if self.is_new(what) {
+            tracing::warn!(service_instance = %self.target.name, "{what}");
+        }
+    }
+
+    fn is_new(&mut self, what: &str) -> bool {
+        let new = self.told.as_deref() != Some(what);
+        if new {
             self.told = Some(what.to_owned());
         }
+        new
     }
 }
 

@@ -220,7 +220,10 @@ fn told(connected: Arc<Notify>) -> impl Fn(Event) -> std::future::Ready<()> + Se
         let text = event.to_string();
         let mut last = last.lock().expect("nothing panics while it holds the text");
         if *last != text {
-            tracing::info!("NATS: {text}");
+            match event {
+                Event::ServerError(_) | Event::ClientError(_) => tracing::warn!("NATS: {text}"),
+                _ => tracing::info!("NATS: {text}"),
+            }
             *last = text;
         }
         std::future::ready(())

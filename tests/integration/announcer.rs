@@ -386,7 +386,7 @@ async fn a_node_that_is_away_is_asked_again() {
     let sidecar = bound.site.start_with(command);
     sidecar.logged("listens");
     sidecar.logged(
-        "INFO not announced, and tried again: 127.0.0.1:29209 cannot be asked: Connection refused (os error 111) \
+        "WARN not announced, and tried again: 127.0.0.1:29209 cannot be asked: Connection refused (os error 111) \
          service_instance=game",
     );
     bound.harbor = bound.site.serve().await;

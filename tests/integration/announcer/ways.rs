@@ -95,7 +95,7 @@ async fn over_nats_a_proof_speaks_and_whoever_asks_again_is_answered() {
         &["--port", &tcp, "--interval", "1h", "--", "sh", "-c", LISTENER],
     ));
     sidecar.logged("listens");
-    sidecar.logged("INFO not announced, and tried again: NATS takes nothing for 5 s service_instance=game");
+    sidecar.logged("WARN not announced, and tried again: NATS takes nothing for 5 s service_instance=game");
     server.restart();
     assert_eq!(served(bound.port()).await, "app: hello");
     sidecar.logged("INFO published service_instance=game");

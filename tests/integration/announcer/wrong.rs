@@ -9,7 +9,7 @@ async fn a_refusal_is_printed_once_with_its_reason_and_asked_about_again() {
     let bound = Bound::new(Site::new("29260-29269", ""), PLAN_TCP, app.tcp.port()).await;
     let sidecar = bound.start(&["--host", "10.0.0.9"]);
     sidecar.logged(
-        "INFO not announced, and tried again: A token announces its caller, 127.0.0.1, or a host in \
+        "WARN not announced, and tried again: A token announces its caller, 127.0.0.1, or a host in \
          discovery.token_networks: leave host out. service_instance=game",
     );
     sidecar.kill();
@@ -19,7 +19,7 @@ async fn a_refusal_is_printed_once_with_its_reason_and_asked_about_again() {
     delete(&bound.harbor, "game/service_bindings/game-binding", PLAN_TCP).await;
     unserved(bound.port()).await;
     sidecar.logged(
-        "INFO not announced, and tried again: No such service instance and binding, or not its token: use what the \
+        "WARN not announced, and tried again: No such service instance and binding, or not its token: use what the \
          credentials have under announce. service_instance=game",
     );
     bind(&bound.harbor, "game", "game-binding", PLAN_TCP).await;
@@ -32,7 +32,7 @@ async fn it_waits_as_long_as_it_is_asked_to() {
     let app = Echo::start("app").await;
     let bound = Bound::new(Site::new("29270-29279", ""), PLAN_TCP, app.tcp.port()).await;
     let sidecar = bound.start(&["--interval", "1s"]);
-    let asked = "INFO not announced, and tried again: Harbor asks to wait for 1 s service_instance=game";
+    let asked = "WARN not announced, and tried again: Harbor asks to wait for 1 s service_instance=game";
     let holder = Client::new(bound.harbor.address("announce"));
     let holder = holder.with("authorization", &format!("Bearer {}", bound.token()));
     eventually_async("the token has asked too often", || async {
