@@ -113,12 +113,17 @@ pub fn run() -> ExitCode {
         Err(Failure::Problem(error)) => (format!("{error:#}"), 1),
         Err(Failure::Usage(text)) => (text, 2),
     };
+    complain(&text);
+    ExitCode::from(code)
+}
+
+/// Says what is wrong on standard error.
+fn complain(text: &str) {
     let mut output = io::stderr().lock();
     for line in text.lines() {
         // There is nowhere left to say that this failed.
         let _ = writeln!(output, "harbor: {line}");
     }
-    ExitCode::from(code)
 }
 
 /// Writes a whole answer to standard output.

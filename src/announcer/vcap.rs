@@ -1,6 +1,9 @@
 //! What the platform tells an app of its bound services.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -10,7 +13,7 @@ use crate::model::{Protocol, token::Token};
 /// The label of Harbor's service in `VCAP_SERVICES`.
 const LABEL: &str = "harbor";
 
-/// A bound service instance.
+/// A binding to a service instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     /// Its name, as its user chose it.
@@ -69,7 +72,7 @@ struct Announce {
     token: String,
 }
 
-/// The bound service instances of Harbor, in the order of their names.
+/// The bindings to service instances of Harbor, in the order of their names.
 ///
 /// # Errors
 /// [`VcapError`].
@@ -96,6 +99,18 @@ fn read(entry: Value) -> Result<Service, serde_json::Error> {
     })
 }
 
+/// One binding to each service instance: an app may have several to one, and any of them speaks for all. The first with
+/// a token, which those have not that were made before Harbor took announcements; else the first.
+#[must_use]
+pub fn once_each(bindings: Vec<Service>) -> Vec<Service> {
+    let (able, unable): (Vec<_>, Vec<_>) = bindings.into_iter().partition(|binding| binding.announce.is_some());
+    let mut seen = BTreeSet::new();
+    let mut services = [able, unable].concat();
+    services.retain(|service| seen.insert(service.id.clone()));
+    services.sort_by(|a, b| a.name.cmp(&b.name));
+    services
+}
+
 /// A variable of Stackato's: what the app listens on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Variable {
@@ -103,6 +118,14 @@ pub struct Variable {
     pub name: String,
     /// The port.
     pub port: u16,
+}
+
+/// A variable that would say two ports, so that there is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name} is not set, as it would stand for each of {}: rename one", services.join(", "))]
+pub struct Ambiguous {
+    name: String,
+    services: Vec<String>,
 }
 
 impl fmt::Display for Variable {
@@ -114,13 +137,19 @@ impl fmt::Display for Variable {
 /// The variables that Stackato set: `STACKATO_HARBOR` where one service instance is bound, else one for each, by its name
 /// in capitals.
 #[must_use]
-pub fn variables(services: &[Service]) -> Vec<Variable> {
-    match services {
-        [only] => vec![Variable { name: "STACKATO_HARBOR".into(), port: only.int_port }],
-        several => {
-            several.iter().map(|service| Variable { name: named(&service.name), port: service.int_port }).collect()
-        }
+pub fn variables(services: &[Service]) -> Vec<Result<Variable, Ambiguous>> {
+    if let [only] = services {
+        return vec![Ok(Variable { name: "STACKATO_HARBOR".into(), port: only.int_port })];
     }
+    let mut by_name = BTreeMap::<_, Vec<&Service>>::new();
+    for service in services {
+        by_name.entry(named(&service.name)).or_default().push(service);
+    }
+    let variable = |(name, meant): (String, Vec<&Service>)| match meant[..] {
+        [only] => Ok(Variable { name, port: only.int_port }),
+        _ => Err(Ambiguous { name, services: meant.iter().map(|service| service.name.clone()).collect() }),
+    };
+    by_name.into_iter().map(variable).collect()
 }
 
 fn named(service: &str) -> String {
@@ -187,13 +216,24 @@ mod tests {
     fn one_service_has_the_plain_variable_and_several_have_one_each() {
         let read = |entries: Vec<Value>| {
             let services = services(&json!({"harbor": entries}).to_string()).unwrap();
-            variables(&services).iter().map(ToString::to_string).collect::<Vec<_>>()
+            let text = |variable| match variable {
+                Ok::<Variable, Ambiguous>(variable) => variable.to_string(),
+                Err(ambiguous) => ambiguous.to_string(),
+            };
+            variables(&services).into_iter().map(text).collect::<Vec<_>>()
         };
         assert_eq!(read(vec![]), [""; 0]);
         assert_eq!(read(vec![entry("ldap-port", 4100)]), ["export STACKATO_HARBOR=4100"]);
         assert_eq!(
             read(vec![entry("ldap-port", 4100), entry("my game;rm", 4101)]),
             ["export STACKATO_HARBOR_LDAP_PORT=4100", "export STACKATO_HARBOR_MY_GAME_RM=4101"]
+        );
+        assert_eq!(
+            read(vec![entry("a_b", 4101), entry("c", 4102), entry("a-b", 4100)]),
+            [
+                "STACKATO_HARBOR_A_B is not set, as it would stand for each of a-b, a_b: rename one",
+                "export STACKATO_HARBOR_C=4102"
+            ]
         );
     }
 }

@@ -211,10 +211,15 @@ impl Announce {
                 "what shall be announced? There is no VCAP_SERVICES: say it by --url, --binding and --port".into(),
             )
         })?;
-        let mut services = vcap::services(&vcap).map_err(usage)?;
+        let mut bindings = vcap::services(&vcap).map_err(usage)?;
         if let Some(name) = &self.service {
-            services.retain(|service| service.name == *name);
+            bindings.retain(|service| service.name == *name);
         }
+        // Where the platform tells no ids, the option says the one that is missing.
+        if bindings.iter().any(|service| service.binding_id.is_some() && service.binding_id == self.binding) {
+            bindings.retain(|service| service.binding_id == self.binding);
+        }
+        let services = vcap::once_each(bindings);
         let names = services.iter().map(|service| service.name.as_str()).collect::<Vec<_>>().join(", ");
         let one_is_meant = self.port.is_some() || self.udp_port.is_some() || self.binding.is_some();
         match (services.len(), &self.service) {

@@ -210,12 +210,19 @@ async fn each_bound_service_instance_is_announced_or_only_the_named_one() {
     let (one, two) = (Echo::start("one").await, Echo::start("two").await);
     let bound = Bound::new(Site::new("29110-29119", ""), PLAN_TCP, one.tcp.port()).await;
     let other = provision(&bound.harbor, "other", PLAN_TCP, two.tcp.port()).await;
-    let vcap = bound.vcap(&[&bound.credentials, &other]);
+    // One of them is bound twice.
+    let vcap = bound.vcap(&[&bound.credentials, &other, &bound.credentials]);
     let vcap = [("VCAP_SERVICES", vcap.as_str())];
     let sidecar = bound.start_in(&vcap, &[]);
     assert_eq!(served(bound.port()).await, "one: hello");
     assert_eq!(served(at(&other)).await, "two: hello");
-    assert!(sidecar.terminate().success());
+    sidecar.signal(Signal::TERM);
+    for name in ["game", "other"] {
+        sidecar.logged(&format!("withdrawn service_instance={name}"));
+        let announced = format!("INFO announced service_instance={name}");
+        assert_eq!(sidecar.log().matches(&announced).count(), 1);
+    }
+    assert!(sidecar.wait().success());
     unserved(at(&other)).await;
     let sidecar = bound.start_in(&vcap, &["--service", "other"]);
     assert_eq!(served(at(&other)).await, "two: hello");

@@ -209,6 +209,15 @@ fn env_prints_what_a_shell_evaluates() {
     env("{}", &["--json"], "{}\n");
     let (ldap, game) = (entry("ldap-port", 4100), entry("my game", 4101));
     env(&vcap(std::slice::from_ref(&ldap)), &[], "export STACKATO_HARBOR=4100\n");
+    env(&vcap(&[ldap.clone(), ldap.clone()]), &[], "export STACKATO_HARBOR=4100\n");
+    let alike = vcap(&[ldap.clone(), game.clone(), entry("ldap_port", 4102)]);
+    cli::check(
+        &[("VCAP_SERVICES", &alike)],
+        &["env"],
+        0,
+        "export STACKATO_HARBOR_MY_GAME=4101\n",
+        "harbor: STACKATO_HARBOR_LDAP_PORT is not set, as it would stand for each of ldap-port, ldap_port: rename one\n",
+    );
     let both = vcap(&[game, ldap]);
     env(&both, &[], "export STACKATO_HARBOR_LDAP_PORT=4100\nexport STACKATO_HARBOR_MY_GAME=4101\n");
     env(&both, &["--json"], "{\"STACKATO_HARBOR_LDAP_PORT\":4100,\"STACKATO_HARBOR_MY_GAME\":4101}\n");
