@@ -35,9 +35,9 @@ const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
 /// Says it to one service instance's URL.
 pub struct Client {
-    url: Uri,
     /// `host:port`
     authority: String,
+    path: String,
     binding_id: String,
     token: Token,
     tls: Option<(TlsConnector, ServerName<'static>)>,
@@ -46,7 +46,7 @@ pub struct Client {
 /// Why there can be no client.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Neither `http://` nor `https://`.
+    /// Neither `http://` nor `https://`, or without a path.
     #[error("{0:?} is not the URL of a service instance: take it from the credentials, announce.url")]
     Url(String),
     /// The host in the URL is no name that a certificate can have.
@@ -94,7 +94,11 @@ impl Client {
         };
         let port = uri.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
         let authority = format!("{host}:{port}");
-        Ok(Self { authority, binding_id: binding_id.to_owned(), token, tls, url: uri })
+        let path = uri.path().trim_end_matches('/').to_owned();
+        if path.is_empty() {
+            return Err(refused());
+        }
+        Ok(Self { authority, path, binding_id: binding_id.to_owned(), token, tls })
     }
 
     pub(super) async fn say(&self, place: &Place, word: Word) -> Result<Option<Duration>, NotHeard> {
@@ -127,7 +131,7 @@ impl Client {
     }
 
     fn request(&self, place: &Place, word: Word) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
-        let path = self.url.path();
+        let path = &self.path;
         let (method, target, body) = match word {
             Word::Gone => (Method::DELETE, format!("{path}?{}", self.query(place)), Bytes::new()),
             Word::Up | Word::Draining => {
@@ -146,7 +150,7 @@ impl Client {
                         body[key] = value;
                     }
                 }
-                (Method::PUT, path.to_owned(), Bytes::from(body.to_string()))
+                (Method::PUT, path.clone(), Bytes::from(body.to_string()))
             }
         };
         Request::builder()
@@ -174,7 +178,7 @@ impl Client {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("url", &self.url).finish_non_exhaustive()
+        f.debug_struct("Client").field("authority", &self.authority).field("path", &self.path).finish_non_exhaustive()
     }
 }
 

@@ -87,6 +87,9 @@ pub fn services(vcap_services: &str) -> Result<Vec<Service>, VcapError> {
 fn read(entry: Value) -> Result<Service, serde_json::Error> {
     let Entry { name, instance_name, binding_guid, credentials } = Entry::deserialize(entry)?;
     let protocol = credentials.protocol.parse().map_err(|_| serde::de::Error::custom("an unknown protocol"))?;
+    if credentials.announce.as_ref().is_some_and(|announce| announce.token.trim().is_empty()) {
+        return Err(serde::de::Error::custom("an empty token"));
+    }
     Ok(Service {
         name: instance_name.or(name).unwrap_or_else(|| credentials.name.clone()),
         id: credentials.name,
@@ -208,8 +211,36 @@ mod tests {
     fn what_is_of_another_form_is_told() {
         assert!(matches!(services("[]"), Err(VcapError::Form(_))));
         assert!(matches!(services(""), Err(VcapError::Form(_))));
-        let foreign = json!({"harbor": [{"name": "x", "credentials": {"port": 1}}]});
-        assert!(matches!(services(&foreign.to_string()), Err(VcapError::Credentials(_))));
+        let foreign = json!({"name": "x", "credentials": {"port": 1}});
+        let mut empty = entry("game", 4100);
+        empty["credentials"]["announce"]["token"] = " ".into();
+        for entry in [foreign, empty] {
+            let told = services(&json!({"harbor": [entry]}).to_string());
+            assert!(matches!(told, Err(VcapError::Credentials(_))), "{told:?}");
+        }
+    }
+
+    #[test]
+    fn a_service_instance_counts_once_by_the_first_binding_that_can_announce() {
+        let bound = |guid: &str, name: &str, token: Option<&str>| {
+            let mut entry = entry(name, 4100);
+            entry["binding_guid"] = guid.into();
+            match token {
+                Some(token) => entry["credentials"]["announce"]["token"] = token.into(),
+                None => drop(entry["credentials"].as_object_mut().unwrap().remove("announce")),
+            }
+            entry
+        };
+        let bindings = [
+            bound("1", "b", None),
+            bound("2", "b", Some("x")),
+            bound("3", "b", Some("y")),
+            bound("4", "a", None),
+            bound("5", "a", None),
+        ];
+        let services = once_each(services(&json!({"harbor": bindings}).to_string()).unwrap());
+        let chosen = services.iter().map(|service| (service.name.as_str(), service.binding_id.as_deref().unwrap()));
+        assert_eq!(chosen.collect::<Vec<_>>(), [("a", "4"), ("b", "2")]);
     }
 
     #[test]

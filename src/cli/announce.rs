@@ -86,11 +86,11 @@ pub struct Announce {
     host: Option<IpAddr>,
 
     /// Where TCP is served [default: what the platform maps to int_port, else int_port].
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
 
     /// Where UDP is served [default: int_port, where the service instance has UDP].
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     udp_port: Option<u16>,
 
     /// How long from one announcement to the next; less where Harbor forgets sooner.
@@ -160,15 +160,12 @@ impl Announce {
 
     /// What the options alone say.
     async fn said(&self) -> Result<Vec<(Target, Arc<Way>)>, Failure> {
-        let missing = |what: &str| Failure::Usage(format!("{what}: see harbor announce --help"));
         let binding =
             self.binding.clone().ok_or_else(|| missing("whose token is it? Name the binding by --binding"))?;
         if self.port.is_none() && self.udp_port.is_none() {
             return Err(missing("where does it serve? Say so by --port or --udp-port"));
         }
-        let token = self
-            .token()?
-            .ok_or_else(|| missing("there is no token: name its file by --token-file, or set HARBOR_ANNOUNCE_TOKEN"))?;
+        let token = self.token()?;
         let (name, way) = match (&self.url, &self.instance) {
             (Some(url), _) => {
                 (url.clone(), Way::Http(Client::new(url, &binding, token, self.ca.as_deref()).map_err(usage)?))
@@ -245,15 +242,19 @@ impl Announce {
         Ok((at, binding))
     }
 
-    fn token(&self) -> Result<Option<Token>, Failure> {
-        let text = match &self.token_file {
-            Some(path) => Some(
-                std::fs::read_to_string(path)
-                    .map_err(|error| Failure::Usage(format!("cannot read the token in {}: {error}", path.display())))?,
-            ),
-            None => std::env::var("HARBOR_ANNOUNCE_TOKEN").ok(),
+    fn token(&self) -> Result<Token, Failure> {
+        let told = match &self.token_file {
+            Some(path) => std::fs::read_to_string(path)
+                .map_err(|error| Failure::Usage(format!("cannot read the token in {}: {error}", path.display())))?,
+            None => std::env::var("HARBOR_ANNOUNCE_TOKEN").unwrap_or_default(),
         };
-        Ok(text.map(|text| Token::presented(text.trim().to_owned())))
+        match (told.trim(), &self.token_file) {
+            ("", Some(path)) => Err(Failure::Usage(format!("there is no token in {}: it is empty", path.display()))),
+            ("", None) => {
+                Err(missing("there is no token: name its file by --token-file, or set HARBOR_ANNOUNCE_TOKEN"))
+            }
+            (token, _) => Ok(Token::presented(token.to_owned())),
+        }
     }
 }
 
@@ -287,6 +288,10 @@ fn container() -> Result<Container, Failure> {
         _ => Vec::new(),
     };
     Ok(Container { ip: address("CF_INSTANCE_IP")?, internal_ip: address("CF_INSTANCE_INTERNAL_IP")?, ports })
+}
+
+fn missing(what: &str) -> Failure {
+    Failure::Usage(format!("{what}: see harbor announce --help"))
 }
 
 fn usage(error: impl std::fmt::Display) -> Failure {

@@ -22,7 +22,7 @@ fn token_file(bound: &Bound) -> String {
 async fn on_a_machine_options_say_it_and_the_token_is_in_a_file() {
     let app = Echo::start("app").await;
     let bound = Bound::new(Site::new("29210-29219", ""), PLAN_BOTH, 4100).await;
-    let url = format!("http://{}/announce/v1/instances/game", bound.harbor.address("announce"));
+    let url = format!("http://{}/announce/v1/instances/game/", bound.harbor.address("announce"));
     let (tcp, udp) = (app.tcp.port().to_string(), app.udp.port().to_string());
     let said = ["announce", "--url", &url, "--binding", "game-binding", "--token-file", &token_file(&bound)];
     let sidecar =

@@ -118,6 +118,13 @@ fn what_is_missing_or_wrong_in_the_environment_is_told_at_once() {
         &[],
         "this platform does not tell the id of game's binding: name it by --binding",
     );
+    let mut empty = game.clone();
+    empty["credentials"]["announce"]["token"] = "".into();
+    refused(
+        &[("VCAP_SERVICES", &vcap(&[empty]))],
+        &[],
+        "VCAP_SERVICES has a service of Harbor whose credentials are not Harbor's (an empty token): bind it anew",
+    );
     refused(
         &[("VCAP_SERVICES", &without("int_port"))],
         &[],
@@ -163,6 +170,21 @@ fn what_is_missing_or_wrong_among_the_options_is_told_at_once() {
         &["--url", "ftp://x", "--binding", "b", "--port", "1"],
         "\"ftp://x\" is not the URL of a service instance: take it from the credentials, announce.url",
     );
+    refused(
+        &token,
+        &["--url", "http://127.0.0.1:1/", "--binding", "b", "--port", "1"],
+        "\"http://127.0.0.1:1/\" is not the URL of a service instance: take it from the credentials, announce.url",
+    );
+    refused(
+        &[("HARBOR_ANNOUNCE_TOKEN", " ")],
+        &["--url", url, "--binding", "b", "--port", "1"],
+        "there is no token: name its file by --token-file, or set HARBOR_ANNOUNCE_TOKEN: see harbor announce --help",
+    );
+    refused(
+        &token,
+        &["--url", url, "--binding", "b", "--port", "1", "--token-file", "/dev/null"],
+        "there is no token in /dev/null: it is empty",
+    );
     let over_nats = ["--nats", "nats://127.0.0.1:1", "--instance", "game", "--binding", "b", "--port", "1"];
     refused(
         &token,
@@ -183,6 +205,10 @@ fn options_that_do_not_go_together_are_refused() {
         &["--interval", "0s"],
         "error: invalid value '0s' for '--interval <DURATION>': it is shorter than a second",
     );
+    for (option, with_its_value) in [("--port", "--port <PORT>"), ("--udp-port", "--udp-port <PORT>")] {
+        let expect = format!("error: invalid value '0' for '{with_its_value}': 0 is not in 1..=65535");
+        refused(&[option, "0"], &expect);
+    }
     refused(&["--drain", "2h"], "error: invalid value '2h' for '--drain <DURATION>': it is longer than an hour");
     refused(
         &["--url", "http://x", "--nats", "nats://x", "--instance", "x"],
