@@ -22,7 +22,7 @@ use crate::{
     end_to_end::{PLAN_BOTH, PLAN_TCP, at, bind, delete, served, status, unserved, with_nats},
     support::{
         echo::Echo,
-        eventually::{PATIENCE, eventually_async},
+        eventually::{PATIENCE, eventually, eventually_async},
         harbor::{Harbor, Site},
         nats::NatsServer,
         peer::{self, TcpPeer, UdpPeer, V4},
@@ -323,6 +323,18 @@ async fn a_child_that_ignores_sigterm_is_draining_until_it_ends() {
         assert_eq!(sidecar.wait().code(), Some(128 + 9), "its end is seen at once, with a drain of {drain}");
         bound.has(&[]).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_sidecar_leaves_its_child_running() {
+    let bound = Bound::new(Site::new("29320-29329", ""), PLAN_TCP, 4100).await;
+    let sidecar = bound.start(&["--no-check", "--", "sh", "-c", DEAF]);
+    sidecar.logged("deaf as ");
+    sidecar.signal(Signal::KILL);
+    let state = format!("/proc/{}/stat", sidecar.pid());
+    eventually("the sidecar is dead", || fs::read_to_string(&state).ok()?.contains(") Z ").then_some(()));
+    kill_deaf(&sidecar);
+    assert_eq!(sidecar.wait().signal(), Some(9));
 }
 
 #[tokio::test(flavor = "multi_thread")]
