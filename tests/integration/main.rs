@@ -14,5 +14,6 @@ mod docs;
 mod end_to_end;
 mod forwarder;
 mod openapi;
+mod outages;
 mod soak;
 mod store;
