@@ -4,7 +4,7 @@ pub mod accounting;
 pub mod arena;
 mod bounds;
 mod chart;
-mod format;
+pub mod format;
 pub mod generator;
 mod http;
 mod idle;
@@ -16,10 +16,10 @@ pub mod peers;
 pub mod process;
 pub mod report;
 mod results;
-mod statistics;
+pub mod statistics;
 mod system_calls;
 pub mod wait;
-mod works;
+pub mod works;
 
 use std::{
     env, fs,

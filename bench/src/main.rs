@@ -1,7 +1,11 @@
 //! Harbor's data plane measured beside its peers: `harbor-bench compare` runs it all, the other commands are its parts.
 
+mod announcements;
+mod bus;
 mod compare;
 mod counts;
+mod nats;
+mod outages;
 mod replay;
 mod soak;
 mod traffic;
@@ -25,6 +29,10 @@ enum Command {
     Report(compare::report::Args),
     /// Lets a node work for long with resets, and tells whether it has grown.
     Soak(soak::Args),
+    /// Tells what traffic notices of a busy NATS, and whether the node hears all of it.
+    Bus(bus::Args),
+    /// Kills NATS again and again, and tells whether a backend is lost or stays that should not.
+    Outages(outages::Args),
     /// Counts instructions and system calls per unit of work and compares them with those on record.
     Counts(counts::Args),
     /// Does a fixed piece of work in a forwarder of its own, to be counted.
@@ -39,6 +47,8 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Compare(args) => return compare::run(&args),
         Command::Report(args) => return compare::report::run(&args),
         Command::Soak(args) => return soak::run(&args),
+        Command::Bus(args) => return bus::run(&args),
+        Command::Outages(args) => return outages::run(&args),
         Command::Counts(args) => return counts::run(&args),
         Command::Replay(args) => replay::run(&args)?,
     }

@@ -114,8 +114,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn soak(args: &Args, folder: &Path) -> anyhow::Result<ExitCode> {
     namespace::prepare()?;
     let program = env::current_exe()?;
-    let _backend = arena::start_backend(&program, folder)?;
-    let peer = Harbor { binary: args.harbor.canonicalize()? };
+    let _backend = arena::start_backend(&program, BACKEND, folder)?;
+    let peer = Harbor::new(args.harbor.canonicalize()?);
     let site = Site {
         directory: folder.join("harbor"),
         ports: vec![HARBOR_PORT],

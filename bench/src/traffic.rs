@@ -1,11 +1,11 @@
 //! Load, and what answers it.
 
 pub mod backend;
-mod events;
+pub mod events;
 mod histogram;
 pub mod load;
 pub mod naive;
 mod outcome;
 mod protocol;
-mod schedule;
+pub mod schedule;
 mod sockets;

@@ -48,10 +48,10 @@ pub enum Stay {
 }
 
 /// Starts what is behind the proxies.
-pub fn start_backend(program: &Path, folder: &Path) -> anyhow::Result<Process> {
+pub fn start_backend(program: &Path, address: SocketAddr, folder: &Path) -> anyhow::Result<Process> {
     let mut command = Command::new(program);
-    command.args(["backend", "--listen", &BACKEND.to_string()]);
-    let log = folder.join("backend.log");
+    command.args(["backend", "--listen", &address.to_string()]);
+    let log = folder.join(format!("backend-{}.log", address.ip()));
     let mut backend = Process::start(&mut command, &log)?;
     backend.until("the backend is ready", Duration::from_secs(10), Duration::from_millis(5), || {
         std::fs::read_to_string(&log).is_ok_and(|text| text.contains("ready")).then_some(())
@@ -92,7 +92,7 @@ impl Arena {
             vec![Box::new(Direct), Box::new(Haproxy::Auto), Box::new(Haproxy::Forced), Box::new(Nginx)];
         all.extend(args.envoy.clone().map(|binary| Box::new(Envoy { binary }) as Box<dyn Peer>));
         all.push(Box::new(Naive));
-        all.push(Box::new(Harbor { binary: harbor }));
+        all.push(Box::new(Harbor::new(harbor)));
         let wanted = |name: &str| args.against.is_empty() || name == "harbor" || args.against.iter().any(|a| a == name);
         all.retain(|peer| wanted(peer.name()));
         let (mut versions, mut left_out) = (BTreeMap::new(), Vec::new());
@@ -106,7 +106,7 @@ impl Arena {
                 false
             }
         });
-        let backend = start_backend(&program, folder)?;
+        let backend = start_backend(&program, BACKEND, folder)?;
         let (unfit, running) = Default::default();
         Ok(Self {
             peers: all,

@@ -1,4 +1,4 @@
-//! One HTTP request on a connection of its own: all that provisioning Harbor needs.
+//! One HTTP request on a connection of its own: all that provisioning Harbor and looking at it needs.
 
 use std::{
     io::{Read as _, Write as _},
@@ -19,6 +19,18 @@ pub fn request(
     headers: &[(&str, &str)],
     body: &Value,
 ) -> anyhow::Result<(u16, Value)> {
+    let (status, answer) = exchange(to, method, path, headers, body)?;
+    Ok((status, serde_json::from_str(&answer).unwrap_or_default()))
+}
+
+/// The status and the body of the answer.
+pub fn exchange(
+    to: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &Value,
+) -> anyhow::Result<(u16, String)> {
     let body = body.to_string();
     let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {to}\r\nconnection: close\r\n");
     for (name, value) in headers {
@@ -34,5 +46,5 @@ pub fn request(
     let Some(status) = head.split(' ').nth(1).and_then(|status| status.parse().ok()) else {
         bail!("the answer has no status");
     };
-    Ok((status, serde_json::from_str(body).unwrap_or_default()))
+    Ok((status, body.to_owned()))
 }

@@ -53,6 +53,13 @@ impl Process {
         })
     }
 
+    /// Ends it as a crash would.
+    pub fn kill(mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// The process and its descendants.
     pub fn pids(&self) -> Vec<u32> {
         let parents = parents().unwrap_or_default();
@@ -68,6 +75,9 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|ended| ended.is_some()) {
+            return;
+        }
         let pids = self.pids();
         signal(self.child.id(), Signal::TERM);
         let ended = wait::until(FAREWELL, Duration::from_millis(5), || self.child.try_wait().ok().flatten());

@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
+use harbor::admin::wire::STATUS_PATH;
 use serde_json::{Value, json};
 
 use super::{Peer, Process, Site, WORKERS, version_line};
@@ -22,6 +23,9 @@ const SERVICE: &str = harbor::model::plan::SERVICE_ID;
 const PLAN_TCP: &str = "e1f6b1f0-57f3-5c0e-8a0b-6d3a6f0c1a02";
 const PLAN_BOTH: &str = "e1f6b1f0-57f3-5c0e-8a0b-6d3a6f0c1a04";
 
+/// What is bound to the first port.
+pub const APP: &str = "app";
+
 /// More than any load holds, and of one port as much as the descriptors allow.
 const CONNECTIONS: u32 = 15_000;
 /// Who provisions many ports does it on so many connections.
@@ -31,7 +35,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub struct Harbor {
-    pub binary: PathBuf,
+    binary: PathBuf,
+    /// Keys of `[discovery]`.
+    discovery: &'static str,
+    nats: Option<SocketAddr>,
 }
 
 impl Peer for Harbor {
@@ -46,7 +53,6 @@ impl Peer for Harbor {
 
     /// Fills the store: what a node has been told stays known to it.
     fn prepare(&self, site: &Site) -> anyhow::Result<()> {
-        fs::write(config_path(site), config(site)?)?;
         let mut process = self.serve(site)?;
         process.until("it is ready", PATIENCE, Duration::from_millis(1), || ready(site))?;
         let share = site.ports.len().div_ceil(PROVISIONERS);
@@ -64,9 +70,7 @@ impl Peer for Harbor {
     /// Announces the backend behind the first port.
     fn settle(&self, site: &Site) -> anyhow::Result<()> {
         let port = site.ports[0];
-        let body = json!({ "service_id": SERVICE, "plan_id": plan(site), "bind_resource": { "app_guid": "app" } });
-        let path = format!("/v2/service_instances/p{port}/service_bindings/b{port}");
-        let bound = broker(site, &path, &body)?;
+        let bound = bind(site, port, APP)?;
         let token = bound["credentials"]["announce"]["token"].as_str().context("the credentials hold no token")?;
         let body = json!({ "binding_id": format!("b{port}"), "port": site.backend.port() });
         let path = format!("/announce/v1/instances/p{port}");
@@ -87,34 +91,28 @@ impl Peer for Harbor {
 }
 
 impl Harbor {
+    /// One whose backends need not be announced again, and only over HTTP.
+    pub fn new(binary: PathBuf) -> Self {
+        Self { binary, discovery: "stale_after = \"24h\"", nats: None }
+    }
+
+    /// One with these keys of `[discovery]`, and NATS where there is a server.
+    pub fn with_discovery(self, discovery: &'static str, nats: Option<SocketAddr>) -> Self {
+        Self { discovery, nats, ..self }
+    }
+
     fn serve(&self, site: &Site) -> anyhow::Result<Process> {
+        fs::write(config_path(site), self.config(site)?)?;
         let mut command = Command::new(&self.binary);
         command.arg("serve").arg("--config").arg(config_path(site));
         Process::start(&mut command, &site.directory.join("log"))
     }
-}
 
-fn config_path(site: &Site) -> PathBuf {
-    site.directory.join("harbor.toml")
-}
-
-fn api(site: &Site, number: u16) -> SocketAddr {
-    (Ipv4Addr::LOCALHOST, site.api_port + number).into()
-}
-
-fn announce(site: &Site) -> SocketAddr {
-    api(site, 2)
-}
-
-fn plan(site: &Site) -> &'static str {
-    if site.udp { PLAN_BOTH } else { PLAN_TCP }
-}
-
-/// Defaults, but for what the work needs: backends on loopback that are announced once, and many connections.
-fn config(site: &Site) -> anyhow::Result<String> {
-    let (first, last) = (site.ports.iter().min().context("a port")?, site.ports.iter().max().context("a port")?);
-    Ok(format!(
-        r#"[broker]
+    /// Defaults, but for what the work needs: backends on loopback that are announced once, and many connections.
+    fn config(&self, site: &Site) -> anyhow::Result<String> {
+        let (first, last) = (site.ports.iter().min().context("a port")?, site.ports.iter().max().context("a port")?);
+        Ok(format!(
+            r#"[broker]
 listen = "{broker}"
 password = "secret"
 
@@ -130,7 +128,7 @@ format = "json"
 
 [discovery]
 backend_networks = ["127.0.0.0/8"]
-stale_after = "24h"
+{discovery}
 
 [harbor_node]
 data_dir = {data:?}
@@ -140,16 +138,63 @@ host = "127.0.0.1"
 [forwarder]
 max_connections_per_port = {CONNECTIONS}
 workers = {WORKERS}
-"#,
-        broker = api(site, 0),
-        admin = api(site, 1),
-        announce = announce(site),
-        data = site.directory.join("data"),
-    ))
+{nats}"#,
+            broker = api(site, 0),
+            admin = admin(site),
+            announce = announce(site),
+            data = site.directory.join("data"),
+            discovery = self.discovery,
+            nats = self.nats.map(|server| format!("\n[nats]\nservers = [\"nats://{server}\"]\n")).unwrap_or_default(),
+        ))
+    }
+}
+
+/// Binds an app to the service instance of a port. Returns the answer.
+pub fn bind(site: &Site, port: u16, app: &str) -> anyhow::Result<Value> {
+    let body = json!({ "service_id": SERVICE, "plan_id": plan(site), "bind_resource": { "app_guid": app } });
+    broker(site, &format!("/v2/service_instances/p{port}/service_bindings/b{port}"), &body)
+}
+
+/// The number after a line's begin in what `/metrics` shows, of all such lines.
+pub fn metric(site: &Site, begin: &str) -> anyhow::Result<f64> {
+    let (status, text) = http::exchange(admin(site), "GET", "/metrics", &[], &Value::Null)?;
+    ensure!(status == 200, "/metrics was answered with {status}");
+    let values = text.lines().filter(|line| line.starts_with(begin)).filter_map(|line| line.rsplit(' ').next());
+    Ok(values.filter_map(|value| value.parse::<f64>().ok()).sum())
+}
+
+/// What the node says of itself.
+pub fn status(site: &Site) -> anyhow::Result<Value> {
+    let token = fs::read_to_string(site.directory.join("data/admin.token"))?;
+    let authorization = format!("Bearer {}", token.trim());
+    let (status, answer) =
+        http::request(admin(site), "GET", STATUS_PATH, &[("authorization", &authorization)], &Value::Null)?;
+    ensure!(status == 200, "the status was answered with {status} {answer}");
+    Ok(answer)
+}
+
+fn config_path(site: &Site) -> PathBuf {
+    site.directory.join("harbor.toml")
+}
+
+fn api(site: &Site, number: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, site.api_port + number).into()
+}
+
+fn admin(site: &Site) -> SocketAddr {
+    api(site, 1)
+}
+
+fn announce(site: &Site) -> SocketAddr {
+    api(site, 2)
+}
+
+fn plan(site: &Site) -> &'static str {
+    if site.udp { PLAN_BOTH } else { PLAN_TCP }
 }
 
 fn ready(site: &Site) -> Option<()> {
-    let answer = http::request(api(site, 1), "GET", "/readyz", &[], &Value::Null);
+    let answer = http::request(admin(site), "GET", "/readyz", &[], &Value::Null);
     answer.is_ok_and(|(status, _)| status == 200).then_some(())
 }
 
