@@ -2,7 +2,7 @@
 //!
 //!     cargo bench --bench ingest [-- --check]
 //!
-//! Times are of the processor, medians over rounds in which every number of backends has a process of its own, one after
+//! Times are of the processor, medians over rounds in which every number of backends has processes of its own, one after
 //! the other. With `--check` it ends with 1 when a bound is not met, and says which.
 
 #[path = "src/announcements.rs"]
@@ -107,6 +107,10 @@ impl Kind {
 
 /// Figures by name.
 type Figures = BTreeMap<String, f64>;
+
+/// The two processes for each number of backends.
+const CELLS: &str = "cells";
+const CONTAINERS: &str = "containers";
 
 const FIRST: &str = "the first router.register";
 const ON_CELLS: &str = ", on cells";
@@ -278,8 +282,8 @@ fn resident() -> f64 {
     line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number of KiB") * 1024.0
 }
 
-/// What one process does: everything with so many backends.
-fn measure(size: usize) -> Figures {
+/// What one process does: everything with so many backends on cells.
+fn measure_cells(size: usize) -> Figures {
     let mut figures = Figures::new();
     let node = Node::new(size);
     let before = resident();
@@ -304,19 +308,27 @@ fn measure(size: usize) -> Figures {
     node.backends.sweep(Instant::now() + STALE_AFTER);
     figures.insert(EXPIRY.into(), (processor_time() - start).as_secs_f64() * 1e6 / size as f64);
     assert_eq!(node.backends.counts(), Counts::default());
-
-    let containers = Node::new(size);
-    containers.announce(Kind::ServiceDiscovery, size);
-    figures.insert(Kind::ServiceDiscovery.name().into(), containers.refresh(Kind::ServiceDiscovery));
     figures
 }
 
-/// The same in a process of its own.
+/// What the other process does: the same backends by their containers' addresses.
+fn measure_containers(size: usize) -> Figures {
+    let node = Node::new(size);
+    node.announce(Kind::ServiceDiscovery, size);
+    [(Kind::ServiceDiscovery.name().into(), node.refresh(Kind::ServiceDiscovery))].into()
+}
+
+/// All of it in processes of their own: memory that was used before is slower.
 fn measure_apart(size: usize) -> Figures {
-    let mut command = Command::new(std::env::current_exe().expect("this program is a file"));
-    let output = command.arg(size.to_string()).output().expect("this program can be started again");
-    assert!(output.status.success(), "{size} backends: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("figures as JSON")
+    let program = std::env::current_exe().expect("this program is a file");
+    let part = |name: &str| {
+        let output = Command::new(&program).args([name, &size.to_string()]).output().expect("it can be started again");
+        assert!(output.status.success(), "{size} backends: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<Figures>(&output.stdout).expect("figures as JSON")
+    };
+    let mut figures = part(CELLS);
+    figures.append(&mut part(CONTAINERS));
+    figures
 }
 
 fn median(values: impl IntoIterator<Item = f64>) -> f64 {
@@ -326,8 +338,12 @@ fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 }
 
 fn main() -> ExitCode {
-    if let Some(size) = std::env::args().find_map(|argument| argument.parse().ok()) {
-        say(&serde_json::to_string(&measure(size)).expect("names and numbers"));
+    let arguments = std::env::args().skip(1).collect::<Vec<_>>();
+    if let [part, size] = arguments.as_slice()
+        && let Ok(size) = size.parse()
+    {
+        let figures = if part == CONTAINERS { measure_containers(size) } else { measure_cells(size) };
+        say(&serde_json::to_string(&figures).expect("names and numbers"));
         return ExitCode::SUCCESS;
     }
     let rounds = (0..ROUNDS).map(|_| SIZES.map(measure_apart)).collect::<Vec<_>>();
@@ -337,7 +353,7 @@ fn main() -> ExitCode {
         say(&format!("{size} backends, {BACKENDS_EACH} of each service instance:"));
         for name in rounds[0][place].keys() {
             let unit = if name == BYTES { "a backend" } else { "µs each" };
-            say(&format!("  {name}: {:.2} {unit}", figure(place, name)));
+            say(&format!("  {name}: {:.3} {unit}", figure(place, name)));
         }
     }
     for name in rounds[0][0].keys().filter(|name| name.contains("register") && *name != FIRST) {
