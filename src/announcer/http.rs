@@ -33,6 +33,9 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest answer that is read, in bytes.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
+/// Longest sentence of Harbor's that is shown, in characters.
+const MAX_TOLD_CHARS: usize = 300;
+
 /// Says it to one service instance's URL.
 pub struct Client {
     /// `host:port`
@@ -116,7 +119,7 @@ impl Client {
             // What is gone is gone.
             (StatusCode::NOT_FOUND, Ok(_)) if word == Word::Gone => Ok(None),
             (StatusCode::TOO_MANY_REQUESTS, _) => Err(NotHeard::TooMany(answer.retry_after.unwrap_or_default())),
-            (status, Ok(denied)) if status.is_client_error() => Err(NotHeard::Refused(denied.description)),
+            (status, Ok(denied)) if status.is_client_error() => Err(NotHeard::Refused(one_line(&denied.description))),
             (status, _) => Err(failed(format!("answers {status}"))),
         }
     }
@@ -188,6 +191,11 @@ struct Answer {
     body: Bytes,
 }
 
+/// What somebody else wrote, as a line of ours: no longer than a sentence or two, and without what ends a line.
+fn one_line(text: &str) -> String {
+    text.chars().take(MAX_TOLD_CHARS).map(|sign| if sign.is_control() { ' ' } else { sign }).collect()
+}
+
 async fn ask(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Request<Full<Bytes>>,
@@ -227,4 +235,15 @@ fn connector(ca: Option<&Path>) -> Result<TlsConnector, ClientError> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(TlsConnector::from(Arc::new(config)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_write_stays_on_its_line() {
+        assert_eq!(one_line("no\nINFO announced\u{1b}[2J"), "no INFO announced [2J");
+        assert_eq!(one_line(&"ü".repeat(1000)).chars().count(), MAX_TOLD_CHARS);
+    }
 }
