@@ -82,9 +82,8 @@ async fn one_caller_has_no_more_connections_than_its_share() {
     let served = Served::new(Router::new().route("/", get(|| async { "ok" })), limits).await;
     let held = [served.send("GET").await, served.send("GET").await];
     assert_eq!(rest(served.send(GET_AND_CLOSE).await).await, "", "closed at once");
-    let [first, _second] = held;
-    drop(first);
-    // The other's end is seen in its own time.
+    drop(held);
+    // Their ends are seen in their own time.
     let answered = async { while rest(served.send(GET_AND_CLOSE).await).await.is_empty() {} };
     tokio::time::timeout(Duration::from_secs(20), answered).await.expect("there is room again");
     served.stop().await;
