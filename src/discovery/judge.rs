@@ -173,13 +173,11 @@ pub(super) fn time_to_live(message: &Announcement, stale_after: Duration) -> Dur
 /// Whoever has the authority of an app speaks for it, whatever app the message names; all its backends share the id.
 fn origin(message: &Announcement, app: Option<&AppId>, wall: Timestamp) -> Result<Origin, AnnouncementRefusal> {
     let said = message.app.as_deref().filter(|app| !app.is_empty());
-    let said =
-        said.filter(|_| app.is_none()).map(AppId::new).transpose().map_err(|_| AnnouncementRefusal::Malformed)?;
-    let app_id = app.cloned().or(said);
     let instance = message.private_instance_id.as_deref().filter(|id| !id.is_empty());
-    if instance.is_some_and(|id| id.len() > MAX_ID_BYTES) {
+    if [said, instance].into_iter().flatten().any(|id| id.len() > MAX_ID_BYTES) {
         return Err(AnnouncementRefusal::Malformed);
     }
+    let app_id = app.cloned().or_else(|| AppId::new(said?).ok());
     let latest = i128::from(wall.plus(MAX_CLOCK_LEAD).0) * 1000;
     let updated_at_ns = message.endpoint_updated_at_ns.filter(|ns| *ns > 0 && i128::from(*ns) <= latest);
     Ok(Origin { app_id, private_instance_id: instance.map(Arc::from), updated_at_ns })

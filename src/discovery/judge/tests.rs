@@ -307,6 +307,9 @@ fn who_announces_is_taken_from_the_message_within_bounds() {
     for changes in [json!({"private_instance_id": &long}), json!({"app": &long, "host": "10.0.17.9"})] {
         assert_eq!(registered(&message(changes)), Err(AnnouncementRefusal::Malformed));
     }
+    let by_token = json!({"app": &long, "harbor": {"instance_id": "matched"}});
+    let by_token = proven("matched-app@matched", Action::Register, by_token);
+    assert_eq!(registered(&by_token), Err(AnnouncementRefusal::Malformed), "though the binding's app speaks");
 }
 
 #[test]
