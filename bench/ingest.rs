@@ -362,12 +362,7 @@ fn main() -> ExitCode {
         }
         let what = format!("{name}, with {MANY} backends over with {FEW}");
         let ratio = median(rounds.iter().map(|round| round[1][name] / round[0][name]));
-        if name.starts_with(Kind::Router.name()) {
-            verdict.say(&what, ratio, "times", MANY_OVER_FEW);
-        } else {
-            // A short message is little but looking up, which costs what memory costs.
-            say(&format!("{what}: {ratio:.2} times"));
-        }
+        verdict.say(&what, ratio, "times", MANY_OVER_FEW);
     }
     verdict.say(&format!("memory of {MANY}"), figure(1, BYTES) * MANY as f64 / f64::from(1 << 20), "MiB", MIB_OF_MANY);
     verdict.end()

@@ -8,6 +8,7 @@
 //! long it lives. It decides nothing about who may announce: `discovery` does, before it calls.
 
 mod instance;
+mod members;
 mod set;
 mod table;
 

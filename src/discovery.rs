@@ -36,6 +36,7 @@ pub mod authority;
 pub mod judge;
 pub mod matching;
 pub mod nats;
+pub mod seniority;
 pub mod source;
 pub mod upkeep;
 pub mod wire;
@@ -53,6 +54,7 @@ pub use refusals::MAX_REFUSALS;
 use attribution::Attribution;
 use judge::{Accepted, Given, Known, Refused, Rules};
 use refusals::Refusals;
+use seniority::Unsaid;
 use source::{Action, Source};
 use tally::Tally;
 
@@ -82,6 +84,7 @@ pub struct Discovery {
     tally: Tally,
     refusals: Mutex<Refusals>,
     attribution: Mutex<Attribution>,
+    unsaid: Mutex<Unsaid>,
     relays: mpsc::Sender<Relay>,
 }
 
@@ -117,6 +120,7 @@ impl Discovery {
             metrics,
             refusals: Mutex::default(),
             attribution: Mutex::default(),
+            unsaid: Mutex::default(),
             relays,
         };
         (Arc::new(discovery), Relays(waiting))
@@ -312,6 +316,9 @@ impl Discovery {
                 (&withdrawal.service_instance_id, self.backends.withdraw(withdrawal, now))
             }
         };
+        if let Ok(Change::Added) = outcome {
+            self.say_seniority_of(id);
+        }
         outcome.map_err(|reason| Refused { service_instance_id: Some(id.clone()), reason })
     }
 

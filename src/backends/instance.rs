@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Backend, BackendSet, Change, Phase};
+use super::{Backend, BackendSet, Change, Phase, members::Members};
 use crate::model::{
     ServiceInstanceId, Timestamp, Transport,
     announcement::{AnnouncedState, AnnouncementRefusal, Authority, Endpoint, Origin, Registration, Withdrawal},
@@ -22,8 +22,6 @@ const MAX_REMEMBERED_WITHDRAWALS: usize = 256;
 /// A backend with what only the table knows of it.
 #[derive(Debug, Clone)]
 pub struct BackendState {
-    /// Where it is, as in `backend`: who looks for one address among many goes to no other memory.
-    pub endpoint: Endpoint,
     /// What the forwarder sees.
     pub backend: Arc<Backend>,
     /// Who announced it last.
@@ -58,11 +56,10 @@ pub fn stands(authority: &Authority, id: &ServiceInstanceId, transport: Transpor
 
 #[derive(Debug, Default)]
 pub(super) struct Instance {
-    /// In the order of first announcement, ties by address.
-    members: Vec<BackendState>,
+    members: Members,
+    withdrawn: VecDeque<Withdrawn>,
     /// Backends that left while flows were still on them: those end when the authority does.
     departed: Vec<Weak<Backend>>,
-    withdrawn: VecDeque<Withdrawn>,
     /// Which members came and went since they were asked for.
     moves: Vec<Move>,
 }
@@ -83,7 +80,7 @@ struct Withdrawn {
 
 impl Instance {
     pub(super) fn members(&self) -> &[BackendState] {
-        &self.members
+        self.members.as_slice()
     }
 
     /// Which members came and went since the last call, in that order.
@@ -100,7 +97,7 @@ impl Instance {
     pub(super) fn set(&self) -> BackendSet {
         let mut set = BackendSet::default();
         for member in self.members.iter().filter(|member| member.state == AnnouncedState::Up) {
-            match member.endpoint.transport {
+            match member.backend.endpoint.transport {
                 Transport::Tcp => set.tcp.push(Arc::clone(&member.backend)),
                 Transport::Udp => set.udp.push(Arc::clone(&member.backend)),
             }
@@ -120,17 +117,17 @@ impl Instance {
             if self.knows_newer(endpoint, &registration.origin) {
                 return Err(AnnouncementRefusal::OutOfOrder);
             }
-            added += usize::from(self.find(endpoint).is_none());
+            added += usize::from(self.members.find(endpoint).is_none());
         }
         if self.members.len() + added > limits.max_backends {
             return Err(AnnouncementRefusal::TooManyBackends);
         }
         let changes = registration.endpoints.iter().map(|endpoint| {
             self.withdrawn.retain(|withdrawn| withdrawn.endpoint != *endpoint);
-            let Some(at) = self.find(endpoint) else {
+            let Some(at) = self.members.find(endpoint) else {
                 return self.add(*endpoint, registration, limits.drain_timeout, now);
             };
-            let member = &mut self.members[at];
+            let member = self.members.get_mut(at);
             match rank(&registration.authority).cmp(&rank(&member.backend.authority)) {
                 _ if registration.authority == member.backend.authority => {
                     let change = member.renew(registration, limits.drain_timeout, now);
@@ -156,7 +153,7 @@ impl Instance {
         let mut refusal = AnnouncementRefusal::UnknownBackend;
         let mut removed = false;
         for endpoint in &withdrawal.endpoints {
-            let Some(at) = self.find(endpoint) else { continue };
+            let Some(at) = self.members.find(endpoint) else { continue };
             let member = &self.members[at];
             if !agree(&member.origin, &withdrawal.origin) {
                 refusal = AnnouncementRefusal::OtherOrigin;
@@ -172,9 +169,22 @@ impl Instance {
         if removed { Ok(Change::Removed) } else { Err(refusal) }
     }
 
+    /// Puts members where another node's earlier times want them. Returns whether this node knows an earlier one of any,
+    /// and whether it has learnt any.
+    pub(super) fn learn_since(&mut self, told: &[(Endpoint, Timestamp)]) -> (bool, bool) {
+        let (mut knows_earlier, mut learnt) = (false, false);
+        for (endpoint, since) in told {
+            if let Some(at) = self.members.find(endpoint) {
+                knows_earlier |= self.members[at].since < *since;
+                learnt |= self.reorder(at, Some(*since)) != Change::Renewed;
+            }
+        }
+        (knows_earlier, learnt)
+    }
+
     /// Takes over a backend that an earlier process knew, unless it has been announced since.
     pub(super) fn restore(&mut self, state: BackendState, limits: &Limits) -> bool {
-        if self.find(&state.endpoint).is_some() || self.members.len() >= limits.max_backends {
+        if self.members.find(&state.backend.endpoint).is_some() || self.members.len() >= limits.max_backends {
             return false;
         }
         if state.state == AnnouncedState::Draining {
@@ -197,7 +207,7 @@ impl Instance {
 
     /// Gives every backend its whole time again.
     pub(super) fn renew_all(&mut self, now: Instant) {
-        for member in &mut self.members {
+        for member in self.members.iter_mut() {
             member.expires_at = member.expires_at.max(now + member.time_to_live);
         }
     }
@@ -223,12 +233,8 @@ impl Instance {
         self.remove_where(Phase::Left, evicted)
     }
 
-    fn find(&self, endpoint: &Endpoint) -> Option<usize> {
-        self.members.iter().position(|member| member.endpoint == *endpoint)
-    }
-
     fn knows_newer(&self, endpoint: &Endpoint, origin: &Origin) -> bool {
-        let member = self.find(endpoint).map(|at| &self.members[at].origin);
+        let member = self.members.find(endpoint).map(|at| &self.members[at].origin);
         let withdrawn = self.withdrawn.iter().filter(|withdrawn| withdrawn.endpoint == *endpoint);
         member.into_iter().chain(withdrawn.map(|withdrawn| &withdrawn.origin)).any(|known| is_newer(known, origin))
     }
@@ -243,7 +249,6 @@ impl Instance {
         let authority = registration.authority.clone();
         let origin = registration.origin.clone();
         let mut member = BackendState {
-            endpoint,
             backend: Arc::new(Backend::new(endpoint, authority, origin.clone(), now)),
             origin,
             state: AnnouncedState::Up,
@@ -259,13 +264,7 @@ impl Instance {
 
     fn insert(&mut self, member: BackendState) {
         self.moves.push(Move::Came(Arc::clone(&member.backend)));
-        self.place(member);
-    }
-
-    fn place(&mut self, member: BackendState) {
-        let place = |member: &BackendState| (member.since, member.endpoint);
-        let at = self.members.partition_point(|other| place(other) < place(&member));
-        self.members.insert(at, member);
+        self.members.insert(member);
     }
 
     /// Puts a member where it belongs when it turns out to have been announced earlier: elsewhere, or while this node was
@@ -274,7 +273,7 @@ impl Instance {
         match since {
             Some(since) if since < self.members[at].since => {
                 let member = self.members.remove(at);
-                self.place(BackendState { since, ..member });
+                self.members.insert(BackendState { since, ..member });
                 Change::Altered
             }
             _ => Change::Renewed,
@@ -287,7 +286,7 @@ impl Instance {
     }
 
     fn remove_where(&mut self, phase: Phase, goes: impl Fn(&BackendState) -> bool) -> bool {
-        let gone = self.members.extract_if(.., |member| goes(member)).collect::<Vec<_>>();
+        let gone = self.members.extract(goes);
         for member in &gone {
             self.depart(member, phase);
         }

@@ -59,8 +59,10 @@ pub enum Phase {
 #[repr(align(64))]
 struct Open(AtomicU32);
 
-/// One announced address for one transport: an identity that never changes, and a few atomics.
+/// One announced address for one transport: an identity that never changes, and a few atomics. In the order written, so
+/// that what each announcement is held against is one cache line.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Backend {
     /// Where it is reached.
     pub endpoint: Endpoint,

@@ -17,7 +17,7 @@ use super::{
     instance::{BackendState, Instance, Limits, Move, stands},
 };
 use crate::model::{
-    AppId, ServiceInstanceId, Transport,
+    AppId, ServiceInstanceId, Timestamp, Transport,
     announcement::{AnnouncementRefusal, Authority, Endpoint, Registration, Withdrawal},
     desired::ForwarderLimits,
     directory::Directory,
@@ -151,6 +151,20 @@ impl Backends {
         })
     }
 
+    /// Takes over since when another node knows backends, where that is earlier. Returns whether this node knows of an
+    /// earlier time of any.
+    pub fn learn_since(&self, id: &ServiceInstanceId, told: &[(Endpoint, Timestamp)]) -> bool {
+        if !self.table().entries.contains_key(id) {
+            return false;
+        }
+        let outcome = self.change(id, |_, instance| {
+            let (knows_earlier, changed) = instance.learn_since(told);
+            // Not a change when it knew as much.
+            if changed { Ok((knows_earlier, true)) } else { Err(knows_earlier) }
+        });
+        outcome.unwrap_or_else(|knows_earlier| knows_earlier)
+    }
+
     /// Takes over backends that an earlier process knew, with their deadlines, unless they have been announced since.
     pub fn restore(&self, states: impl IntoIterator<Item = (ServiceInstanceId, BackendState)>) {
         for (id, state) in states {
@@ -220,7 +234,7 @@ impl Backends {
     pub fn evict(&self, addresses: &RangeInclusive<SocketAddr>, owner: Option<&AppId>) -> bool {
         let is_others = |member: &BackendState| {
             let known = app_of(&member.backend.authority).or(member.origin.app_id.as_ref());
-            addresses.contains(&member.endpoint.address) && (known.is_none() || known != owner)
+            addresses.contains(&member.backend.endpoint.address) && (known.is_none() || known != owner)
         };
         let ids = {
             let table = self.table();
@@ -245,6 +259,14 @@ impl Backends {
     #[must_use]
     pub fn list(&self, id: &ServiceInstanceId) -> Vec<BackendState> {
         self.table().entries.get(id).map(|entry| entry.instance.members().to_vec()).unwrap_or_default()
+    }
+
+    /// The service instances that have backends.
+    #[must_use]
+    pub fn ids(&self) -> Vec<ServiceInstanceId> {
+        let table = self.table();
+        let with_any = table.entries.iter().filter(|(_, entry)| !entry.instance.members().is_empty());
+        with_any.map(|(id, _)| id.clone()).collect()
     }
 
     /// The backends of all service instances.

@@ -246,7 +246,7 @@ impl Discovery {
         let host = message.host.as_deref().and_then(|host| parse_host(host).ok())?;
         let udp_port = message.harbor().udp_port.or(message.port);
         let is_announced = |state: &BackendState| {
-            let Endpoint { transport, address } = state.endpoint;
+            let Endpoint { transport, address } = state.backend.endpoint;
             let port = if transport == Transport::Tcp { message.port } else { udp_port };
             address.ip() == host && port == Some(address.port())
         };

@@ -17,7 +17,10 @@ use futures_util::{
     StreamExt as _,
     stream::{self, SelectAll},
 };
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -47,6 +50,9 @@ const MAX_WAITING_MESSAGES: usize = 65_536;
 
 /// How often announcers are asked to repeat, at the most, when messages were dropped.
 const RESYNC_PAUSE: Duration = Duration::from_secs(5);
+
+/// How often other nodes are told since when this one knows backends, where there is news of that.
+const SENIORITY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What announcers are told of how often to announce, at the least: three times in the life of a backend.
 const REGISTER_INTERVAL: Duration = Duration::from_secs(20);
@@ -210,6 +216,8 @@ async fn session(
     link.send_replace(Link::Up(discovery.clock.wall()));
     tracing::info!("connected to NATS: announcers were asked to announce again");
 
+    let mut seniority = tokio::time::interval(SENIORITY_INTERVAL);
+    seniority.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut slow_seen = 0;
     let mut resync_at = None;
     loop {
@@ -234,6 +242,11 @@ async fn session(
                     discovery.metrics.relays_dropped.inc();
                 }
             }
+            _ = seniority.tick(), if settings.harbor_subjects => {
+                for message in discovery.seniority() {
+                    publish(&client, wire::HARBOR_SINCE, message).await?;
+                }
+            }
             changed = signalled.changed() => {
                 changed.map_err(|_| Lost::Closed)?;
                 let now = *signalled.borrow_and_update();
@@ -248,6 +261,7 @@ async fn session(
                 tracing::warn!("messages came faster than they were read: announcers are asked to announce again");
                 resync_at = None;
                 publish(&client, wire::HARBOR_START, start.clone()).await?;
+                discovery.say_seniority_of_all();
             }
         }
     }
@@ -340,7 +354,7 @@ fn note(signals: &mut Signals, event: &Event) -> bool {
 async fn subscribe(client: &Client, settings: &Settings) -> Result<Vec<Subscriber>, Lost> {
     let mut subjects = Vec::new();
     if settings.harbor_subjects {
-        subjects.extend([wire::HARBOR_REGISTER, wire::HARBOR_UNREGISTER]);
+        subjects.extend([wire::HARBOR_REGISTER, wire::HARBOR_UNREGISTER, wire::HARBOR_SINCE]);
     }
     if settings.router_subjects {
         subjects.extend([wire::ROUTER_REGISTER, wire::ROUTER_UNREGISTER]);
@@ -363,6 +377,12 @@ fn hand_over(discovery: &Discovery, message: &Message) {
         wire::ROUTER_UNREGISTER => (Source::Router, Action::Unregister),
         wire::SERVICE_DISCOVERY_REGISTER => (Source::ServiceDiscovery, Action::Register),
         wire::SERVICE_DISCOVERY_UNREGISTER => (Source::ServiceDiscovery, Action::Unregister),
+        wire::HARBOR_SINCE => {
+            if let Err(malformed) = discovery.hear_seniority(&message.payload) {
+                tracing::debug!(%malformed, "cannot read since when another node knows backends");
+            }
+            return;
+        }
         _ => return,
     };
     discovery.receive(source, action, &message.payload);
@@ -419,6 +439,7 @@ impl Discovery {
         let until = self.clock.now() + self.settings.load().prune_suspend_max;
         self.backends.suspend(until);
         self.attribution().suspend(until);
+        self.say_no_seniority();
     }
 
     /// Everything can be heard again, and has its whole time to be.
@@ -428,5 +449,6 @@ impl Discovery {
         let now = self.clock.now();
         self.backends.resume(now);
         self.attribution().resume(now + self.settings.load().rules.stale_after);
+        self.say_seniority_of_all();
     }
 }

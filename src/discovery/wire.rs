@@ -12,6 +12,8 @@ pub const HARBOR_UNREGISTER: &str = "harbor.unregister";
 pub const HARBOR_START: &str = "harbor.start";
 /// Where an announcer asks for a [`Greeting`].
 pub const HARBOR_GREET: &str = "harbor.greet";
+/// Where nodes tell one another since when they know backends, see [`super::seniority`].
+pub const HARBOR_SINCE: &str = "harbor.since";
 /// Where the platform's route-emitters and registrars announce HTTP routes. Harbor only reads it.
 pub const ROUTER_REGISTER: &str = "router.register";
 /// Where they withdraw them. Harbor only reads it.

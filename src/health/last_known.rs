@@ -126,7 +126,7 @@ fn tried(candidates: Vec<Known>, connect: &Arc<Connect>) -> JoinSet<Option<Known
     for candidate in candidates {
         let (permits, connect) = (Arc::clone(&permits), Arc::clone(connect));
         tries.spawn(async move {
-            let Endpoint { transport, address } = candidate.1.endpoint;
+            let Endpoint { transport, address } = candidate.1.backend.endpoint;
             let reachable = match transport {
                 Transport::Udp => true,
                 Transport::Tcp => {

@@ -32,7 +32,7 @@ impl Protocol {
         match self {
             Self::Tcp => &[Transport::Tcp],
             Self::Udp => &[Transport::Udp],
-            Self::Both => &[Transport::Tcp, Transport::Udp],
+            Self::Both => &Transport::ALL,
         }
     }
 
@@ -87,7 +87,16 @@ impl FromStr for Protocol {
 }
 
 impl Transport {
-    /// The word used in logs and metrics.
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    /// The one whose word it is.
+    #[must_use]
+    pub fn of_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|transport| transport.as_str() == word)
+    }
+
+    /// The word used in logs, metrics and messages.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

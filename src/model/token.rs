@@ -35,6 +35,25 @@ impl AnnounceSecret {
         let key = hmac::Key::new(hmac::HMAC_SHA256, &self.0);
         Token(hex(hmac::sign(&key, binding.as_str().as_bytes()).as_ref()))
     }
+
+    /// What shows other nodes that one that has this secret has said `text`.
+    #[must_use]
+    pub fn vouch(&self, text: &str) -> String {
+        hex(hmac::sign(&self.key_of_nodes(), text.as_bytes()).as_ref())
+    }
+
+    /// Whether `proof` (hex, lower case) is that of one who has this secret, in constant time.
+    #[must_use]
+    pub fn has_vouched(&self, text: &str, proof: &str) -> bool {
+        use subtle::ConstantTimeEq as _;
+        self.vouch(text).as_bytes().ct_eq(proof.as_bytes()).into()
+    }
+
+    /// Derived as a token is, but from the empty id, which no binding has: neither can be taken for the other.
+    fn key_of_nodes(&self) -> hmac::Key {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.0);
+        hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&key, b"").as_ref())
+    }
 }
 
 impl fmt::Debug for AnnounceSecret {

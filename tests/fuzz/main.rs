@@ -6,3 +6,4 @@ mod announcements;
 mod config;
 mod mutate;
 mod osb_body;
+mod seniority;

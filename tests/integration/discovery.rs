@@ -41,25 +41,34 @@ use crate::support::{
 };
 
 pub mod logins;
+mod seniority;
 mod sources;
 
 /// A clock that stands still until it is told to move.
 #[derive(Debug)]
-pub struct ManualClock(Mutex<Instant>);
+pub struct ManualClock {
+    start: Instant,
+    now: Mutex<Instant>,
+}
 
 impl ManualClock {
+    fn new() -> Self {
+        let start = Instant::now();
+        Self { start, now: Mutex::new(start) }
+    }
+
     pub fn advance(&self, by: Duration) {
-        *self.0.lock().unwrap() += by;
+        *self.now.lock().unwrap() += by;
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> Instant {
-        *self.0.lock().unwrap()
+        *self.now.lock().unwrap()
     }
 
     fn wall(&self) -> Timestamp {
-        Timestamp::from_seconds(1_700_000_000)
+        Timestamp::from_seconds(1_700_000_000).plus(self.now() - self.start)
     }
 }
 
@@ -83,7 +92,7 @@ impl Node {
         let (directory, receiver) = watch::channel(Arc::new(directory()));
         let (link_sender, link) = watch::channel(Link::Absent);
         let (backends, metrics) = (Backends::new(256), Metrics::new());
-        let clock = Arc::new(ManualClock(Mutex::new(Instant::now())));
+        let clock = Arc::new(ManualClock::new());
         let (discovery, relays) = Discovery::new(
             settings(),
             backends.clone(),

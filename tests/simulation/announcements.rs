@@ -55,17 +55,17 @@ const APP_INSTANCES: [&str; 2] = ["one", "two"];
 /// A cell, a machine of the operator's, a trusted one, a container.
 const HOSTS: [&str; 4] = [CELL, "10.0.1.7", TRUSTED, "10.255.3.9"];
 const CELL: &str = "10.0.2.9";
-const TRUSTED: &str = "10.0.16.3";
+pub const TRUSTED: &str = "10.0.16.3";
 const PORTS: [u16; 2] = [61_012, INT_PORT];
 
 /// A clock whose hands are moved, each by itself.
-struct Hands {
+pub struct Hands {
     now: Mutex<Instant>,
-    wall_micros: AtomicI64,
+    pub wall_micros: AtomicI64,
 }
 
 impl Hands {
-    fn wait(&self, seconds: u64) {
+    pub fn wait(&self, seconds: u64) {
         *self.now.lock().unwrap() += Duration::from_secs(seconds);
         self.wall_micros.fetch_add(i64::try_from(seconds).unwrap() * 1_000_000, Ordering::Relaxed);
     }
@@ -84,7 +84,7 @@ impl Clock for Hands {
 /// A binding: of an app, or a key where there is none, and of which service instance.
 type Whose = (Option<usize>, usize);
 
-type Bindings = BTreeSet<Whose>;
+pub type Bindings = BTreeSet<Whose>;
 
 fn whose(random: &mut Rng) -> Whose {
     let app = random.usize(..=APPS.len());
@@ -496,15 +496,15 @@ impl Model {
 }
 
 /// The real one, and the clock that it goes by.
-struct Real {
-    discovery: Arc<Discovery>,
-    backends: Backends,
+pub struct Real {
+    pub discovery: Arc<Discovery>,
+    pub backends: Backends,
     directory: watch::Sender<Arc<Directory>>,
-    clock: Arc<Hands>,
+    pub clock: Arc<Hands>,
 }
 
 impl Real {
-    fn new(bindings: &Bindings) -> Self {
+    pub fn new(bindings: &Bindings) -> Self {
         let clock =
             Arc::new(Hands { now: Mutex::new(Instant::now()), wall_micros: AtomicI64::new(1_700_000_000_000_000) });
         let (directory, receiver) = watch::channel(Arc::new(directory(bindings)));

@@ -90,7 +90,7 @@ impl Record {
         if left.is_zero() {
             return None;
         }
-        let transport = [Transport::Tcp, Transport::Udp].into_iter().find(|word| word.as_str() == self.transport)?;
+        let transport = Transport::of_word(&self.transport)?;
         let authority = match self.authority {
             RecordedAuthority::App(app) => Authority::App(AppId::new(app).ok()?),
             RecordedAuthority::Binding(binding) => Authority::Binding(BindingId::new(binding).ok()?),
@@ -103,7 +103,6 @@ impl Record {
         };
         let endpoint = Endpoint { transport, address: self.address };
         let state = BackendState {
-            endpoint,
             backend: Arc::new(Backend::new(endpoint, authority, origin.clone(), now)),
             origin,
             state: if self.draining { AnnouncedState::Draining } else { AnnouncedState::Up },
