@@ -45,7 +45,7 @@ pub fn stands(authority: &Authority, id: &ServiceInstanceId, transport: Transpor
     let Some(entry) = directory.instance(id.as_str()) else { return false };
     entry.protocol.has(transport)
         && match authority {
-            Authority::App(app) => entry.apps.contains(app),
+            Authority::App(app) => entry.bound_app(app.as_str()).is_some(),
             Authority::Binding(binding) => {
                 entry.bindings.contains(binding)
                     && directory.binding(binding.as_str()).is_some_and(|binding| binding.announce)

@@ -75,8 +75,6 @@ pub struct Backend {
     phase: AtomicU8,
     /// Milliseconds after `since`; 0: no deadline.
     drain_deadline_ms: AtomicU64,
-    /// Open connections or sessions, over all workers.
-    open: Open,
     /// Milliseconds after `since` until which it is passed over; 0: not aside.
     aside_until_ms: AtomicU64,
     /// Times in a row that it was put aside.
@@ -85,6 +83,8 @@ pub struct Backend {
     health: AtomicU8,
     /// Milliseconds after `since`: when that began.
     health_since_ms: AtomicU64,
+    /// Open connections or sessions, over all workers.
+    open: Open,
 }
 
 /// How long a backend that failed is passed over, at first; twice as long after each further time, up to
@@ -134,11 +134,11 @@ impl Backend {
             since: now,
             phase: AtomicU8::new(Phase::Serving as u8),
             drain_deadline_ms: AtomicU64::new(0),
-            open: Open::default(),
             aside_until_ms: AtomicU64::new(0),
             failures: AtomicU32::new(0),
             health: AtomicU8::new(Health::Unchecked as u8),
             health_since_ms: AtomicU64::new(0),
+            open: Open::default(),
         }
     }
 

@@ -50,7 +50,7 @@ pub fn decide(
     trusted: &[Trusted],
 ) -> Result<Authority, AnnouncementRefusal> {
     let app = claim.message.app.as_deref().filter(|app| !app.is_empty());
-    if let Some(app) = app.and_then(|app| entry.apps.get(app)) {
+    if let Some(app) = app.and_then(|app| entry.bound_app(app)) {
         return Ok(Authority::App(app.clone()));
     }
     let proven = prove(claim, entry, directory);

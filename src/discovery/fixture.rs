@@ -31,7 +31,7 @@ pub(super) fn directory() -> Directory {
             int_port: 4100,
             match_app,
             bindings: BTreeSet::new(),
-            apps: BTreeSet::new(),
+            apps: Default::default(),
         });
     }
     for (app, id) in

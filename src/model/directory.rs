@@ -5,6 +5,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use rpds::HashTrieMapSync;
+use smallvec::SmallVec;
 
 use super::{
     AppId, BindingId, PoolName, Protocol, Revision, ServiceInstanceId, binding::Binding, token::AnnounceSecret,
@@ -20,6 +21,8 @@ pub struct Directory {
     pub announce_secret: AnnounceSecret,
     instances: HashTrieMapSync<ServiceInstanceId, Arc<DirectoryEntry>>,
     by_port: Index<u16>,
+    /// Those of `by_port` that are alone there: each internal route is looked up by its port.
+    alone_at_port: HashTrieMapSync<u16, Arc<DirectoryEntry>>,
     by_app: Index<AppId>,
     bindings: HashTrieMapSync<BindingId, Arc<Binding>>,
     trail: Trail,
@@ -42,8 +45,18 @@ pub struct DirectoryEntry {
     pub match_app: bool,
     /// Its bindings.
     pub bindings: BTreeSet<BindingId>,
-    /// The apps of those bindings.
-    pub apps: BTreeSet<AppId>,
+    /// The apps of those bindings, in order and each once. Mostly one, which each announcement of it asks for: so it is here
+    /// and not elsewhere in memory.
+    pub apps: SmallVec<[AppId; 1]>,
+}
+
+impl DirectoryEntry {
+    /// The app of that id, if it is bound.
+    #[must_use]
+    pub fn bound_app(&self, app: &str) -> Option<&AppId> {
+        let at = self.apps.binary_search_by(|known| known.as_str().cmp(app)).ok()?;
+        Some(&self.apps[at])
+    }
 }
 
 impl Directory {
@@ -55,6 +68,7 @@ impl Directory {
             announce_secret,
             instances: HashTrieMapSync::default(),
             by_port: HashTrieMapSync::default(),
+            alone_at_port: HashTrieMapSync::default(),
             by_app: HashTrieMapSync::default(),
             bindings: HashTrieMapSync::default(),
             trail: Trail::default(),
@@ -70,7 +84,7 @@ impl Directory {
     /// The only service instance with that port; none when several pools have it.
     #[must_use]
     pub fn by_port(&self, port: u16) -> Option<&Arc<DirectoryEntry>> {
-        self.only(self.by_port.get(&port)?)
+        self.alone_at_port.get(&port)
     }
 
     /// The only service instance that the app is bound to; none when there are several.
@@ -111,6 +125,7 @@ impl Directory {
             if known.port != entry.port {
                 let (id, port) = (known.id.clone(), known.port);
                 remove_from(&mut self.by_port, &port, &id);
+                self.follow_port(port);
             }
         }
         add_to(&mut self.by_port, entry.port, &entry.id);
@@ -128,6 +143,7 @@ impl Directory {
         }
         remove_from(&mut self.by_port, &entry.port, id);
         self.instances.remove_mut(id);
+        self.follow_port(entry.port);
         self.trail.push(id.clone());
     }
 
@@ -140,7 +156,9 @@ impl Directory {
         let mut entry = DirectoryEntry::clone(entry);
         entry.bindings.insert(binding.id.clone());
         if let Some(app) = &binding.app_id {
-            entry.apps.insert(app.clone());
+            if let Err(at) = entry.apps.binary_search(app) {
+                entry.apps.insert(at, app.clone());
+            }
             add_to(&mut self.by_app, app.clone(), &entry.id);
         }
         self.bindings.insert_mut(binding.id.clone(), Arc::clone(binding));
@@ -157,7 +175,7 @@ impl Directory {
         if let Some(app) = &binding.app_id {
             let bound = |other: &BindingId| self.bindings.get(other).is_some_and(|b| b.app_id.as_ref() == Some(app));
             if !entry.bindings.iter().any(bound) {
-                entry.apps.remove(app);
+                entry.apps.retain(|known| known != app);
                 remove_from(&mut self.by_app, app, &entry.id);
             }
         }
@@ -165,8 +183,18 @@ impl Directory {
     }
 
     fn set(&mut self, entry: DirectoryEntry) {
+        let port = entry.port;
         self.trail.push(entry.id.clone());
         self.instances.insert_mut(entry.id.clone(), Arc::new(entry));
+        self.follow_port(port);
+    }
+
+    /// Brings `alone_at_port` after what has become of a port.
+    fn follow_port(&mut self, port: u16) {
+        match self.by_port.get(&port).and_then(|ids| self.only(ids)).cloned() {
+            Some(entry) => self.alone_at_port.insert_mut(port, entry),
+            None => _ = self.alone_at_port.remove_mut(&port),
+        }
     }
 
     fn only(&self, ids: &[ServiceInstanceId]) -> Option<&Arc<DirectoryEntry>> {
@@ -216,7 +244,7 @@ mod tests {
             int_port: 4100,
             match_app: false,
             bindings: BTreeSet::new(),
-            apps: BTreeSet::new(),
+            apps: Default::default(),
         });
     }
 

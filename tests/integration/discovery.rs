@@ -203,7 +203,7 @@ pub fn directory() -> Directory {
             int_port: 4100,
             match_app: app == Some("matched-app"),
             bindings: BTreeSet::new(),
-            apps: BTreeSet::new(),
+            apps: Default::default(),
         });
         directory.put_binding(&Arc::new(Binding {
             id: BindingId::new(binding).unwrap(),

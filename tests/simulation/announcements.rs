@@ -110,7 +110,7 @@ fn directory(bindings: &Bindings) -> Directory {
             int_port: INT_PORT,
             match_app,
             bindings: BTreeSet::new(),
-            apps: BTreeSet::new(),
+            apps: Default::default(),
         });
     }
     for binding in bindings {

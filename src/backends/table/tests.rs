@@ -96,7 +96,7 @@ fn directory(protocol: Protocol, apps: &[&str]) -> Directory {
         int_port: 4100,
         match_app: false,
         bindings: BTreeSet::new(),
-        apps: BTreeSet::new(),
+        apps: Default::default(),
     });
     for name in apps {
         directory.put_binding(&Arc::new(Binding {

@@ -72,7 +72,7 @@ fn directory(apps: &[&str]) -> Directory {
         int_port: 4100,
         match_app: false,
         bindings: BTreeSet::new(),
-        apps: BTreeSet::new(),
+        apps: Default::default(),
     });
     for app in apps {
         directory.put_binding(&Arc::new(Binding {

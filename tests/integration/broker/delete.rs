@@ -57,10 +57,10 @@ async fn an_unbound_binding_counts_no_more_when_the_answer_comes() {
     let path = format!("{INSTANCES}/a/service_bindings/b");
     assert_eq!(site.client.put(&path, &bind_app("app")).await.status, 201);
     let directory = site.control.directory();
-    assert!(directory.borrow().instance("a").unwrap().apps.contains("app"));
+    assert!(directory.borrow().instance("a").unwrap().bound_app("app").is_some());
     site.answers("DELETE", &format!("{path}?{QUERY}"), Value::Null, 200, json!({})).await;
     assert!(directory.borrow().binding("b").is_none());
-    assert!(!directory.borrow().instance("a").unwrap().apps.contains("app"));
+    assert!(!directory.borrow().instance("a").unwrap().bound_app("app").is_some());
     site.answers("DELETE", &format!("{path}?{QUERY}"), Value::Null, 410, refused(GONE)).await;
 }
 

@@ -147,7 +147,7 @@ async fn whatever_the_ids_each_message_can_be_read_and_all_is_said() {
         int_port: 4100,
         match_app: false,
         bindings: [].into(),
-        apps: [].into(),
+        apps: Default::default(),
     });
     known.put_binding(&Arc::new(Binding {
         id: BindingId::new("long").unwrap(),

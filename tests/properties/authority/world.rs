@@ -137,7 +137,7 @@ fn instance_of((index, (port, protocol, int_port, match_app)): (usize, (u16, Pro
         int_port,
         match_app,
         bindings: BTreeSet::new(),
-        apps: BTreeSet::new(),
+        apps: Default::default(),
     }
 }
 
