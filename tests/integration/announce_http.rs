@@ -83,16 +83,16 @@ async fn an_app_announces_shows_and_withdraws_itself() {
     let backend = |state: &str, state_since: &str, expires: u64| {
         json!({"protocol": "tcp", "host": "127.0.0.1", "port": 61_012, "state": state, "state_since": state_since,
                "since": "2023-11-14T22:13:20Z", "expires_in_seconds": expires, "open": 0, "put_aside": false,
-               "health": "unchecked", "health_since": "2023-11-14T22:13:00Z"})
+               "health": "unchecked", "health_since": "2023-11-14T22:13:20Z"})
     };
     let shown = |backends: Value| json!({"service_instance_id": "tcp-one", "backends": backends, "refusals": []});
     let path = format!("{TCP_ONE}?binding_id=of-app");
-    assert_eq!(app.get(&path).await.parts(), (200, shown(json!([backend("up", "2023-11-14T22:13:00Z", 40)]))));
+    assert_eq!(app.get(&path).await.parts(), (200, shown(json!([backend("up", "2023-11-14T22:13:20Z", 40)]))));
 
     let draining = json!({"binding_id": "of-app", "port": 61_012, "state": "draining"});
     assert_eq!(app.put(TCP_ONE, &draining).await.parts(), (200, json!({"expires_in_seconds": 120})));
     assert_eq!(listening.node.shown("tcp-one"), [""; 0]);
-    assert_eq!(app.get(&path).await.parts(), (200, shown(json!([backend("draining", "2023-11-14T22:13:20Z", 120)]))));
+    assert_eq!(app.get(&path).await.parts(), (200, shown(json!([backend("draining", "2023-11-14T22:13:40Z", 120)]))));
 
     let gone = format!("{TCP_ONE}?binding_id=of-app&port=61012");
     assert_eq!(app.delete(&gone).await.parts(), (200, json!({})));
