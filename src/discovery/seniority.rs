@@ -5,11 +5,7 @@
 //! earlier times says its own; everybody takes over what is earlier. Times only ever become less, so it ends, and all
 //! nodes that hear one another end with the same.
 
-use std::{
-    collections::BTreeSet,
-    net::SocketAddr,
-    sync::{MutexGuard, PoisonError},
-};
+use std::{collections::BTreeSet, net::SocketAddr, sync::MutexGuard};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -118,7 +114,7 @@ impl Discovery {
     }
 
     fn unsaid(&self) -> MutexGuard<'_, Unsaid> {
-        self.unsaid.lock().unwrap_or_else(PoisonError::into_inner)
+        self.unsaid.lock().expect("nothing panics while it holds what is unsaid")
     }
 }
 
