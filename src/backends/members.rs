@@ -95,3 +95,61 @@ fn tag(endpoint: &Endpoint) -> u32 {
     // The hosts of one network differ in the lower half.
     host ^ u32::from(endpoint.address.port()) << 16 ^ u32::from(endpoint.transport == Transport::Udp)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::Arc,
+        time::{Duration, Instant},
+    };
+
+    use super::*;
+    use crate::{
+        backends::Backend,
+        model::announcement::{AnnouncedState, Authority, Origin},
+    };
+
+    fn member(endpoint: Endpoint, since: i64) -> BackendState {
+        let now = Instant::now();
+        BackendState {
+            backend: Arc::new(Backend::new(endpoint, Authority::Trusted, Origin::default(), now)),
+            origin: Origin::default(),
+            state: AnnouncedState::Up,
+            state_since: now,
+            time_to_live: Duration::ZERO,
+            expires_at: now,
+            since: Timestamp(since),
+        }
+    }
+
+    #[test]
+    fn those_of_one_tag_are_told_apart() {
+        let of = |transport, address: &str| Endpoint { transport, address: address.parse().unwrap() };
+        let alike = [
+            of(Transport::Tcp, "10.0.1.7:4001"),
+            of(Transport::Tcp, "10.1.1.7:4000"),
+            of(Transport::Udp, "10.0.1.6:4001"),
+            of(Transport::Tcp, "[::a00:107]:4001"),
+            of(Transport::Tcp, "[a00:107::]:4001"),
+        ];
+        assert!(alike.iter().all(|endpoint| tag(endpoint) == tag(&alike[0])), "they show nothing otherwise");
+        let mut members = Members::default();
+        for (endpoint, since) in alike.iter().zip([5, 4, 3, 2]) {
+            assert_eq!(members.find(endpoint), None);
+            members.insert(member(*endpoint, since));
+        }
+        let found = |members: &Members| alike.map(|endpoint| members.find(&endpoint));
+        assert_eq!(found(&members), [Some(3), Some(2), Some(1), Some(0), None]);
+        assert_eq!(members.remove(1).backend.endpoint, alike[2]);
+        assert_eq!(found(&members), [Some(2), Some(1), None, Some(0), None]);
+        assert_eq!(members.extract(|member| member.since == Timestamp(2)).len(), 1);
+        assert_eq!(found(&members), [Some(1), Some(0), None, None, None]);
+    }
+
+    #[test]
+    fn what_an_announcement_is_held_against_is_one_cache_line() {
+        let end = std::mem::offset_of!(Backend, authority) + size_of::<Authority>();
+        assert!(std::mem::offset_of!(Backend, endpoint) == 0 && end <= 64, "{end} bytes");
+        assert_eq!(size_of::<Backend>(), 256, "nothing is lost to alignment");
+    }
+}
