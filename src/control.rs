@@ -121,8 +121,6 @@ impl Control {
             limits: Arc::new(limits),
         });
         let now = clock.wall();
-        let names = facts.pools.keys().cloned().collect::<Vec<_>>();
-        store.join(&node, &names, now).await?;
         let announce_secret = store.announce_secret().await?;
         let ports = Ports::open(Arc::clone(&store), facts.pools.values(), now).await?;
         let snapshot = Snapshot::open(

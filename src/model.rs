@@ -12,6 +12,7 @@ pub mod desired;
 pub mod directory;
 pub mod effective;
 pub mod id;
+pub mod member;
 pub mod observed;
 pub mod parameters;
 pub mod plan;

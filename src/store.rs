@@ -5,17 +5,22 @@
 //!
 //! [`memory`] is the reference model: the contract suite and random histories hold every engine against it.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
 use crate::model::{
-    BindingId, NodeId, PoolName, Revision, ServiceInstanceId, Timestamp, binding::Binding,
-    service_instance::ServiceInstance, token::AnnounceSecret,
+    BindingId, NodeId, PoolName, Revision, ServiceInstanceId, Timestamp,
+    binding::Binding,
+    member::{Member, Report},
+    pool::Pool,
+    service_instance::ServiceInstance,
+    token::AnnounceSecret,
 };
 
 pub use crate::model::allocation::{PortRow, PortState, Release, Reservation};
 
+mod feed;
 mod files;
 mod lock;
 pub mod memory;
@@ -62,17 +67,62 @@ pub struct Changes {
     pub deleted_instances: Vec<ServiceInstanceId>,
     /// Bindings deleted, alone or with their service instance.
     pub deleted_bindings: Vec<BindingId>,
+    /// Pools defined, or defined otherwise; by name.
+    pub pools: Vec<Pool>,
+    /// Ports freed after they were used, and free still; by pool and port. [`Store::everything`] leaves them to
+    /// [`Store::ports`].
+    pub freed: Vec<Freed>,
+    /// Pools of which reservations were made, by name. [`Store::everything`] leaves them out too.
+    pub reserved: Vec<PoolName>,
 }
 
-/// A node that has joined.
+/// A port that nobody has any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Node {
-    /// Its name.
-    pub id: NodeId,
-    /// The pools that it serves, by name.
-    pub pools: Vec<PoolName>,
-    /// When it joined last.
-    pub seen_at: Timestamp,
+pub struct Freed {
+    /// Of which pool.
+    pub pool: PoolName,
+    /// Which.
+    pub port: u16,
+    /// By whom, and until when it rests.
+    pub release: Release,
+}
+
+/// How a service instance ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending<'a> {
+    /// Its port was used, and rests until then.
+    Rest(Timestamp),
+    /// Its port was never used, and is what it was before at once.
+    Unused,
+    /// The same; and whoever asks for its operation is told this.
+    Failed(&'a str),
+}
+
+/// A provision that was answered before it was done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operation {
+    /// What is provisioned.
+    pub service_instance_id: ServiceInstanceId,
+    /// The node that works on it, or did.
+    pub node_id: NodeId,
+    /// Why it has failed; none while it is under way.
+    pub failure: Option<String>,
+    /// When it was last taken up, or when it failed.
+    pub changed_at: Timestamp,
+}
+
+/// How long it is told why a provision has failed.
+pub const FAILURES_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What became of [`Store::report`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// It is kept.
+    Kept,
+    /// There is no such node any more: it has to join.
+    Gone,
+    /// Another process speaks for the node by now. Nothing has been changed.
+    Superseded,
 }
 
 /// What became of [`Store::provision`].
@@ -143,7 +193,10 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Stores a new service instance with its port, which must be in no reservation and past the wait that
     /// [`Release::barred_until`] sets. Its `revision` is set here.
-    async fn provision(&self, instance: &ServiceInstance, now: Timestamp) -> Result<Provision>;
+    /// What was told of an earlier one of that id is forgotten.
+    ///
+    /// When `open_later`, there is an [`Operation`] of its node until [`Store::opened`] or the end.
+    async fn provision(&self, instance: &ServiceInstance, open_later: bool, now: Timestamp) -> Result<Provision>;
 
     /// Gives a service instance another port, under the same rules: the first one cannot be bound, and nobody has been
     /// told it. The old port is what it was before at once; it was never used.
@@ -152,14 +205,26 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Replaces plan, protocol, settings and name, if the row still has the revision that `instance` was read with.
     async fn update(&self, instance: &ServiceInstance) -> Result<Change>;
 
-    /// Deletes a service instance with its bindings, and quarantines its port until `quarantined_until`; without that
-    /// the port was never used, and is what it was before at once. `None` when there is none.
+    /// Deletes a service instance with its bindings and its operation. `None` when there is none; nothing has been
+    /// changed then.
     async fn deprovision(
         &self,
         id: &ServiceInstanceId,
         now: Timestamp,
-        quarantined_until: Option<Timestamp>,
+        ending: Ending<'_>,
     ) -> Result<Option<ServiceInstance>>;
+
+    /// The operation of a service instance: under way, or failed less than [`FAILURES_KEPT`] ago.
+    async fn operation(&self, id: &ServiceInstanceId, now: Timestamp) -> Result<Option<Operation>>;
+
+    /// The operations under way, by service instance.
+    async fn operations(&self) -> Result<Vec<Operation>>;
+
+    /// Takes an operation under way up from another node. `false` when it is no longer that node's.
+    async fn take_up(&self, id: &ServiceInstanceId, from: &NodeId, to: &NodeId, now: Timestamp) -> Result<bool>;
+
+    /// Ends an operation well. `false` when it is no longer under way on that node.
+    async fn opened(&self, id: &ServiceInstanceId, by: &NodeId) -> Result<bool>;
 
     /// Stores a new binding. Its `revision` is set here.
     async fn bind(&self, binding: &Binding) -> Result<Bind>;
@@ -167,17 +232,52 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Deletes a binding. `None` when there is none.
     async fn unbind(&self, instance: &ServiceInstanceId, id: &BindingId) -> Result<Option<Binding>>;
 
-    /// Says which pools a node serves, and that it was seen. No part of the desired state: the revision stays.
-    async fn join(&self, node: &NodeId, pools: &[PoolName], now: Timestamp) -> Result<()>;
+    /// Defines pools, for all nodes. `None` when one of them was defined after the revision `read_at`; nothing has been
+    /// changed then.
+    async fn define_pools(&self, pools: &[Pool], read_at: Revision) -> Result<Option<Revision>>;
+
+    /// Makes a node known, in place of what was known of it; only an operator's wish to have it drained stays. Nodes are
+    /// no part of the desired state: the revision stays.
+    async fn join(&self, member: &Member) -> Result<()>;
+
+    /// Keeps what the node says through its `process`.
+    async fn report(&self, node: &NodeId, process: &str, report: &Report, now: Timestamp) -> Result<Heard>;
+
+    /// Notes whether an operator wants the node drained. `false` when there is no such node.
+    async fn set_drain(&self, node: &NodeId, drain: bool) -> Result<bool>;
+
+    /// Forgets a node. `false` when there is no such node.
+    async fn remove_node(&self, node: &NodeId) -> Result<bool>;
 
     /// The nodes that have joined, by id.
-    async fn nodes(&self) -> Result<Vec<Node>>;
+    async fn members(&self) -> Result<Vec<Member>>;
+
+    /// Hears of changes from now on.
+    async fn feed(&self) -> Result<Box<dyn Feed>>;
 
     /// Whether the store answers and, after a fault, takes changes again. It changes nothing.
     async fn ping(&self) -> Result<()>;
 
     /// Ends its connections. Calls after it fail.
     async fn close(&self);
+}
+
+/// What changes, as it changes: hints to read again, never the change itself.
+#[async_trait]
+pub trait Feed: Send {
+    /// The next one. None is lost by dropping the future; several of one kind may come as one.
+    async fn next(&mut self) -> Hint;
+}
+
+/// What to read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hint {
+    /// The revision was raised.
+    Desired,
+    /// A node has said something, joined or gone.
+    Members,
+    /// Everything: hints may have been lost.
+    Everything,
 }
 
 /// A store, whichever engine it is on.

@@ -155,6 +155,7 @@ fn pool(section: &mut Section<'_>, name: &str, ports: crate::model::PortSet) -> 
         },
         int_port: section.get("int_port", value::number(1..=u16::MAX)).unwrap_or(DEFAULT_INT_PORT),
         quarantine: section.get("quarantine", value::duration(Duration::ZERO)).unwrap_or(DEFAULT_QUARANTINE),
+        retired: section.get("retired", value::flag).unwrap_or_default(),
     }
 }
 

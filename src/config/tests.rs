@@ -69,6 +69,7 @@ fn a_password_alone_is_a_configuration() {
                 names: PoolNames { host: Some("10.0.0.9".into()), ..PoolNames::default() },
                 int_port: 4100,
                 quarantine: seconds(900),
+                retired: false,
             }],
             listen: vec!["::".parse().unwrap()],
             data_dir: "./harbor-data".into(),

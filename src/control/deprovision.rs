@@ -68,7 +68,7 @@ impl Control {
         let facts = self.facts.load_full();
         let quarantine = facts.pools.get(&known.pool).map_or(DEFAULT_QUARANTINE, |pool| pool.quarantine);
         let quarantined_until = now.plus(quarantine);
-        let outcome = self.store.deprovision(&known.id, now, Some(quarantined_until)).await;
+        let outcome = self.store.deprovision(&known.id, now, store::Ending::Rest(quarantined_until)).await;
         match &outcome {
             Ok(Some(gone)) => {
                 let release = Release { space_id: gone.space_id.clone(), at: now, quarantined_until };

@@ -128,7 +128,7 @@ impl Control {
                 .take(&draft.pool, draft.requested_port, &draft.space_id, now)
                 .await?
                 .map_err(|shortage| Failure::Refused(refusal(shortage, &draft.pool)))?;
-            outcome = match self.store.provision(&draft, now).await {
+            outcome = match self.store.provision(&draft, false, now).await {
                 Ok(outcome) => outcome,
                 Err(fault) => {
                     self.ports.doubt(&draft.pool).await;
@@ -219,7 +219,7 @@ impl Control {
     /// Takes a service instance back that could not be made to listen. Its port was never used and needs no rest.
     async fn undo(&self, instance: &ServiceInstance) -> store::Result<()> {
         let now = self.clock.wall();
-        match self.store.deprovision(&instance.id, now, None).await {
+        match self.store.deprovision(&instance.id, now, store::Ending::Unused).await {
             Ok(_) => self.ports.give_back(&instance.pool, instance.port, now).await,
             Err(fault) => {
                 self.ports.doubt(&instance.pool).await;

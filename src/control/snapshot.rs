@@ -323,7 +323,7 @@ mod tests {
     }
 
     async fn provision(store: &MemoryStore, name: &str, pool: &str, port: u16) {
-        let outcome = store.provision(&instance(name, pool, port), Timestamp::default()).await.unwrap();
+        let outcome = store.provision(&instance(name, pool, port), false, Timestamp::default()).await.unwrap();
         assert!(matches!(outcome, store::Provision::Created(_)), "{outcome:?}");
     }
 
@@ -334,6 +334,7 @@ mod tests {
             names: PoolNames::default(),
             int_port: 4100,
             quarantine: Duration::ZERO,
+            retired: false,
         };
         let facts = Facts {
             pools: BTreeMap::from([(pool.name.clone(), pool.clone())]),
@@ -386,7 +387,7 @@ mod tests {
         let snapshot = open(&store).await;
         let before = snapshot.desired().borrow().clone();
 
-        store.deprovision(&id("deleted"), Timestamp::default(), None).await.unwrap();
+        store.deprovision(&id("deleted"), Timestamp::default(), store::Ending::Unused).await.unwrap();
         store.unbind(&id("kept"), &BindingId::new("unbound").unwrap()).await.unwrap();
         for _ in 0..=CHANGES_KEPT / 2 {
             store.bind(&binding("passing", "kept")).await.unwrap();

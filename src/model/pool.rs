@@ -20,6 +20,8 @@ pub struct Pool {
     pub int_port: u16,
     /// How long a freed port is kept back before it is given out again.
     pub quarantine: Duration,
+    /// Whether it gives out no more ports; what has one keeps it.
+    pub retired: bool,
 }
 
 /// Where a pool's ports are reached: inside the platform and, when it is public, outside.

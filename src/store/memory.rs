@@ -9,12 +9,16 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    Bind, CHANGES_KEPT, Change, Changes, Fault, Node, PortRow, PortState, Provision, Release, Reservation, Result,
-    Store, secret,
+    Bind, CHANGES_KEPT, Change, Changes, Ending, FAILURES_KEPT, Fault, Feed, Freed, Heard, Hint, Operation, PortRow,
+    PortState, Provision, Release, Reservation, Result, Store, feed::Bell, secret,
 };
 use crate::model::{
-    BindingId, NodeId, PoolName, Revision, ServiceInstanceId, SpaceId, Timestamp, binding::Binding,
-    service_instance::ServiceInstance, token::AnnounceSecret,
+    BindingId, NodeId, PoolName, Revision, ServiceInstanceId, SpaceId, Timestamp,
+    binding::Binding,
+    member::{Member, Report},
+    pool::Pool,
+    service_instance::ServiceInstance,
+    token::AnnounceSecret,
 };
 
 /// A store that lives as long as its process.
@@ -22,6 +26,7 @@ use crate::model::{
 pub struct MemoryStore {
     /// `None` once closed.
     state: Mutex<Option<State>>,
+    bell: Bell,
 }
 
 #[derive(Debug, Default)]
@@ -31,8 +36,10 @@ struct State {
     instances: BTreeMap<ServiceInstanceId, ServiceInstance>,
     bindings: BTreeMap<BindingId, Binding>,
     ports: BTreeMap<(PoolName, u16), Port>,
-    reservations: BTreeMap<(PoolName, String), Reservation>,
-    nodes: BTreeMap<NodeId, Node>,
+    reservations: BTreeMap<(PoolName, String), (Reservation, Revision)>,
+    pools: BTreeMap<PoolName, (Pool, Revision)>,
+    operations: BTreeMap<ServiceInstanceId, Operation>,
+    members: BTreeMap<NodeId, Member>,
     deleted_instances: BTreeMap<ServiceInstanceId, Revision>,
     deleted_bindings: BTreeMap<BindingId, Revision>,
 }
@@ -42,20 +49,37 @@ struct State {
 struct Port {
     holder: Option<ServiceInstanceId>,
     last_release: Option<Release>,
+    /// The revision of that.
+    freed_at: Revision,
 }
 
 impl MemoryStore {
     /// An empty store.
     #[must_use]
     pub fn new() -> Self {
-        Self { state: Mutex::new(Some(State::default())) }
+        Self { state: Mutex::new(Some(State::default())), bell: Bell::default() }
     }
 
     fn with<T>(&self, call: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
-        match self.state.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            Some(state) => call(state),
-            None => Err(Fault { doing: "the store in memory", source: "it is closed".into() }),
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(state) = state.as_mut() else {
+            return Err(Fault { doing: "the store in memory", source: "it is closed".into() });
+        };
+        let before = state.revision;
+        let outcome = call(state);
+        if state.revision != before {
+            self.bell.ring(Hint::Desired);
         }
+        outcome
+    }
+
+    /// Changes what is known of nodes; `change` says whether it has.
+    fn with_members(&self, change: impl FnOnce(&mut BTreeMap<NodeId, Member>) -> bool) -> Result<bool> {
+        let changed = self.with(|state| Ok(change(&mut state.members)))?;
+        if changed {
+            self.bell.ring(Hint::Members);
+        }
+        Ok(changed)
     }
 }
 
@@ -72,13 +96,35 @@ impl State {
         self.revision
     }
 
+    /// All but what was freed and reserved, which ports and reservations tell.
+    fn all(&self) -> Changes {
+        Changes {
+            deleted_instances: Vec::new(),
+            deleted_bindings: Vec::new(),
+            freed: Vec::new(),
+            reserved: Vec::new(),
+            ..self.changes(Revision::default())
+        }
+    }
+
     fn changes(&self, after: Revision) -> Changes {
+        let freed = self.ports.iter().filter(|(_, known)| known.holder.is_none() && known.freed_at > after);
+        let mut reserved = self.reservations.values().filter(|(_, at)| *at > after).collect::<Vec<_>>();
+        reserved.dedup_by_key(|(reservation, _)| reservation.pool.clone());
         let mut changes = Changes {
             revision: self.revision,
             instances: self.instances.values().filter(|instance| instance.revision > after).cloned().collect(),
             bindings: self.bindings.values().filter(|binding| binding.revision > after).cloned().collect(),
             deleted_instances: deleted_after(&self.deleted_instances, after),
             deleted_bindings: deleted_after(&self.deleted_bindings, after),
+            pools: self.pools.values().filter(|(_, at)| *at > after).map(|(pool, _)| pool.clone()).collect(),
+            freed: freed
+                .filter_map(|((pool, port), known)| {
+                    let release = known.last_release.clone()?;
+                    Some(Freed { pool: pool.clone(), port: *port, release })
+                })
+                .collect(),
+            reserved: reserved.into_iter().map(|(reservation, _)| reservation.pool.clone()).collect(),
         };
         changes.instances.sort_by_key(|instance| instance.revision);
         changes.bindings.sort_by_key(|binding| binding.revision);
@@ -86,7 +132,7 @@ impl State {
     }
 
     fn is_free(&self, pool: &PoolName, port: u16, space: &SpaceId, asked_for: bool, now: Timestamp) -> bool {
-        let reserved = self.reservations.values().any(|r| r.pool == *pool && r.contains(port));
+        let reserved = self.reservations.values().any(|(r, _)| r.pool == *pool && r.contains(port));
         let held = self.ports.get(&(pool.clone(), port)).is_some_and(|port| {
             port.holder.is_some()
                 || port.last_release.as_ref().is_some_and(|last| now < last.barred_until(space, asked_for))
@@ -117,6 +163,14 @@ fn deleted_after<Id: Clone + Ord>(tombstones: &BTreeMap<Id, Revision>, after: Re
     deleted.into_iter().map(|(_, id)| id.clone()).collect()
 }
 
+fn is_told(operation: &Operation, now: Timestamp) -> bool {
+    operation.failure.is_none() || now < operation.changed_at.plus(FAILURES_KEPT)
+}
+
+fn is_under_way_on(operation: &Operation, node: &NodeId) -> bool {
+    operation.failure.is_none() && operation.node_id == *node
+}
+
 #[async_trait]
 impl Store for MemoryStore {
     async fn announce_secret(&self) -> Result<AnnounceSecret> {
@@ -127,13 +181,7 @@ impl Store for MemoryStore {
     }
 
     async fn everything(&self) -> Result<Changes> {
-        self.with(|state| {
-            Ok(Changes {
-                deleted_instances: Vec::new(),
-                deleted_bindings: Vec::new(),
-                ..state.changes(Revision::default())
-            })
-        })
+        self.with(|state| Ok(state.all()))
     }
 
     async fn changes_since(&self, revision: Revision) -> Result<Option<Changes>> {
@@ -160,17 +208,19 @@ impl Store for MemoryStore {
     }
 
     async fn reservations(&self, pool: &PoolName) -> Result<Vec<Reservation>> {
-        self.with(|state| Ok(state.reservations.values().filter(|r| r.pool == *pool).cloned().collect()))
+        let of_pool = |(r, _): &(Reservation, Revision)| (r.pool == *pool).then(|| r.clone());
+        self.with(|state| Ok(state.reservations.values().filter_map(of_pool).collect()))
     }
 
     async fn reserve(&self, reservation: &Reservation) -> Result<bool> {
         self.with(|state| {
             let clashes = |r: &Reservation| r.name == reservation.name || r.overlaps(reservation);
-            if state.reservations.values().any(|r| r.pool == reservation.pool && clashes(r)) {
+            if state.reservations.values().any(|(r, _)| r.pool == reservation.pool && clashes(r)) {
                 return Ok(false);
             }
-            state.raise();
-            state.reservations.insert((reservation.pool.clone(), reservation.name.clone()), reservation.clone());
+            let key = (reservation.pool.clone(), reservation.name.clone());
+            let revision = state.raise();
+            state.reservations.insert(key, (reservation.clone(), revision));
             Ok(true)
         })
     }
@@ -183,7 +233,7 @@ impl Store for MemoryStore {
         self.with(|state| Ok(state.bindings.get(id).filter(|b| b.service_instance_id == *instance).cloned()))
     }
 
-    async fn provision(&self, instance: &ServiceInstance, now: Timestamp) -> Result<Provision> {
+    async fn provision(&self, instance: &ServiceInstance, open_later: bool, now: Timestamp) -> Result<Provision> {
         self.with(|state| {
             if let Some(known) = state.instances.get(&instance.id) {
                 return Ok(Provision::Exists(known.clone()));
@@ -196,6 +246,12 @@ impl Store for MemoryStore {
             state.hold(&instance);
             state.deleted_instances.remove(&instance.id);
             state.instances.insert(instance.id.clone(), instance.clone());
+            state.operations.remove(&instance.id);
+            if open_later {
+                let (service_instance_id, node_id) = (instance.id.clone(), instance.node_id.clone());
+                let operation = Operation { service_instance_id, node_id, failure: None, changed_at: now };
+                state.operations.insert(instance.id.clone(), operation);
+            }
             Ok(Provision::Created(instance))
         })
     }
@@ -238,7 +294,7 @@ impl Store for MemoryStore {
         &self,
         id: &ServiceInstanceId,
         now: Timestamp,
-        quarantined_until: Option<Timestamp>,
+        ending: Ending<'_>,
     ) -> Result<Option<ServiceInstance>> {
         self.with(|state| {
             let Some(gone) = state.instances.remove(id) else { return Ok(None) };
@@ -250,11 +306,46 @@ impl Store for MemoryStore {
             state.deleted_instances.insert(id.clone(), revision);
             let port = state.ports.entry((gone.pool.clone(), gone.port)).or_default();
             port.holder = None;
-            if let Some(quarantined_until) = quarantined_until {
+            if let Ending::Rest(quarantined_until) = ending {
                 port.last_release = Some(Release { space_id: gone.space_id.clone(), at: now, quarantined_until });
+                port.freed_at = revision;
             }
+            let operation = state.operations.remove(id);
+            if let (Ending::Failed(why), Some(operation)) = (ending, operation) {
+                let operation = Operation { failure: Some(why.into()), changed_at: now, ..operation };
+                state.operations.insert(id.clone(), operation);
+            }
+            state.operations.retain(|_, operation| is_told(operation, now));
             state.forget_old_tombstones();
             Ok(Some(gone))
+        })
+    }
+
+    async fn operation(&self, id: &ServiceInstanceId, now: Timestamp) -> Result<Option<Operation>> {
+        self.with(|state| Ok(state.operations.get(id).filter(|operation| is_told(operation, now)).cloned()))
+    }
+
+    async fn operations(&self) -> Result<Vec<Operation>> {
+        self.with(|state| Ok(state.operations.values().filter(|o| o.failure.is_none()).cloned().collect()))
+    }
+
+    async fn take_up(&self, id: &ServiceInstanceId, from: &NodeId, to: &NodeId, now: Timestamp) -> Result<bool> {
+        self.with(|state| {
+            let Some(operation) = state.operations.get_mut(id).filter(|o| is_under_way_on(o, from)) else {
+                return Ok(false);
+            };
+            (operation.node_id, operation.changed_at) = (to.clone(), now);
+            Ok(true)
+        })
+    }
+
+    async fn opened(&self, id: &ServiceInstanceId, by: &NodeId) -> Result<bool> {
+        self.with(|state| {
+            let ends = state.operations.get(id).is_some_and(|operation| is_under_way_on(operation, by));
+            if ends {
+                state.operations.remove(id);
+            }
+            Ok(ends)
         })
     }
 
@@ -284,18 +375,56 @@ impl Store for MemoryStore {
         })
     }
 
-    async fn join(&self, node: &NodeId, pools: &[PoolName], now: Timestamp) -> Result<()> {
+    async fn define_pools(&self, pools: &[Pool], read_at: Revision) -> Result<Option<Revision>> {
         self.with(|state| {
-            let mut pools = pools.to_vec();
-            pools.sort();
-            pools.dedup();
-            state.nodes.insert(node.clone(), Node { id: node.clone(), pools, seen_at: now });
-            Ok(())
+            let changed_since = |pool: &Pool| state.pools.get(&pool.name).is_some_and(|(_, at)| *at > read_at);
+            if pools.iter().any(changed_since) {
+                return Ok(None);
+            }
+            let revision = state.raise();
+            state.pools.extend(pools.iter().map(|pool| (pool.name.clone(), (pool.clone(), revision))));
+            Ok(Some(revision))
         })
     }
 
-    async fn nodes(&self) -> Result<Vec<Node>> {
-        self.with(|state| Ok(state.nodes.values().cloned().collect()))
+    async fn join(&self, member: &Member) -> Result<()> {
+        self.with_members(|members| {
+            let drain = members.get(&member.id).map_or(member.drain, |known| known.drain);
+            members.insert(member.id.clone(), Member { drain, ..member.clone() });
+            true
+        })?;
+        Ok(())
+    }
+
+    async fn report(&self, node: &NodeId, process: &str, report: &Report, now: Timestamp) -> Result<Heard> {
+        let mut heard = Heard::Gone;
+        self.with_members(|members| {
+            let Some(member) = members.get_mut(node) else { return false };
+            if member.process != process {
+                heard = Heard::Superseded;
+                return false;
+            }
+            (member.report, member.seen_at) = (report.clone(), now);
+            heard = Heard::Kept;
+            true
+        })?;
+        Ok(heard)
+    }
+
+    async fn set_drain(&self, node: &NodeId, drain: bool) -> Result<bool> {
+        self.with_members(|members| members.get_mut(node).map(|member| member.drain = drain).is_some())
+    }
+
+    async fn remove_node(&self, node: &NodeId) -> Result<bool> {
+        self.with_members(|members| members.remove(node).is_some())
+    }
+
+    async fn members(&self) -> Result<Vec<Member>> {
+        self.with(|state| Ok(state.members.values().cloned().collect()))
+    }
+
+    async fn feed(&self) -> Result<Box<dyn Feed>> {
+        self.with(|_| Ok(self.bell.listen()))
     }
 
     async fn ping(&self) -> Result<()> {

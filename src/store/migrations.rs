@@ -7,7 +7,10 @@ use sqlx::{
 };
 
 /// SQLite's steps: number, name, text.
-const SQLITE: &[(i64, &str, &str)] = &[(1, "init", include_str!("../../migrations/sqlite/0001_init.sql"))];
+const SQLITE: &[(i64, &str, &str)] = &[
+    (1, "init", include_str!("../../migrations/sqlite/0001_init.sql")),
+    (2, "nodes", include_str!("../../migrations/sqlite/0002_nodes.sql")),
+];
 
 /// The number of the newest schema that this version knows.
 pub const SCHEMA_VERSION: i64 = SQLITE[SQLITE.len() - 1].0;

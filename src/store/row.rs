@@ -5,12 +5,15 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{PortRow, PortState, Release, Reservation};
+use super::{Freed, Operation, PortRow, PortState, Release, Reservation};
 use crate::model::{
     AppId, BindingId, NodeId, OrganizationId, PlanId, PoolName, Revision, ServiceInstanceId, SpaceId, Timestamp,
     balance::Balance,
     binding::Binding,
+    member::{Member, PortFailure, Report},
+    observed::Mode,
     parameters::{HealthCheck, ProxyProtocol, Settings, TcpCheck},
+    pool::{Pool, PoolNames},
     service_instance::ServiceInstance,
     token::{AnnounceSecret, SECRET_BYTES},
 };
@@ -151,18 +154,208 @@ pub(super) const KIND_INSTANCE: &str = "service_instance";
 /// Kind of a tombstone.
 pub(super) const KIND_BINDING: &str = "binding";
 
-/// A node with one of its pools.
+/// A port that was freed.
 #[derive(Debug, sqlx::FromRow)]
-pub(super) struct NodeRow {
-    pub(super) id: String,
-    pub(super) seen_at: i64,
-    /// None for a node that serves none.
-    pub(super) pool: Option<String>,
+pub(super) struct FreedRow {
+    pool: String,
+    port: i64,
+    released_by: String,
+    released_at: i64,
+    quarantined_until: i64,
+}
+
+impl TryFrom<FreedRow> for Freed {
+    type Error = BadRow;
+
+    fn try_from(row: FreedRow) -> Result<Self, BadRow> {
+        Ok(Self {
+            pool: PoolName::new(row.pool)?,
+            port: u16::try_from(row.port)?,
+            release: Release {
+                space_id: SpaceId::new(row.released_by)?,
+                at: Timestamp(row.released_at),
+                quarantined_until: Timestamp(row.quarantined_until),
+            },
+        })
+    }
+}
+
+/// A provision under way, or one that has failed.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct OperationRow {
+    service_instance_id: String,
+    node_id: String,
+    failure: Option<String>,
+    changed_at: i64,
+}
+
+impl TryFrom<OperationRow> for Operation {
+    type Error = BadRow;
+
+    fn try_from(row: OperationRow) -> Result<Self, BadRow> {
+        Ok(Self {
+            service_instance_id: ServiceInstanceId::new(row.service_instance_id)?,
+            node_id: NodeId::new(row.node_id)?,
+            failure: row.failure,
+            changed_at: Timestamp(row.changed_at),
+        })
+    }
+}
+
+/// A node, without its pools.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct MemberRow {
+    id: String,
+    process: String,
+    version: String,
+    mode: String,
+    applied: i64,
+    flows: i64,
+    failed: i64,
+    failures: String,
+    drain: i64,
+    joined_at: i64,
+    seen_at: i64,
+}
+
+impl TryFrom<MemberRow> for Member {
+    type Error = BadRow;
+
+    fn try_from(row: MemberRow) -> Result<Self, BadRow> {
+        Ok(Self {
+            id: NodeId::new(row.id)?,
+            process: row.process,
+            version: row.version,
+            pools: Vec::new(),
+            report: Report {
+                // A mode that a newer version has is none that takes part.
+                mode: Mode::of_word(&row.mode).unwrap_or(Mode::Draining),
+                applied: revision_from_column(row.applied)?,
+                flows: u64::try_from(row.flows)?,
+                failures: failures_from_json(&row.failures)?,
+                failed: u64::try_from(row.failed)?,
+            },
+            drain: row.drain != 0,
+            joined_at: Timestamp(row.joined_at),
+            seen_at: Timestamp(row.seen_at),
+        })
+    }
+}
+
+/// A pool that a node serves.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct PoolOfNodeRow {
+    node_id: String,
+    pool: String,
+}
+
+/// The nodes with their pools; both lists in order of the nodes' ids.
+pub(super) fn members(nodes: Vec<MemberRow>, pools: Vec<PoolOfNodeRow>) -> Result<Vec<Member>, BadRow> {
+    let mut members = nodes.into_iter().map(Member::try_from).collect::<Result<Vec<_>, _>>()?;
+    for PoolOfNodeRow { node_id, pool } in pools {
+        if let Some(member) = members.iter_mut().find(|member| member.id.as_str() == node_id) {
+            member.pools.push(PoolName::new(pool)?);
+        }
+    }
+    Ok(members)
+}
+
+/// A [`PortFailure`]. What a newer version adds is left unread: it is told again with every heartbeat.
+#[derive(Debug, Serialize, Deserialize)]
+struct FailureColumn {
+    service_instance_id: String,
+    port: u16,
+    held: bool,
+    reason: String,
+    since: i64,
+}
+
+pub(super) fn failures_to_json(failures: &[PortFailure]) -> String {
+    let column = failures.iter().map(|failure| FailureColumn {
+        service_instance_id: failure.service_instance_id.as_str().into(),
+        port: failure.port,
+        held: failure.held,
+        reason: failure.reason.to_string(),
+        since: failure.since.0,
+    });
+    serde_json::to_string(&column.collect::<Vec<_>>()).expect("strings and numbers always have a JSON form")
+}
+
+fn failures_from_json(text: &str) -> Result<Vec<PortFailure>, BadRow> {
+    let column = serde_json::from_str::<Vec<FailureColumn>>(text)?;
+    let failures = column.into_iter().map(|failure| {
+        Ok(PortFailure {
+            service_instance_id: ServiceInstanceId::new(failure.service_instance_id)?,
+            port: failure.port,
+            held: failure.held,
+            reason: failure.reason.into(),
+            since: Timestamp(failure.since),
+        })
+    });
+    failures.collect()
+}
+
+/// A [`Pool`] as JSON. A key that is not known is refused: a node that does not understand a pool cannot serve it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PoolColumn {
+    name: String,
+    ports: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hostname: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_external: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hostname_external: Option<String>,
+    int_port: u16,
+    quarantine_us: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    retired: bool,
+}
+
+pub(super) fn pool_to_json(pool: &Pool) -> String {
+    let PoolNames { host, hostname, host_external, hostname_external } = pool.names.clone();
+    let column = PoolColumn {
+        name: pool.name.as_str().into(),
+        ports: pool.ports.to_string(),
+        host,
+        hostname,
+        host_external,
+        hostname_external,
+        int_port: pool.int_port,
+        quarantine_us: microseconds(pool.quarantine),
+        retired: pool.retired,
+    };
+    serde_json::to_string(&column).expect("strings and numbers always have a JSON form")
+}
+
+pub(super) fn pool_from_json(text: &str) -> Result<Pool, BadRow> {
+    let column: PoolColumn = serde_json::from_str(text)?;
+    Ok(Pool {
+        name: PoolName::new(column.name)?,
+        ports: column.ports.parse()?,
+        names: PoolNames {
+            host: column.host,
+            hostname: column.hostname,
+            host_external: column.host_external,
+            hostname_external: column.hostname_external,
+        },
+        int_port: column.int_port,
+        quarantine: Duration::from_micros(column.quarantine_us),
+        retired: column.retired,
+    })
 }
 
 /// A revision as it is stored; the counter starts at 0 and rises by one a change, so it fits for ever.
 pub(super) fn revision_to_column(revision: Revision) -> i64 {
     i64::try_from(revision.0).unwrap_or(i64::MAX)
+}
+
+/// A count as it is stored.
+pub(super) fn count_to_column(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 pub(super) fn revision_from_column(revision: i64) -> Result<Revision, BadRow> {

@@ -63,7 +63,9 @@ statements! {
         ON CONFLICT (pool, port) DO UPDATE SET service_instance_id = excluded.service_instance_id \
         WHERE allocations.service_instance_id IS NULL";
     RELEASE_PORT = "UPDATE allocations SET service_instance_id = NULL, released_by = $2, released_at = $3, \
-        quarantined_until = $4 WHERE service_instance_id = $1";
+        quarantined_until = $4, revision = $5 WHERE service_instance_id = $1";
+    FREED_AFTER = "SELECT pool, port, released_by, released_at, quarantined_until FROM allocations \
+        WHERE service_instance_id IS NULL AND revision > $1 ORDER BY pool, port";
     /// Gives a port back that was allocated for the first time …
     FORGET_PORT = "DELETE FROM allocations WHERE service_instance_id = $1 AND released_at IS NULL";
     /// … and one that has a last release.
@@ -76,6 +78,24 @@ statements! {
         AND (name = $2 OR (first_port <= $4 AND last_port >= $3))";
     INSERT_RESERVATION =
         "INSERT INTO reservations (pool, name, first_port, last_port, revision) VALUES ($1, $2, $3, $4, $5)";
+    POOLS_RESERVED_AFTER = "SELECT DISTINCT pool FROM reservations WHERE revision > $1 ORDER BY pool";
+
+    POOLS_AFTER = "SELECT definition FROM pools WHERE revision > $1 ORDER BY name";
+    COUNT_POOL_AFTER = "SELECT count(*) FROM pools WHERE name = $1 AND revision > $2";
+    PUT_POOL = "INSERT INTO pools (name, definition, revision) VALUES ($1, $2, $3) \
+        ON CONFLICT (name) DO UPDATE SET definition = excluded.definition, revision = excluded.revision";
+
+    OPERATION = "SELECT service_instance_id, node_id, failure, changed_at FROM operations \
+        WHERE service_instance_id = $1 AND (failure IS NULL OR changed_at > $2)";
+    OPERATIONS = "SELECT service_instance_id, node_id, failure, changed_at FROM operations \
+        WHERE failure IS NULL ORDER BY service_instance_id";
+    INSERT_OPERATION = "INSERT INTO operations (service_instance_id, node_id, changed_at) VALUES ($1, $2, $3)";
+    TAKE_UP_OPERATION = "UPDATE operations SET node_id = $3, changed_at = $4 \
+        WHERE service_instance_id = $1 AND node_id = $2 AND failure IS NULL";
+    FAIL_OPERATION = "UPDATE operations SET failure = $2, changed_at = $3 WHERE service_instance_id = $1";
+    END_OPERATION = "DELETE FROM operations WHERE service_instance_id = $1 AND node_id = $2 AND failure IS NULL";
+    FORGET_OPERATION = "DELETE FROM operations WHERE service_instance_id = $1";
+    DROP_OPERATIONS = "DELETE FROM operations WHERE failure IS NOT NULL AND changed_at <= $1";
 
     BINDING = select_binding!("WHERE id = $1");
     BINDINGS_AFTER = select_binding!("WHERE revision > $1 ORDER BY revision");
@@ -91,10 +111,20 @@ statements! {
     UNBURY = "DELETE FROM tombstones WHERE kind = $1 AND id = $2";
     DROP_TOMBSTONES = "DELETE FROM tombstones WHERE revision <= $1";
 
-    NODES = "SELECT n.id, n.seen_at, p.pool FROM nodes n LEFT JOIN node_pools p ON p.node_id = n.id \
-        ORDER BY n.id, p.pool";
-    PUT_NODE = "INSERT INTO nodes (id, seen_at) VALUES ($1, $2) \
-        ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at";
+    MEMBERS = "SELECT id, process, version, mode, applied, flows, failed, failures, drain, joined_at, seen_at FROM nodes \
+        ORDER BY id";
+    POOLS_OF_NODES = "SELECT node_id, pool FROM node_pools ORDER BY node_id, pool";
+    PROCESS_OF_NODE = "SELECT process FROM nodes WHERE id = $1";
+    /// The wish to have it drained stays.
+    PUT_NODE = "INSERT INTO nodes (id, process, version, mode, applied, flows, failed, failures, drain, joined_at, \
+        seen_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (id) DO UPDATE SET \
+        process = excluded.process, version = excluded.version, mode = excluded.mode, applied = excluded.applied, \
+        flows = excluded.flows, failed = excluded.failed, failures = excluded.failures, \
+        joined_at = excluded.joined_at, seen_at = excluded.seen_at";
+    REPORT = "UPDATE nodes SET mode = $2, applied = $3, flows = $4, failed = $5, failures = $6, seen_at = $7 \
+        WHERE id = $1";
+    SET_DRAIN = "UPDATE nodes SET drain = $2 WHERE id = $1";
+    DELETE_NODE = "DELETE FROM nodes WHERE id = $1";
     DELETE_POOLS_OF_NODE = "DELETE FROM node_pools WHERE node_id = $1";
     INSERT_POOL_OF_NODE = "INSERT INTO node_pools (node_id, pool) VALUES ($1, $2)";
 

@@ -19,17 +19,26 @@ use sqlx::{
 };
 
 use super::{
-    Bind, CHANGES_KEPT, Change, Changes, Fault, Migrated, Node, OpenError, PortRow, Provision, Reservation, Result,
-    SCHEMA_VERSION, Store, files,
+    Bind, CHANGES_KEPT, Change, Changes, Ending, FAILURES_KEPT, Fault, Feed, Freed, Heard, Hint, Migrated, OpenError,
+    Operation, PortRow, Provision, Reservation, Result, SCHEMA_VERSION, Store,
+    feed::Bell,
+    files,
     lock::{self, Lock},
     migrations,
-    row::{self, AllocationRow, BindingRow, InstanceRow, NodeRow, ReservationRow, TombstoneRow},
+    row::{
+        self, AllocationRow, BindingRow, FreedRow, InstanceRow, MemberRow, OperationRow, PoolOfNodeRow, ReservationRow,
+        TombstoneRow,
+    },
     secret, sql,
 };
 use crate::{
     model::{
-        BindingId, NodeId, PoolName, Revision, ServiceInstanceId, Timestamp, binding::Binding,
-        service_instance::ServiceInstance, token::AnnounceSecret,
+        BindingId, NodeId, PoolName, Revision, ServiceInstanceId, Timestamp,
+        binding::Binding,
+        member::{Member, Report},
+        pool::Pool,
+        service_instance::ServiceInstance,
+        token::AnnounceSecret,
     },
     telemetry::metrics::StoreMetrics,
 };
@@ -61,6 +70,7 @@ type Sql<T> = std::result::Result<T, sqlx::Error>;
 pub struct SqliteStore {
     writer: SqlitePool,
     readers: SqlitePool,
+    bell: Bell,
     metrics: Arc<StoreMetrics>,
     /// Whether there was a fault since a ping last wrote: a disk that is full can still be read.
     doubted: AtomicBool,
@@ -90,7 +100,8 @@ impl SqliteStore {
         let writer = pool().max_connections(1).connect_with(options(&path)).await.map_err(connecting)?;
         let reading = options(&path).pragma("query_only", "ON");
         let readers = pool().max_connections(READERS).connect_with(reading).await.map_err(connecting)?;
-        Ok(Self { writer, readers, metrics, doubted: AtomicBool::new(false), lock: Mutex::new(Some(lock)) })
+        let bell = Bell::default();
+        Ok(Self { writer, readers, bell, metrics, doubted: AtomicBool::new(false), lock: Mutex::new(Some(lock)) })
     }
 
     /// A transaction that has the write lock. Dropped before [`SqliteStore::commit`], it changes nothing.
@@ -98,10 +109,12 @@ impl SqliteStore {
         self.writer.begin_with("BEGIN IMMEDIATE").await
     }
 
-    async fn commit(&self, transaction: Transaction<'static, Sqlite>) -> Sql<()> {
+    /// `hint` is what others are told.
+    async fn commit(&self, transaction: Transaction<'static, Sqlite>, hint: Hint) -> Sql<()> {
         let start = Instant::now();
         transaction.commit().await?;
         self.metrics.commit_duration.observe(start.elapsed().as_secs_f64());
+        self.bell.ring(hint);
         Ok(())
     }
 
@@ -131,7 +144,7 @@ impl Store for SqliteStore {
                 .bind(row::secret_to_hex(&made))
                 .execute(&mut *tx)
                 .await?;
-            self.commit(tx).await?;
+            self.commit(tx, Hint::Desired).await?;
             Ok(made)
         })
         .await
@@ -144,6 +157,7 @@ impl Store for SqliteStore {
                 revision: current_revision(&mut tx).await?,
                 instances: instances_after(&mut tx, Revision::default()).await?,
                 bindings: bindings_after(&mut tx, Revision::default()).await?,
+                pools: pools_after(&mut tx, Revision::default()).await?,
                 ..Changes::default()
             })
         })
@@ -161,6 +175,9 @@ impl Store for SqliteStore {
                 revision: current,
                 instances: instances_after(&mut tx, revision).await?,
                 bindings: bindings_after(&mut tx, revision).await?,
+                pools: pools_after(&mut tx, revision).await?,
+                freed: freed_after(&mut tx, revision).await?,
+                reserved: reserved_after(&mut tx, revision).await?,
                 ..Changes::default()
             };
             let tombstones = sqlx::query_as::<_, TombstoneRow>(sql::TOMBSTONES_AFTER)
@@ -222,7 +239,7 @@ impl Store for SqliteStore {
                 .bind(row::revision_to_column(revision))
                 .execute(&mut *tx)
                 .await?;
-            self.commit(tx).await?;
+            self.commit(tx, Hint::Desired).await?;
             Ok(true)
         })
         .await
@@ -243,7 +260,7 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn provision(&self, instance: &ServiceInstance, now: Timestamp) -> Result<Provision> {
+    async fn provision(&self, instance: &ServiceInstance, open_later: bool, now: Timestamp) -> Result<Provision> {
         self.run("provisioning in the SQLite store", async {
             let mut tx = self.write().await?;
             if let Some(known) = instance_by_id(&mut tx, &instance.id).await? {
@@ -268,7 +285,16 @@ impl Store for SqliteStore {
                 return Ok(Provision::PortTaken);
             }
             unbury(&mut tx, row::KIND_INSTANCE, instance.id.as_str()).await?;
-            self.commit(tx).await?;
+            sqlx::query(sql::FORGET_OPERATION).bind(instance.id.as_str()).execute(&mut *tx).await?;
+            if open_later {
+                sqlx::query(sql::INSERT_OPERATION)
+                    .bind(instance.id.as_str())
+                    .bind(instance.node_id.as_str())
+                    .bind(now.0)
+                    .execute(&mut *tx)
+                    .await?;
+            }
+            self.commit(tx, Hint::Desired).await?;
             Ok(Provision::Created(instance))
         })
         .await
@@ -293,7 +319,7 @@ impl Store for SqliteStore {
                 .bind(row::revision_to_column(moved.revision))
                 .execute(&mut *tx)
                 .await?;
-            self.commit(tx).await?;
+            self.commit(tx, Hint::Desired).await?;
             Ok(Change::Done(moved))
         })
         .await
@@ -323,7 +349,7 @@ impl Store for SqliteStore {
                 .bind(row::revision_to_column(changed.revision))
                 .execute(&mut *tx)
                 .await?;
-            self.commit(tx).await?;
+            self.commit(tx, Hint::Desired).await?;
             Ok(Change::Done(changed))
         })
         .await
@@ -333,7 +359,7 @@ impl Store for SqliteStore {
         &self,
         id: &ServiceInstanceId,
         now: Timestamp,
-        quarantined_until: Option<Timestamp>,
+        ending: Ending<'_>,
     ) -> Result<Option<ServiceInstance>> {
         self.run("deprovisioning in the SQLite store", async {
             let mut tx = self.write().await?;
@@ -345,22 +371,24 @@ impl Store for SqliteStore {
                 .execute(&mut *tx)
                 .await?;
             sqlx::query(sql::DELETE_BINDINGS_OF).bind(id.as_str()).execute(&mut *tx).await?;
-            match quarantined_until {
-                Some(until) => {
+            match ending {
+                Ending::Rest(until) => {
                     sqlx::query(sql::RELEASE_PORT)
                         .bind(id.as_str())
                         .bind(gone.space_id.as_str())
                         .bind(now.0)
                         .bind(until.0)
+                        .bind(row::revision_to_column(revision))
                         .execute(&mut *tx)
                         .await?;
                 }
-                None => give_back_port(&mut tx, id).await?,
+                Ending::Unused | Ending::Failed(_) => give_back_port(&mut tx, id).await?,
             }
+            end_operation(&mut tx, id, now, ending).await?;
             bury(&mut tx, row::KIND_INSTANCE, id.as_str(), revision).await?;
             sqlx::query(sql::DELETE_INSTANCE).bind(id.as_str()).execute(&mut *tx).await?;
             drop_tombstones(&mut tx, revision).await?;
-            self.commit(tx).await?;
+            self.commit(tx, Hint::Desired).await?;
             Ok(Some(gone))
         })
         .await
@@ -388,7 +416,7 @@ impl Store for SqliteStore {
                 .execute(&mut *tx)
                 .await?;
             unbury(&mut tx, row::KIND_BINDING, binding.id.as_str()).await?;
-            self.commit(tx).await?;
+            self.commit(tx, Hint::Desired).await?;
             Ok(Bind::Created(binding))
         })
         .await
@@ -403,45 +431,171 @@ impl Store for SqliteStore {
             sqlx::query(sql::DELETE_BINDING).bind(id.as_str()).execute(&mut *tx).await?;
             bury(&mut tx, row::KIND_BINDING, id.as_str(), revision).await?;
             drop_tombstones(&mut tx, revision).await?;
-            self.commit(tx).await?;
+            self.commit(tx, Hint::Desired).await?;
             Ok(Some(gone))
         })
         .await
     }
 
-    async fn join(&self, node: &NodeId, pools: &[PoolName], now: Timestamp) -> Result<()> {
-        self.run("joining in the SQLite store", async {
-            let mut pools = pools.to_vec();
-            pools.sort();
-            pools.dedup();
-            let mut tx = self.write().await?;
-            sqlx::query(sql::PUT_NODE).bind(node.as_str()).bind(now.0).execute(&mut *tx).await?;
-            sqlx::query(sql::DELETE_POOLS_OF_NODE).bind(node.as_str()).execute(&mut *tx).await?;
-            for pool in &pools {
-                sqlx::query(sql::INSERT_POOL_OF_NODE).bind(node.as_str()).bind(pool.as_str()).execute(&mut *tx).await?;
-            }
-            self.commit(tx).await
+    async fn operation(&self, id: &ServiceInstanceId, now: Timestamp) -> Result<Option<Operation>> {
+        self.run("reading an operation from the SQLite store", async {
+            let row = sqlx::query_as::<_, OperationRow>(sql::OPERATION)
+                .bind(id.as_str())
+                .bind(now.minus(FAILURES_KEPT).0)
+                .fetch_optional(&self.readers)
+                .await?;
+            row.map(Operation::try_from).transpose().map_err(sqlx::Error::Decode)
         })
         .await
     }
 
-    async fn nodes(&self) -> Result<Vec<Node>> {
-        self.run("reading nodes from the SQLite store", async {
-            let mut nodes: Vec<Node> = Vec::new();
-            for row in sqlx::query_as::<_, NodeRow>(sql::NODES).fetch_all(&self.readers).await? {
-                let pool = row.pool.map(|pool| decode_id(PoolName::new(pool))).transpose()?;
-                match nodes.last_mut().filter(|last| last.id.as_str() == row.id) {
-                    Some(last) => last.pools.extend(pool),
-                    None => nodes.push(Node {
-                        id: decode_id(NodeId::new(row.id))?,
-                        pools: pool.into_iter().collect(),
-                        seen_at: Timestamp(row.seen_at),
-                    }),
-                }
-            }
-            Ok(nodes)
+    async fn operations(&self) -> Result<Vec<Operation>> {
+        self.run("reading operations from the SQLite store", async {
+            decode_all(sqlx::query_as::<_, OperationRow>(sql::OPERATIONS).fetch_all(&self.readers).await?)
         })
         .await
+    }
+
+    async fn take_up(&self, id: &ServiceInstanceId, from: &NodeId, to: &NodeId, now: Timestamp) -> Result<bool> {
+        self.run("taking up an operation in the SQLite store", async {
+            let mut tx = self.write().await?;
+            let taken = sqlx::query(sql::TAKE_UP_OPERATION)
+                .bind(id.as_str())
+                .bind(from.as_str())
+                .bind(to.as_str())
+                .bind(now.0)
+                .execute(&mut *tx)
+                .await?;
+            tx.commit().await?;
+            Ok(taken.rows_affected() == 1)
+        })
+        .await
+    }
+
+    async fn opened(&self, id: &ServiceInstanceId, by: &NodeId) -> Result<bool> {
+        self.run("ending an operation in the SQLite store", async {
+            let mut tx = self.write().await?;
+            let ended = sqlx::query(sql::END_OPERATION).bind(id.as_str()).bind(by.as_str()).execute(&mut *tx).await?;
+            tx.commit().await?;
+            Ok(ended.rows_affected() == 1)
+        })
+        .await
+    }
+
+    async fn define_pools(&self, pools: &[Pool], read_at: Revision) -> Result<Option<Revision>> {
+        self.run("defining pools in the SQLite store", async {
+            let mut tx = self.write().await?;
+            for pool in pools {
+                let changed_since = sqlx::query_scalar::<_, i64>(sql::COUNT_POOL_AFTER)
+                    .bind(pool.name.as_str())
+                    .bind(row::revision_to_column(read_at))
+                    .fetch_one(&mut *tx)
+                    .await?;
+                if changed_since > 0 {
+                    return Ok(None);
+                }
+            }
+            let revision = raise_revision(&mut tx).await?;
+            for pool in pools {
+                sqlx::query(sql::PUT_POOL)
+                    .bind(pool.name.as_str())
+                    .bind(row::pool_to_json(pool))
+                    .bind(row::revision_to_column(revision))
+                    .execute(&mut *tx)
+                    .await?;
+            }
+            self.commit(tx, Hint::Desired).await?;
+            Ok(Some(revision))
+        })
+        .await
+    }
+
+    async fn join(&self, member: &Member) -> Result<()> {
+        self.run("joining in the SQLite store", async {
+            let Member { id, process, version, pools, report, drain, joined_at, seen_at } = member;
+            let mut tx = self.write().await?;
+            sqlx::query(sql::PUT_NODE)
+                .bind(id.as_str())
+                .bind(process)
+                .bind(version)
+                .bind(report.mode.as_str())
+                .bind(row::revision_to_column(report.applied))
+                .bind(row::count_to_column(report.flows))
+                .bind(row::count_to_column(report.failed))
+                .bind(row::failures_to_json(&report.failures))
+                .bind(i64::from(*drain))
+                .bind(joined_at.0)
+                .bind(seen_at.0)
+                .execute(&mut *tx)
+                .await?;
+            sqlx::query(sql::DELETE_POOLS_OF_NODE).bind(id.as_str()).execute(&mut *tx).await?;
+            for pool in pools {
+                sqlx::query(sql::INSERT_POOL_OF_NODE).bind(id.as_str()).bind(pool.as_str()).execute(&mut *tx).await?;
+            }
+            self.commit(tx, Hint::Members).await
+        })
+        .await
+    }
+
+    async fn report(&self, node: &NodeId, process: &str, report: &Report, now: Timestamp) -> Result<Heard> {
+        self.run("reporting to the SQLite store", async {
+            let mut tx = self.write().await?;
+            let speaks =
+                sqlx::query_scalar::<_, String>(sql::PROCESS_OF_NODE).bind(node.as_str()).fetch_optional(&mut *tx);
+            match speaks.await? {
+                None => return Ok(Heard::Gone),
+                Some(speaks) if speaks != process => return Ok(Heard::Superseded),
+                Some(_) => {}
+            }
+            sqlx::query(sql::REPORT)
+                .bind(node.as_str())
+                .bind(report.mode.as_str())
+                .bind(row::revision_to_column(report.applied))
+                .bind(row::count_to_column(report.flows))
+                .bind(row::count_to_column(report.failed))
+                .bind(row::failures_to_json(&report.failures))
+                .bind(now.0)
+                .execute(&mut *tx)
+                .await?;
+            self.commit(tx, Hint::Members).await?;
+            Ok(Heard::Kept)
+        })
+        .await
+    }
+
+    async fn set_drain(&self, node: &NodeId, drain: bool) -> Result<bool> {
+        self.run("noting a drain in the SQLite store", async {
+            let mut tx = self.write().await?;
+            let set = sqlx::query(sql::SET_DRAIN).bind(node.as_str()).bind(i64::from(drain)).execute(&mut *tx).await?;
+            self.commit(tx, Hint::Members).await?;
+            Ok(set.rows_affected() == 1)
+        })
+        .await
+    }
+
+    async fn remove_node(&self, node: &NodeId) -> Result<bool> {
+        self.run("removing a node from the SQLite store", async {
+            let mut tx = self.write().await?;
+            sqlx::query(sql::DELETE_POOLS_OF_NODE).bind(node.as_str()).execute(&mut *tx).await?;
+            let gone = sqlx::query(sql::DELETE_NODE).bind(node.as_str()).execute(&mut *tx).await?;
+            self.commit(tx, Hint::Members).await?;
+            Ok(gone.rows_affected() == 1)
+        })
+        .await
+    }
+
+    async fn members(&self) -> Result<Vec<Member>> {
+        self.run("reading nodes from the SQLite store", async {
+            let mut tx = self.readers.begin().await?;
+            let nodes = sqlx::query_as::<_, MemberRow>(sql::MEMBERS).fetch_all(&mut *tx).await?;
+            let pools = sqlx::query_as::<_, PoolOfNodeRow>(sql::POOLS_OF_NODES).fetch_all(&mut *tx).await?;
+            row::members(nodes, pools).map_err(sqlx::Error::Decode)
+        })
+        .await
+    }
+
+    async fn feed(&self) -> Result<Box<dyn Feed>> {
+        Ok(self.bell.listen())
     }
 
     async fn ping(&self) -> Result<()> {
@@ -588,6 +742,41 @@ async fn bindings_after(tx: &mut SqliteConnection, revision: Revision) -> Sql<Ve
     decode_all(sqlx::query_as::<_, BindingRow>(sql::BINDINGS_AFTER).bind(after).fetch_all(tx).await?)
 }
 
+async fn pools_after(tx: &mut SqliteConnection, revision: Revision) -> Sql<Vec<Pool>> {
+    let after = row::revision_to_column(revision);
+    let definitions = sqlx::query_scalar::<_, String>(sql::POOLS_AFTER).bind(after).fetch_all(tx).await?;
+    let pools = definitions.iter().map(|definition| row::pool_from_json(definition));
+    pools.collect::<std::result::Result<_, _>>().map_err(sqlx::Error::Decode)
+}
+
+async fn freed_after(tx: &mut SqliteConnection, revision: Revision) -> Sql<Vec<Freed>> {
+    let after = row::revision_to_column(revision);
+    decode_all(sqlx::query_as::<_, FreedRow>(sql::FREED_AFTER).bind(after).fetch_all(tx).await?)
+}
+
+async fn reserved_after(tx: &mut SqliteConnection, revision: Revision) -> Sql<Vec<PoolName>> {
+    let after = row::revision_to_column(revision);
+    let pools = sqlx::query_scalar::<_, String>(sql::POOLS_RESERVED_AFTER).bind(after).fetch_all(tx).await?;
+    pools.into_iter().map(|pool| decode_id(PoolName::new(pool))).collect()
+}
+
+/// What is told of an operation whose service instance ends.
+async fn end_operation(
+    tx: &mut SqliteConnection,
+    id: &ServiceInstanceId,
+    now: Timestamp,
+    ending: Ending<'_>,
+) -> Sql<()> {
+    match ending {
+        Ending::Failed(why) => sqlx::query(sql::FAIL_OPERATION).bind(id.as_str()).bind(why).bind(now.0),
+        Ending::Rest(_) | Ending::Unused => sqlx::query(sql::FORGET_OPERATION).bind(id.as_str()),
+    }
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(sql::DROP_OPERATIONS).bind(now.minus(FAILURES_KEPT).0).execute(tx).await?;
+    Ok(())
+}
+
 /// Gives `instance` its port, if that is free for it.
 async fn take_port(tx: &mut SqliteConnection, instance: &ServiceInstance, now: Timestamp) -> Sql<bool> {
     let (pool, port) = (instance.pool.as_str(), i64::from(instance.port));
@@ -634,115 +823,4 @@ async fn drop_tombstones(tx: &mut SqliteConnection, current: Revision) -> Sql<()
 }
 
 #[cfg(test)]
-mod tests {
-    use sqlx::{Executor as _, Row as _, SqlSafeStr as _};
-
-    use super::*;
-    use crate::{
-        model::{OrganizationId, PlanId, Protocol, SpaceId, parameters::Settings},
-        telemetry::metrics::Metrics,
-    };
-
-    #[tokio::test]
-    async fn every_statement_can_be_prepared() {
-        let directory = tempfile::tempdir().unwrap();
-        let (path, _lock, migrated) = lock_and_migrate(&directory.path().join("harbor.db")).await.unwrap();
-        assert_eq!(migrated, Migrated { from: 0, to: SCHEMA_VERSION });
-        let mut connection = options(&path).connect().await.unwrap();
-        for (name, text) in sql::ALL {
-            let prepared = connection.prepare(text.into_sql_str()).await;
-            assert!(prepared.is_ok(), "{name}: {:?}", prepared.err());
-        }
-        assert!(sql::ALL.len() < PREPARED_STATEMENTS);
-    }
-
-    #[tokio::test]
-    async fn reading_changes_does_not_look_at_what_has_not_changed() {
-        let directory = tempfile::tempdir().unwrap();
-        let (path, _lock, _) = lock_and_migrate(&directory.path().join("harbor.db")).await.unwrap();
-        let mut connection = options(&path).connect().await.unwrap();
-        for name in ["INSTANCES_AFTER", "BINDINGS_AFTER", "TOMBSTONES_AFTER", "DROP_TOMBSTONES"] {
-            let (_, text) = sql::ALL.iter().find(|(known, _)| *known == name).unwrap();
-            let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {text}"));
-            let plan = sqlx::query(explain).bind(1_i64).fetch_all(&mut connection).await.unwrap();
-            let first_step = plan[0].get::<String, _>("detail");
-            assert!(first_step.starts_with("SEARCH") && first_step.contains("_by_revision"), "{name}: {first_step}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_disk_that_is_full_is_a_fault_that_passes() {
-        let directory = tempfile::tempdir().unwrap();
-        let metrics = Metrics::new().store.clone();
-        let store = SqliteStore::open(&directory.path().join("harbor.db"), metrics).await.unwrap();
-        let pages = sqlx::query_scalar::<_, i64>("PRAGMA page_count").fetch_one(&store.writer).await.unwrap();
-        let large = instance("a", 20_000, &"x".repeat(100_000));
-        for _ in 0..3 {
-            // To SQLite the same as a write that finds no room. Only the present connection has the limit.
-            let full = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
-            sqlx::query(full).fetch_one(&store.writer).await.unwrap();
-            let fault = store.provision(&large, Timestamp::default()).await.unwrap_err();
-            assert!(fault.source.to_string().contains("database or disk is full"), "{fault}");
-            assert_eq!(store.everything().await.unwrap(), Changes::default(), "nothing has changed");
-        }
-        for (id, port) in [("a", 20_000), ("b", 20_001)] {
-            let made = store.provision(&instance(id, port, "x"), Timestamp::default()).await.unwrap();
-            assert!(matches!(made, Provision::Created(_)), "{made:?}");
-        }
-        store.close().await;
-    }
-
-    #[tokio::test]
-    async fn after_a_fault_a_ping_tells_whether_changes_are_taken() {
-        let directory = tempfile::tempdir().unwrap();
-        let metrics = Metrics::new().store.clone();
-        let store = SqliteStore::open(&directory.path().join("harbor.db"), metrics).await.unwrap();
-        let read_only = async |flag: &'static str| sqlx::query(flag).execute(&store.writer).await.unwrap();
-        store.ping().await.unwrap();
-        read_only("PRAGMA query_only = ON").await;
-        store.provision(&instance("a", 20_000, "x"), Timestamp::default()).await.unwrap_err();
-        for _ in 0..2 {
-            let fault = store.ping().await.unwrap_err();
-            assert!(fault.source.to_string().contains("attempt to write a readonly database"), "{fault}");
-        }
-        read_only("PRAGMA query_only = OFF").await;
-        store.ping().await.unwrap();
-        assert_eq!(store.everything().await.unwrap(), Changes::default());
-        store.close().await;
-    }
-
-    fn instance(id: &str, port: u16, name: &str) -> ServiceInstance {
-        ServiceInstance {
-            id: ServiceInstanceId::new(id).unwrap(),
-            plan_id: PlanId::new("plan").unwrap(),
-            pool: PoolName::new("default").unwrap(),
-            port,
-            protocol: Protocol::Tcp,
-            requested_port: None,
-            settings: Settings::default(),
-            organization_id: OrganizationId::new("organization").unwrap(),
-            space_id: SpaceId::new("space").unwrap(),
-            name: Some(name.into()),
-            node_id: NodeId::new("node").unwrap(),
-            created_at: Timestamp::default(),
-            revision: Revision::default(),
-        }
-    }
-
-    #[tokio::test]
-    async fn commits_reach_the_disk_and_readers_cannot_write() {
-        let directory = tempfile::tempdir().unwrap();
-        let metrics = Metrics::new().store.clone();
-        let store = SqliteStore::open(&directory.path().join("harbor.db"), metrics).await.unwrap();
-        for (pragma, expected) in
-            [("PRAGMA journal_mode", "wal"), ("PRAGMA synchronous", "2"), ("PRAGMA foreign_keys", "1")]
-        {
-            let row = sqlx::query(pragma).fetch_one(&store.writer).await.unwrap();
-            let value =
-                row.try_get::<String, _>(0).or_else(|_| row.try_get::<i64, _>(0).map(|number| number.to_string()));
-            assert_eq!(value.unwrap(), expected, "{pragma}");
-        }
-        assert!(sqlx::query(sql::RAISE_REVISION).fetch_one(&store.readers).await.is_err());
-        store.close().await;
-    }
-}
+mod tests;

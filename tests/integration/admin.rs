@@ -58,7 +58,7 @@ impl Node {
         let plans = Plan::built_in(&pool);
         let store = Arc::new(MemoryStore::new());
         for (id, port) in [("first", 26000), ("second", 26001)] {
-            let stored = store.provision(&instance(id, port, &plans[1]), THEN).await.unwrap();
+            let stored = store.provision(&instance(id, port, &plans[1]), false, THEN).await.unwrap();
             assert!(matches!(stored, Provision::Created(_)));
         }
         let (observations, observations_receiver) = watch::channel(Arc::new(observed(&["first", "second"], &[])));
@@ -70,6 +70,7 @@ impl Node {
                 names: PoolNames::default(),
                 int_port: 4100,
                 quarantine: Duration::ZERO,
+                retired: false,
             }],
             plans,
             limits: ForwarderLimits::default(),

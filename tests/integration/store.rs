@@ -21,8 +21,8 @@ use harbor::{
         service_instance::ServiceInstance,
     },
     store::{
-        self, AnyStore, Bind, CHANGES_KEPT, Change, Changes, Migrated, Node, OpenError, PortRow, PortState, Provision,
-        Release, Reservation, SCHEMA_VERSION, memory::MemoryStore,
+        self, AnyStore, Bind, CHANGES_KEPT, Change, Changes, Ending, Migrated, OpenError, PortRow, PortState,
+        Provision, Release, Reservation, SCHEMA_VERSION, memory::MemoryStore,
     },
     telemetry::metrics::Metrics,
 };
@@ -32,6 +32,10 @@ use tokio::task::JoinSet;
 
 const NOW: Timestamp = Timestamp::from_seconds(1_700_000_000);
 const QUARANTINE: Duration = Duration::from_secs(15 * 60);
+
+mod members;
+
+use members::*;
 
 /// Runs the contract on an engine: one test a rule, each on a new store.
 macro_rules! contract_on {
@@ -61,6 +65,12 @@ macro_rules! contract_on {
                 changes_too_far_back_or_ahead_are_not_told,
                 the_announce_secret_is_made_once,
                 a_node_is_known_by_its_last_word,
+                an_operators_wish_outlives_the_process_and_ends_with_the_node,
+                pools_are_defined_for_all_but_not_over_a_change_that_was_not_seen,
+                an_operation_is_under_way_until_it_ends,
+                an_operation_that_failed_is_told_for_a_day,
+                changes_tell_which_ports_were_freed_and_where_some_were_reserved,
+                a_change_is_followed_by_a_hint,
                 parallel_provisions_never_share_a_port,
                 parallel_identical_provisions_make_one_service_instance,
                 a_call_that_is_dropped_half_way_does_all_or_nothing,
@@ -162,7 +172,7 @@ fn reservation(name: &str, first_port: u16, last_port: u16) -> Reservation {
 
 /// Provisions what must succeed.
 async fn made(store: &AnyStore, instance: &ServiceInstance) -> ServiceInstance {
-    match store.provision(instance, NOW).await.unwrap() {
+    match store.provision(instance, false, NOW).await.unwrap() {
         Provision::Created(made) => made,
         other => panic!("{} was not provisioned: {other:?}", instance.id),
     }
@@ -185,10 +195,10 @@ async fn a_new_store_holds_nothing(store: AnyStore) {
     assert_eq!(store.changes_since(Revision(0)).await.unwrap(), Some(Changes::default()));
     assert_eq!(store.ports(&pool()).await.unwrap(), []);
     assert_eq!(store.reservations(&pool()).await.unwrap(), []);
-    assert_eq!(store.nodes().await.unwrap(), []);
+    assert_eq!(store.members().await.unwrap(), []);
     assert_eq!(store.instance(&id("i")).await.unwrap(), None);
     assert_eq!(store.binding(&id("i"), &binding_id("b")).await.unwrap(), None);
-    assert_eq!(store.deprovision(&id("i"), NOW, Some(NOW)).await.unwrap(), None);
+    assert_eq!(store.deprovision(&id("i"), NOW, Ending::Rest(NOW)).await.unwrap(), None);
     assert_eq!(store.unbind(&id("i"), &binding_id("b")).await.unwrap(), None);
     store.ping().await.unwrap();
 }
@@ -215,7 +225,7 @@ async fn a_service_instance_is_read_back_as_it_was_given(store: AnyStore) {
     };
     for (number, given) in [(1, plain), (2, full)] {
         let expected = ServiceInstance { revision: Revision(number), ..given.clone() };
-        assert_eq!(store.provision(&given, NOW).await.unwrap(), Provision::Created(expected.clone()));
+        assert_eq!(store.provision(&given, false, NOW).await.unwrap(), Provision::Created(expected.clone()));
         assert_eq!(store.instance(&given.id).await.unwrap(), Some(expected.clone()));
         assert!(store.everything().await.unwrap().instances.contains(&expected));
     }
@@ -225,14 +235,14 @@ async fn a_known_id_is_answered_with_what_is_stored(store: AnyStore) {
     let first = made(&store, &instance("i", 20_000)).await;
     for port in [20_000, 20_001] {
         let again = ServiceInstance { name: Some("other".into()), ..instance("i", port) };
-        assert_eq!(store.provision(&again, NOW).await.unwrap(), Provision::Exists(first.clone()));
+        assert_eq!(store.provision(&again, false, NOW).await.unwrap(), Provision::Exists(first.clone()));
     }
     assert_eq!(store.everything().await.unwrap().instances, [first]);
 }
 
 async fn a_port_belongs_to_one_service_instance_of_its_pool(store: AnyStore) {
     made(&store, &instance("first", 20_000)).await;
-    assert_eq!(store.provision(&instance("second", 20_000), NOW).await.unwrap(), Provision::PortTaken);
+    assert_eq!(store.provision(&instance("second", 20_000), false, NOW).await.unwrap(), Provision::PortTaken);
     assert_eq!(store.instance(&id("second")).await.unwrap(), None);
     let elsewhere = ServiceInstance { pool: PoolName::new("games").unwrap(), ..instance("third", 20_000) };
     made(&store, &elsewhere).await;
@@ -242,14 +252,14 @@ async fn a_port_belongs_to_one_service_instance_of_its_pool(store: AnyStore) {
 async fn a_freed_port_is_nobodys_until_its_quarantine_ends(store: AnyStore) {
     let gone = made(&store, &instance("gone", 20_000)).await;
     let end = NOW.plus(QUARANTINE);
-    assert_eq!(store.deprovision(&gone.id, NOW, Some(end)).await.unwrap(), Some(gone));
+    assert_eq!(store.deprovision(&gone.id, NOW, Ending::Rest(end)).await.unwrap(), Some(gone));
     let state = PortState::Released(Release { space_id: space("space"), at: NOW, quarantined_until: end });
     assert_eq!(store.ports(&pool()).await.unwrap(), [PortRow { port: 20_000, state }]);
     let just_before = Timestamp(end.0 - 1);
     for next in [instance("other", 20_000), choosing("same", 20_000, "space"), instance("gone", 20_000)] {
-        assert_eq!(store.provision(&next, just_before).await.unwrap(), Provision::PortTaken, "{}", next.id);
+        assert_eq!(store.provision(&next, false, just_before).await.unwrap(), Provision::PortTaken, "{}", next.id);
     }
-    assert!(matches!(store.provision(&instance("other", 20_000), end).await.unwrap(), Provision::Created(_)));
+    assert!(matches!(store.provision(&instance("other", 20_000), false, end).await.unwrap(), Provision::Created(_)));
 }
 
 async fn a_port_asked_for_waits_a_day_after_another_space(store: AnyStore) {
@@ -257,22 +267,22 @@ async fn a_port_asked_for_waits_a_day_after_another_space(store: AnyStore) {
     made(&store, &instance("gone too", 20_001)).await;
     let end = NOW.plus(QUARANTINE);
     for gone in ["gone", "gone too"] {
-        store.deprovision(&id(gone), NOW, Some(end)).await.unwrap();
+        store.deprovision(&id(gone), NOW, Ending::Rest(end)).await.unwrap();
     }
     let stranger = choosing("stranger", 20_000, "another space");
     let a_day_later = NOW.plus(REUSE_WAIT);
-    assert_eq!(store.provision(&stranger, end).await.unwrap(), Provision::PortTaken);
-    assert_eq!(store.provision(&stranger, Timestamp(a_day_later.0 - 1)).await.unwrap(), Provision::PortTaken);
-    assert!(matches!(store.provision(&stranger, a_day_later).await.unwrap(), Provision::Created(_)));
+    assert_eq!(store.provision(&stranger, false, end).await.unwrap(), Provision::PortTaken);
+    assert_eq!(store.provision(&stranger, false, Timestamp(a_day_later.0 - 1)).await.unwrap(), Provision::PortTaken);
+    assert!(matches!(store.provision(&stranger, false, a_day_later).await.unwrap(), Provision::Created(_)));
     let owner = choosing("owner", 20_001, "space");
-    assert!(matches!(store.provision(&owner, end).await.unwrap(), Provision::Created(_)));
+    assert!(matches!(store.provision(&owner, false, end).await.unwrap(), Provision::Created(_)));
 }
 
 async fn a_reserved_port_is_not_given_out(store: AnyStore) {
     assert!(store.reserve(&reservation("block", 20_010, 20_012)).await.unwrap());
     for port in 20_010..=20_012 {
         for next in [instance("by chance", port), choosing("chosen", port, "space")] {
-            assert_eq!(store.provision(&next, NOW).await.unwrap(), Provision::PortTaken, "{} {port}", next.id);
+            assert_eq!(store.provision(&next, false, NOW).await.unwrap(), Provision::PortTaken, "{} {port}", next.id);
         }
     }
     made(&store, &instance("below", 20_009)).await;
@@ -308,11 +318,11 @@ async fn a_port_that_was_moved_away_from_is_what_it_was_before(store: AnyStore) 
     // One that was never allocated, and one that another space has used.
     made(&store, &instance("former", 20_001)).await;
     let end = NOW.plus(QUARANTINE);
-    store.deprovision(&id("former"), NOW, Some(end)).await.unwrap();
+    store.deprovision(&id("former"), NOW, Ending::Rest(end)).await.unwrap();
     let used = store.ports(&pool()).await.unwrap();
     for (name, from) in [("new", 20_000), ("used", 20_001)] {
         let given = ServiceInstance { space_id: space("another space"), ..instance(name, from) };
-        assert!(matches!(store.provision(&given, end).await.unwrap(), Provision::Created(_)));
+        assert!(matches!(store.provision(&given, false, end).await.unwrap(), Provision::Created(_)));
         let moved = store.move_port(&given.id, from, from + 10, end).await.unwrap();
         let revision = Revision(self::revision(&store).await);
         assert_eq!(moved, Change::Done(ServiceInstance { port: from + 10, revision, ..given.clone() }));
@@ -321,7 +331,7 @@ async fn a_port_that_was_moved_away_from_is_what_it_was_before(store: AnyStore) 
     let allocated = |port| PortRow { port, state: PortState::Allocated };
     assert_eq!(store.ports(&pool()).await.unwrap(), [&used[..], &[allocated(20_010), allocated(20_011)]].concat());
     let asked_for = choosing("stranger", 20_001, "another space");
-    assert_eq!(store.provision(&asked_for, end).await.unwrap(), Provision::PortTaken);
+    assert_eq!(store.provision(&asked_for, false, end).await.unwrap(), Provision::PortTaken);
     made(&store, &choosing("next", 20_000, "yet another space")).await;
 }
 
@@ -329,17 +339,17 @@ async fn a_port_that_was_never_used_is_what_it_was_before(store: AnyStore) {
     // One that was never allocated, and one that another space has used.
     made(&store, &instance("former", 20_001)).await;
     let end = NOW.plus(QUARANTINE);
-    store.deprovision(&id("former"), NOW, Some(end)).await.unwrap();
+    store.deprovision(&id("former"), NOW, Ending::Rest(end)).await.unwrap();
     let before = store.ports(&pool()).await.unwrap();
     for (name, port) in [("new", 20_000), ("used", 20_001)] {
         let given = ServiceInstance { space_id: space("another space"), ..instance(name, port) };
-        assert!(matches!(store.provision(&given, end).await.unwrap(), Provision::Created(_)));
-        let gone = store.deprovision(&given.id, end, None).await.unwrap();
+        assert!(matches!(store.provision(&given, false, end).await.unwrap(), Provision::Created(_)));
+        let gone = store.deprovision(&given.id, end, Ending::Unused).await.unwrap();
         assert_eq!(gone.map(|gone| gone.id), Some(given.id));
     }
     assert_eq!(store.ports(&pool()).await.unwrap(), before);
     let asked_for = choosing("stranger", 20_001, "another space");
-    assert_eq!(store.provision(&asked_for, end).await.unwrap(), Provision::PortTaken);
+    assert_eq!(store.provision(&asked_for, false, end).await.unwrap(), Provision::PortTaken);
 }
 
 async fn a_move_needs_the_port_as_it_was_read_and_a_free_one(store: AnyStore) {
@@ -390,7 +400,7 @@ async fn an_update_of_what_has_changed_meanwhile_is_stale(store: AnyStore) {
     let Change::Done(second) = store.update(&first).await.unwrap() else { panic!("the first update was refused") };
     assert_eq!(store.update(&first).await.unwrap(), Change::Stale);
     assert_eq!(store.update(&instance("unknown", 20_001)).await.unwrap(), Change::Stale);
-    store.deprovision(&first.id, NOW, Some(NOW)).await.unwrap();
+    store.deprovision(&first.id, NOW, Ending::Rest(NOW)).await.unwrap();
     assert_eq!(store.update(&second).await.unwrap(), Change::Stale);
 }
 
@@ -431,7 +441,7 @@ async fn a_deleted_service_instance_takes_its_bindings_along(store: AnyStore) {
     for (binding, of) in [("b", "i"), ("a", "i"), ("c", "j")] {
         bound(&store, &key(binding, of)).await;
     }
-    store.deprovision(&id("i"), NOW, Some(NOW)).await.unwrap();
+    store.deprovision(&id("i"), NOW, Ending::Unused).await.unwrap();
     assert_eq!(store.binding(&id("i"), &binding_id("a")).await.unwrap(), None);
     let changes = store.changes_since(Revision(5)).await.unwrap().unwrap();
     let expected = Changes {
@@ -452,9 +462,9 @@ async fn every_change_raises_the_revision_by_one_and_a_refusal_does_not(store: A
     };
     let first = made(&store, &instance("i", 20_000)).await;
     check("provision", true).await;
-    store.provision(&instance("i", 20_001), NOW).await.unwrap();
+    store.provision(&instance("i", 20_001), false, NOW).await.unwrap();
     check("a known id", false).await;
-    store.provision(&instance("j", 20_000), NOW).await.unwrap();
+    store.provision(&instance("j", 20_000), false, NOW).await.unwrap();
     check("a taken port", false).await;
     store.update(&first).await.unwrap();
     check("update", true).await;
@@ -478,13 +488,13 @@ async fn every_change_raises_the_revision_by_one_and_a_refusal_does_not(store: A
     check("reserve", true).await;
     store.reserve(&reservation("block", 20_020, 20_021)).await.unwrap();
     check("a taken name", false).await;
-    store.join(&NodeId::new("node").unwrap(), &[pool()], NOW).await.unwrap();
+    store.join(&member("node", &["default"])).await.unwrap();
     check("join", false).await;
     store.announce_secret().await.unwrap();
     check("the announce secret", false).await;
-    store.deprovision(&first.id, NOW, Some(NOW)).await.unwrap();
+    store.deprovision(&first.id, NOW, Ending::Rest(NOW)).await.unwrap();
     check("deprovision", true).await;
-    store.deprovision(&first.id, NOW, Some(NOW)).await.unwrap();
+    store.deprovision(&first.id, NOW, Ending::Rest(NOW)).await.unwrap();
     check("an unknown service instance", false).await;
 }
 
@@ -492,7 +502,7 @@ async fn changes_are_told_from_every_revision_on(store: AnyStore) {
     let i = made(&store, &instance("i", 20_000)).await; // 1
     let j = made(&store, &instance("j", 20_001)).await; // 2
     let b = bound(&store, &key("b", "i")).await; // 3
-    store.deprovision(&j.id, NOW, Some(NOW)).await.unwrap(); // 4
+    store.deprovision(&j.id, NOW, Ending::Unused).await.unwrap(); // 4
     let Change::Done(i) = store.update(&i).await.unwrap() else { panic!("the update was refused") }; // 5
     store.unbind(&i.id, &b.id).await.unwrap(); // 6
     let changes = |instances: &[&ServiceInstance], deleted: &[&ServiceInstance], unbound: &[&Binding]| Changes {
@@ -501,6 +511,7 @@ async fn changes_are_told_from_every_revision_on(store: AnyStore) {
         bindings: Vec::new(),
         deleted_instances: deleted.iter().map(|i| i.id.clone()).collect(),
         deleted_bindings: unbound.iter().map(|b| b.id.clone()).collect(),
+        ..Changes::default()
     };
     for (since, expected) in [
         (0, changes(&[&i], &[&j], &[&b])),
@@ -517,12 +528,12 @@ async fn changes_are_told_from_every_revision_on(store: AnyStore) {
 async fn what_was_deleted_and_made_again_is_not_deleted(store: AnyStore) {
     made(&store, &instance("i", 20_000)).await;
     bound(&store, &key("b", "i")).await;
-    store.deprovision(&id("i"), NOW, Some(NOW)).await.unwrap();
+    store.deprovision(&id("i"), NOW, Ending::Unused).await.unwrap();
     let i = made(&store, &instance("i", 20_001)).await;
     let b = bound(&store, &key("b", "i")).await;
     let expected = Changes { revision: Revision(5), instances: vec![i], bindings: vec![b], ..Changes::default() };
     assert_eq!(store.changes_since(Revision(2)).await.unwrap(), Some(expected));
-    store.deprovision(&id("i"), NOW, Some(NOW)).await.unwrap();
+    store.deprovision(&id("i"), NOW, Ending::Unused).await.unwrap();
     let changes = store.changes_since(Revision(5)).await.unwrap().unwrap();
     assert_eq!((changes.deleted_instances, changes.deleted_bindings), (vec![id("i")], vec![binding_id("b")]));
 }
@@ -561,26 +572,13 @@ async fn the_announce_secret_is_made_once(store: AnyStore) {
     assert_ne!(secrets[0].expose(), &[0; 32]);
 }
 
-async fn a_node_is_known_by_its_last_word(store: AnyStore) {
-    let node = |text: &str| NodeId::new(text).unwrap();
-    let pools = |names: &[&str]| names.iter().map(|name| PoolName::new(name).unwrap()).collect::<Vec<_>>();
-    store.join(&node("b"), &pools(&["default", "games", "default"]), NOW).await.unwrap();
-    store.join(&node("a"), &pools(&["games"]), NOW).await.unwrap();
-    store.join(&node("a"), &[], NOW.plus(QUARANTINE)).await.unwrap();
-    let expected = [
-        Node { id: node("a"), pools: pools(&[]), seen_at: NOW.plus(QUARANTINE) },
-        Node { id: node("b"), pools: pools(&["default", "games"]), seen_at: NOW },
-    ];
-    assert_eq!(store.nodes().await.unwrap(), expected);
-}
-
 async fn parallel_provisions_never_share_a_port(store: AnyStore) {
     let mut calls = JoinSet::new();
     for number in 0..50_u16 {
         let store = store.clone();
         calls.spawn(async move {
             let wish = instance(&format!("i{number}"), 20_000 + number % 10);
-            store.provision(&wish, NOW).await.unwrap()
+            store.provision(&wish, false, NOW).await.unwrap()
         });
     }
     let mut ports = Vec::new();
@@ -600,7 +598,7 @@ async fn parallel_identical_provisions_make_one_service_instance(store: AnyStore
     let mut calls = JoinSet::new();
     for number in 0..50_u16 {
         let store = store.clone();
-        calls.spawn(async move { store.provision(&instance("i", 20_000 + number), NOW).await.unwrap() });
+        calls.spawn(async move { store.provision(&instance("i", 20_000 + number), false, NOW).await.unwrap() });
     }
     let outcomes = calls.join_all().await;
     let stored = store.instance(&id("i")).await.unwrap().unwrap();
@@ -615,7 +613,7 @@ async fn a_call_that_is_dropped_half_way_does_all_or_nothing(store: AnyStore) {
         let wish = instance(&format!("i{number}"), 20_000 + number);
         // From too short for the first statement to long enough for the last.
         let patience = Duration::from_micros(20 * u64::from(number));
-        let _ = tokio::time::timeout(patience, store.provision(&wish, NOW)).await;
+        let _ = tokio::time::timeout(patience, store.provision(&wish, false, NOW)).await;
     }
     // The writer is free again, and every port has its service instance.
     made(&store, &instance("last", 20_500)).await;
@@ -631,7 +629,7 @@ async fn a_closed_store_answers_with_a_fault(store: AnyStore) {
     store.close().await;
     assert!(store.ping().await.is_err());
     assert!(store.everything().await.is_err());
-    let fault = store.provision(&instance("i", 20_000), NOW).await.unwrap_err();
+    let fault = store.provision(&instance("i", 20_000), false, NOW).await.unwrap_err();
     assert!(fault.to_string().contains("store"), "{fault}");
     store.close().await;
 }
@@ -643,9 +641,9 @@ async fn all_is_there_after_a_restart() {
     made(&store, &instance("i", 20_000)).await;
     made(&store, &instance("j", 20_001)).await;
     bound(&store, &key("b", "i")).await;
-    store.deprovision(&id("j"), NOW, Some(NOW.plus(QUARANTINE))).await.unwrap();
+    store.deprovision(&id("j"), NOW, Ending::Rest(NOW.plus(QUARANTINE))).await.unwrap();
     store.reserve(&reservation("block", 20_010, 20_011)).await.unwrap();
-    store.join(&NodeId::new("node").unwrap(), &[pool()], NOW).await.unwrap();
+    store.join(&member("node", &["default"])).await.unwrap();
     let read = async |store: &AnyStore| {
         (
             store.announce_secret().await.unwrap(),
@@ -653,7 +651,7 @@ async fn all_is_there_after_a_restart() {
             store.changes_since(Revision(1)).await.unwrap(),
             store.ports(&pool()).await.unwrap(),
             store.reservations(&pool()).await.unwrap(),
-            store.nodes().await.unwrap(),
+            store.members().await.unwrap(),
         )
     };
     let before = read(&store).await;
@@ -858,7 +856,7 @@ async fn commits_and_faults_are_measured() {
     let metrics = Metrics::new();
     let store = store::open("sqlite:harbor.db", directory.path(), metrics.store.clone()).await.unwrap();
     made(&store, &instance("i", 20_000)).await;
-    store.provision(&instance("j", 20_000), NOW).await.unwrap();
+    store.provision(&instance("j", 20_000), false, NOW).await.unwrap();
     let text = metrics.encode();
     assert!(text.contains("harbor_store_commit_duration_seconds_count 1\n"), "{text}");
     assert!(text.contains("harbor_store_faults_total 0\n"), "{text}");

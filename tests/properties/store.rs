@@ -1,13 +1,19 @@
 //! Random histories: whatever is done in whatever order, SQLite answers as the reference model does and holds the same.
 
-use std::{fmt::Debug, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt::Debug, path::Path, sync::Arc, time::Duration};
 
 use harbor::{
     model::{
         AppId, BindingId, NodeId, OrganizationId, PlanId, PoolName, Protocol, Revision, ServiceInstanceId, SpaceId,
-        Timestamp, binding::Binding, parameters::Settings, service_instance::ServiceInstance,
+        Timestamp,
+        binding::Binding,
+        member::{Member, PortFailure, Report},
+        observed::Mode,
+        parameters::Settings,
+        pool::{Pool, PoolNames},
+        service_instance::ServiceInstance,
     },
-    store::{self, AnyStore, Reservation, memory::MemoryStore},
+    store::{self, AnyStore, Ending, Reservation, memory::MemoryStore},
     telemetry::metrics::Metrics,
 };
 use proptest::prelude::*;
@@ -16,34 +22,65 @@ const PORTS: std::ops::Range<u16> = 20_100..20_106;
 
 #[derive(Debug, Clone)]
 enum Step {
-    Provision { instance: u8, pool: u8, port: u16, asked_for: bool, space: u8 },
+    Provision { instance: u8, pool: u8, port: u16, asked_for: bool, space: u8, open_later: bool },
     Move { instance: u8, to: u16, stale: bool },
     Update { instance: u8, plan: u8, stale: bool },
-    Deprovision { instance: u8, quarantine_minutes: Option<u64> },
+    Deprovision { instance: u8, ending: EndingOf },
+    TakeUp { instance: u8, from: u8, to: u8 },
+    Opened { instance: u8, by: u8 },
     Bind { binding: u8, instance: u8, app: bool },
     Unbind { binding: u8, instance: u8 },
     Reserve { pool: u8, name: u8, first_port: u16, more: u16 },
-    Join { node: u8, pools: Vec<u8> },
+    Join { node: u8, pools: BTreeSet<u8> },
+    Report { node: u8, process: u8, applied: u64, failures: u8 },
+    Drain { node: u8, drain: bool },
+    RemoveNode { node: u8 },
+    DefinePool { pool: u8, quarantine_minutes: u64, stale: bool },
     Wait { minutes: u64 },
+}
+
+#[derive(Debug, Clone, Copy)]
+enum EndingOf {
+    Rest { minutes: u64 },
+    Unused,
+    Failed,
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => (0..4_u8, 0..2_u8, PORTS, any::<bool>(), 0..2_u8).prop_map(|(instance, pool, port, asked_for, space)| {
-            Step::Provision { instance, pool, port, asked_for, space }
-        }),
+        6 => (0..4_u8, 0..2_u8, PORTS, any::<bool>(), 0..2_u8, any::<bool>()).prop_map(
+            |(instance, pool, port, asked_for, space, open_later)| {
+                Step::Provision { instance, pool, port, asked_for, space, open_later }
+            },
+        ),
         2 => (0..4_u8, PORTS, prop::bool::weighted(0.2)).prop_map(|(instance, to, stale)| Step::Move { instance, to, stale }),
         2 => (0..4_u8, 0..3_u8, prop::bool::weighted(0.2))
             .prop_map(|(instance, plan, stale)| Step::Update { instance, plan, stale }),
-        4 => (0..4_u8, prop_oneof![Just(None), Just(Some(0)), Just(Some(15)), Just(Some(60))])
-            .prop_map(|(instance, quarantine_minutes)| Step::Deprovision { instance, quarantine_minutes }),
+        4 => (0..4_u8, ending()).prop_map(|(instance, ending)| Step::Deprovision { instance, ending }),
+        1 => (0..4_u8, 0..2_u8, 0..2_u8).prop_map(|(instance, from, to)| Step::TakeUp { instance, from, to }),
+        1 => (0..4_u8, 0..2_u8).prop_map(|(instance, by)| Step::Opened { instance, by }),
         4 => (0..5_u8, 0..4_u8, any::<bool>()).prop_map(|(binding, instance, app)| Step::Bind { binding, instance, app }),
         2 => (0..5_u8, 0..4_u8).prop_map(|(binding, instance)| Step::Unbind { binding, instance }),
         1 => (0..2_u8, 0..2_u8, PORTS, 0..2_u16)
             .prop_map(|(pool, name, first_port, more)| Step::Reserve { pool, name, first_port, more }),
-        1 => (0..2_u8, prop::collection::vec(0..3_u8, 0..4)).prop_map(|(node, pools)| Step::Join { node, pools }),
+        1 => (0..2_u8, prop::collection::btree_set(0..3_u8, 0..4)).prop_map(|(node, pools)| Step::Join { node, pools }),
+        1 => (0..2_u8, 0..2_u8, 0..9_u64, 0..3_u8)
+            .prop_map(|(node, process, applied, failures)| Step::Report { node, process, applied, failures }),
+        1 => (0..2_u8, any::<bool>()).prop_map(|(node, drain)| Step::Drain { node, drain }),
+        1 => (0..2_u8).prop_map(|node| Step::RemoveNode { node }),
+        1 => (0..2_u8, 0..3_u64, prop::bool::weighted(0.3))
+            .prop_map(|(pool, quarantine_minutes, stale)| Step::DefinePool { pool, quarantine_minutes, stale }),
         2 => prop_oneof![Just(1), Just(15), Just(24 * 60)].prop_map(|minutes| Step::Wait { minutes }),
     ]
+}
+
+fn ending() -> impl Strategy<Value = EndingOf> {
+    let rest = prop_oneof![Just(0), Just(15), Just(60)].prop_map(|minutes| EndingOf::Rest { minutes });
+    prop_oneof![3 => rest, 1 => Just(EndingOf::Unused), 1 => Just(EndingOf::Failed)]
+}
+
+fn node_id(number: u8) -> NodeId {
+    NodeId::new(format!("node-{number}")).unwrap()
 }
 
 fn instance_id(number: u8) -> ServiceInstanceId {
@@ -72,7 +109,7 @@ async fn act(store: &AnyStore, step: &Step, now: Timestamp) -> String {
         format!("{:?}", outcome.unwrap())
     }
     match *step {
-        Step::Provision { instance, pool, port, asked_for, space } => {
+        Step::Provision { instance, pool, port, asked_for, space, open_later } => {
             let instance = ServiceInstance {
                 id: instance_id(instance),
                 plan_id: plan_id(0),
@@ -84,11 +121,11 @@ async fn act(store: &AnyStore, step: &Step, now: Timestamp) -> String {
                 organization_id: OrganizationId::new("organization").unwrap(),
                 space_id: space_id(space),
                 name: asked_for.then(|| "both-game".into()),
-                node_id: NodeId::new("node").unwrap(),
+                node_id: node_id(space),
                 created_at: now,
                 revision: Revision::default(),
             };
-            shown(store.provision(&instance, now).await)
+            shown(store.provision(&instance, open_later, now).await)
         }
         Step::Move { instance, to, stale } => {
             let id = instance_id(instance);
@@ -109,10 +146,18 @@ async fn act(store: &AnyStore, step: &Step, now: Timestamp) -> String {
             }
             None => "nothing to update".into(),
         },
-        Step::Deprovision { instance, quarantine_minutes } => {
-            let until = quarantine_minutes.map(|minutes| now.plus(Duration::from_secs(60 * minutes)));
-            shown(store.deprovision(&instance_id(instance), now, until).await)
+        Step::Deprovision { instance, ending } => {
+            let ending = match ending {
+                EndingOf::Rest { minutes } => Ending::Rest(now.plus(Duration::from_secs(60 * minutes))),
+                EndingOf::Unused => Ending::Unused,
+                EndingOf::Failed => Ending::Failed("the port is held"),
+            };
+            shown(store.deprovision(&instance_id(instance), now, ending).await)
         }
+        Step::TakeUp { instance, from, to } => {
+            shown(store.take_up(&instance_id(instance), &node_id(from), &node_id(to), now).await)
+        }
+        Step::Opened { instance, by } => shown(store.opened(&instance_id(instance), &node_id(by)).await),
         Step::Bind { binding, instance, app } => {
             let binding = Binding {
                 id: binding_id(binding),
@@ -137,15 +182,56 @@ async fn act(store: &AnyStore, step: &Step, now: Timestamp) -> String {
             shown(store.reserve(&reservation).await)
         }
         Step::Join { node, ref pools } => {
-            let pools = pools.iter().map(|pool| pool_name(*pool)).collect::<Vec<_>>();
-            shown(store.join(&NodeId::new(format!("node-{node}")).unwrap(), &pools, now).await)
+            let member = Member {
+                id: node_id(node),
+                process: "0".into(),
+                version: "0.1.0".into(),
+                pools: pools.iter().map(|pool| pool_name(*pool)).collect(),
+                report: Report::default(),
+                drain: false,
+                joined_at: now,
+                seen_at: now,
+            };
+            shown(store.join(&member).await)
+        }
+        Step::Report { node, process, applied, failures } => {
+            let failure = |number| PortFailure {
+                service_instance_id: instance_id(number),
+                port: 20_100 + u16::from(number),
+                held: number == 0,
+                reason: "TCP port 20100 is held by \"nginx\"".into(),
+                since: now,
+            };
+            let report = Report {
+                mode: Mode::ALL[usize::from(process)],
+                applied: Revision(applied),
+                flows: applied * 3,
+                failures: (0..failures).map(failure).collect(),
+                failed: failures.into(),
+            };
+            shown(store.report(&node_id(node), &process.to_string(), &report, now).await)
+        }
+        Step::Drain { node, drain } => shown(store.set_drain(&node_id(node), drain).await),
+        Step::RemoveNode { node } => shown(store.remove_node(&node_id(node)).await),
+        Step::DefinePool { pool, quarantine_minutes, stale } => {
+            let pool = Pool {
+                name: pool_name(pool),
+                ports: "20100-20110, 20200".parse().unwrap(),
+                names: PoolNames { host: Some("10.0.0.5".into()), ..PoolNames::default() },
+                int_port: 4100,
+                quarantine: Duration::from_secs(60 * quarantine_minutes),
+                retired: quarantine_minutes == 0,
+            };
+            let read_at = store.everything().await.unwrap().revision;
+            let read_at = Revision(read_at.0.saturating_sub(5 * u64::from(stale)));
+            shown(store.define_pools(&[pool], read_at).await)
         }
         Step::Wait { .. } => String::new(),
     }
 }
 
 /// All that can be read, as text.
-async fn all(store: &AnyStore) -> String {
+async fn all(store: &AnyStore, now: Timestamp) -> String {
     let everything = store.everything().await.unwrap();
     let mut shown = format!("{everything:#?}");
     for back in [0, 1, 5, 20] {
@@ -159,7 +245,11 @@ async fn all(store: &AnyStore) -> String {
         shown += &format!("\n{:#?}", store.ports(&pool).await.unwrap());
         shown += &format!("\n{:#?}", store.reservations(&pool).await.unwrap());
     }
-    shown + &format!("\n{:#?}", store.nodes().await.unwrap())
+    for instance in 0..4 {
+        shown += &format!("\n{:?}", store.operation(&instance_id(instance), now).await.unwrap());
+    }
+    shown += &format!("\n{:#?}", store.operations().await.unwrap());
+    shown + &format!("\n{:#?}", store.members().await.unwrap())
 }
 
 /// A directory in memory where there is one: what is on the disk does not matter here, and 2,000 commits wait for it.
@@ -185,7 +275,7 @@ proptest! {
                     now = now.plus(Duration::from_secs(60 * minutes));
                 }
                 prop_assert_eq!(act(&sqlite, &step, now).await, act(&reference, &step, now).await, "{:?}", step);
-                prop_assert_eq!(all(&sqlite).await, all(&reference).await, "after {:?}", step);
+                prop_assert_eq!(all(&sqlite, now).await, all(&reference, now).await, "after {:?}", step);
             }
             sqlite.close().await;
             Ok(())

@@ -142,7 +142,7 @@ async fn a_service_instance_of_a_pool_that_is_gone_can_be_shown_and_deleted_but_
         ..site.stored("a").await.unwrap()
     };
     let now = site.clock.wall();
-    assert!(matches!(site.store.provision(&elsewhere, now).await.unwrap(), store::Provision::Created(_)));
+    assert!(matches!(site.store.provision(&elsewhere, false, now).await.unwrap(), store::Provision::Created(_)));
     site.control.refresh().await.unwrap();
     let path = format!("{INSTANCES}/stray");
     assert_eq!(site.client.get(&path).await.status, 200);

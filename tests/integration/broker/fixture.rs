@@ -19,6 +19,7 @@ use harbor::{
         BindingId, Clock, NodeId, PoolName, Protocol, Revision, ServiceInstanceId, Timestamp, Transport,
         binding::Binding,
         desired::{DesiredState, ForwarderLimits},
+        member::{Member, Report},
         observed::{ListenerObservation, ListenerState, Observations},
         plan::{Caps, Plan, PlanProtocol, SERVICE_ID},
         pool::{Pool, PoolNames},
@@ -66,6 +67,7 @@ pub async fn site_with(default: &str, games: &str) -> Site {
         names,
         int_port: 4100,
         quarantine: Duration::from_secs(900),
+        retired: false,
     };
     let public = PoolNames {
         host: Some("10.0.0.5".into()),
@@ -390,9 +392,14 @@ impl Store for Breakable {
         self.inner.binding(instance, id).await
     }
 
-    async fn provision(&self, instance: &ServiceInstance, now: Timestamp) -> store::Result<store::Provision> {
+    async fn provision(
+        &self,
+        instance: &ServiceInstance,
+        open_later: bool,
+        now: Timestamp,
+    ) -> store::Result<store::Provision> {
         self.check("provision")?;
-        self.inner.provision(instance, now).await
+        self.inner.provision(instance, open_later, now).await
     }
 
     async fn move_port(
@@ -414,10 +421,10 @@ impl Store for Breakable {
         &self,
         id: &ServiceInstanceId,
         now: Timestamp,
-        quarantined_until: Option<Timestamp>,
+        ending: store::Ending<'_>,
     ) -> store::Result<Option<ServiceInstance>> {
         self.check("deprovision")?;
-        let gone = self.inner.deprovision(id, now, quarantined_until).await?;
+        let gone = self.inner.deprovision(id, now, ending).await?;
         self.check("after deprovision")?;
         Ok(gone)
     }
@@ -432,12 +439,54 @@ impl Store for Breakable {
         self.inner.unbind(instance, id).await
     }
 
-    async fn join(&self, node: &NodeId, pools: &[PoolName], now: Timestamp) -> store::Result<()> {
-        self.inner.join(node, pools, now).await
+    async fn operation(&self, id: &ServiceInstanceId, now: Timestamp) -> store::Result<Option<store::Operation>> {
+        self.inner.operation(id, now).await
     }
 
-    async fn nodes(&self) -> store::Result<Vec<store::Node>> {
-        self.inner.nodes().await
+    async fn operations(&self) -> store::Result<Vec<store::Operation>> {
+        self.inner.operations().await
+    }
+
+    async fn take_up(&self, id: &ServiceInstanceId, from: &NodeId, to: &NodeId, now: Timestamp) -> store::Result<bool> {
+        self.inner.take_up(id, from, to, now).await
+    }
+
+    async fn opened(&self, id: &ServiceInstanceId, by: &NodeId) -> store::Result<bool> {
+        self.inner.opened(id, by).await
+    }
+
+    async fn define_pools(&self, pools: &[Pool], read_at: Revision) -> store::Result<Option<Revision>> {
+        self.inner.define_pools(pools, read_at).await
+    }
+
+    async fn join(&self, member: &Member) -> store::Result<()> {
+        self.inner.join(member).await
+    }
+
+    async fn report(
+        &self,
+        node: &NodeId,
+        process: &str,
+        report: &Report,
+        now: Timestamp,
+    ) -> store::Result<store::Heard> {
+        self.inner.report(node, process, report, now).await
+    }
+
+    async fn set_drain(&self, node: &NodeId, drain: bool) -> store::Result<bool> {
+        self.inner.set_drain(node, drain).await
+    }
+
+    async fn remove_node(&self, node: &NodeId) -> store::Result<bool> {
+        self.inner.remove_node(node).await
+    }
+
+    async fn members(&self) -> store::Result<Vec<Member>> {
+        self.inner.members().await
+    }
+
+    async fn feed(&self) -> store::Result<Box<dyn store::Feed>> {
+        self.inner.feed().await
     }
 
     async fn ping(&self) -> store::Result<()> {

@@ -21,6 +21,7 @@ fn pool(name: &str, ports: &str, host: &str) -> Pool {
         names: PoolNames { host: Some(host.into()), ..PoolNames::default() },
         int_port: 4200,
         quarantine: Duration::from_secs(60),
+        retired: false,
     }
 }
 

@@ -1,0 +1,291 @@
+//! The nodes of a store, as they tell one another: who lives, what each has bound, whom a change has to wait for.
+//!
+//! Nobody leads. A node says what it has applied; whoever has made a change looks at what the others say.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    NodeId, PoolName, Revision, ServiceInstanceId, Timestamp,
+    observed::{ListenerState, Mode, Observations},
+};
+
+/// How often a node says that it lives.
+pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
+
+/// A node that has not been heard for so long is not waited for: three heartbeats and some room.
+pub const DEAD_AFTER: Duration = Duration::from_millis(3_500);
+
+/// Most ports that a node tells it cannot bind, the latest first; the number of all is told besides.
+pub const MAX_TOLD_FAILURES: usize = 256;
+
+/// A node as the store knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its name.
+    pub id: NodeId,
+    /// The process that speaks for it: of two that claim one name, the later one does.
+    pub process: String,
+    /// The version of Harbor that it runs.
+    pub version: String,
+    /// The pools that it serves, in order.
+    pub pools: Vec<PoolName>,
+    /// What it said last.
+    pub report: Report,
+    /// Whether an operator wants it drained.
+    pub drain: bool,
+    /// When its process joined.
+    pub joined_at: Timestamp,
+    /// When it was heard last.
+    pub seen_at: Timestamp,
+}
+
+/// What a node says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Report {
+    /// Whether it takes part.
+    pub mode: Mode,
+    /// The last revision that it has applied whole.
+    pub applied: Revision,
+    /// Open connections and sessions.
+    pub flows: u64,
+    /// Ports that it cannot bind, the latest first; [`MAX_TOLD_FAILURES`] of them at most.
+    pub failures: Vec<PortFailure>,
+    /// How many ports it cannot bind.
+    pub failed: u64,
+}
+
+/// A port that a node cannot bind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortFailure {
+    /// Whose it is.
+    pub service_instance_id: ServiceInstanceId,
+    /// The port.
+    pub port: u16,
+    /// Whether somebody else holds it.
+    pub held: bool,
+    /// A sentence for people.
+    pub reason: Arc<str>,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+impl Report {
+    /// What a node that has applied and bound this says. `port_of` knows the port of a listener.
+    #[must_use]
+    pub fn of(
+        mode: Mode,
+        flows: u64,
+        observed: &Observations,
+        port_of: impl Fn(&ServiceInstanceId) -> Option<u16>,
+    ) -> Self {
+        let mut failures = observed
+            .listeners
+            .iter()
+            .filter_map(|(id, seen)| match &seen.state {
+                ListenerState::Failed { held, reason } => Some(PortFailure {
+                    service_instance_id: id.clone(),
+                    port: port_of(id)?,
+                    held: *held,
+                    reason: Arc::clone(reason),
+                    since: seen.since,
+                }),
+                _ => None,
+            })
+            .collect::<Vec<_>>();
+        failures.sort_by(|a, b| (b.since, &a.service_instance_id).cmp(&(a.since, &b.service_instance_id)));
+        let failed = failures.len() as u64;
+        failures.truncate(MAX_TOLD_FAILURES);
+        Self { mode, applied: observed.applied.unwrap_or_default(), flows, failures, failed }
+    }
+}
+
+/// All nodes that have joined, at one moment, as one of them sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Members {
+    /// In order of their ids.
+    pub all: Vec<Known>,
+}
+
+/// A node, and whether it lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// What the store says of it.
+    pub member: Member,
+    /// Whether it was heard lately.
+    pub alive: bool,
+}
+
+/// What has become of a port on the nodes that are to have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Opening {
+    /// Every one of these nodes listens; how many.
+    Open(usize),
+    /// These have not said yet.
+    Waiting(Vec<NodeId>),
+    /// This one cannot bind it.
+    Failed(NodeId, PortFailure),
+}
+
+impl Members {
+    /// The nodes that serve `pool`, live, and neither drain nor are about to.
+    pub fn serving<'a>(&'a self, pool: &'a PoolName) -> impl Iterator<Item = &'a Member> {
+        let live = self.all.iter().filter(|known| known.alive).map(|known| &known.member);
+        live.filter(move |member| !member.drain && member.report.mode != Mode::Draining && member.pools.contains(pool))
+    }
+
+    /// What has become of `port` at `revision` on every node of `pool` but `but`.
+    #[must_use]
+    pub fn opening(
+        &self,
+        pool: &PoolName,
+        id: &ServiceInstanceId,
+        port: u16,
+        revision: Revision,
+        but: &NodeId,
+    ) -> Opening {
+        let (mut open, mut waiting) = (0, Vec::new());
+        for member in self.serving(pool).filter(|member| member.id != *but) {
+            let failed = |failure: &&PortFailure| failure.service_instance_id == *id && failure.port == port;
+            if let Some(failure) = member.report.failures.iter().find(failed) {
+                return Opening::Failed(member.id.clone(), failure.clone());
+            }
+            if member.report.applied >= revision { open += 1 } else { waiting.push(member.id.clone()) }
+        }
+        if waiting.is_empty() { Opening::Open(open) } else { Opening::Waiting(waiting) }
+    }
+
+    /// Whether a node of this name lives.
+    #[must_use]
+    pub fn is_alive(&self, id: &NodeId) -> bool {
+        self.all.iter().any(|known| known.alive && known.member.id == *id)
+    }
+}
+
+/// Who lives, by one's own clock: a node does as long as its `seen_at` goes on changing, whatever it is, so that clocks
+/// that differ between machines kill nobody.
+#[derive(Debug, Default)]
+pub struct Pulse {
+    heard: HashMap<NodeId, (Timestamp, Instant)>,
+}
+
+impl Pulse {
+    /// Looks at what the store says `now`. A node that is seen for the first time counts as alive.
+    pub fn feel(&mut self, members: Vec<Member>, now: Instant) -> Members {
+        self.heard.retain(|id, _| members.iter().any(|member| member.id == *id));
+        let all = members.into_iter().map(|member| {
+            let heard = self.heard.entry(member.id.clone()).or_insert((member.seen_at, now));
+            if heard.0 != member.seen_at {
+                *heard = (member.seen_at, now);
+            }
+            let alive = now.saturating_duration_since(heard.1) < DEAD_AFTER;
+            Known { member, alive }
+        });
+        Members { all: all.collect() }
+    }
+
+    /// Forgets when nodes were heard: the store was away, and nobody could say anything.
+    pub fn renew(&mut self, now: Instant) {
+        self.heard.values_mut().for_each(|heard| heard.1 = now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(id: &str, applied: u64) -> Member {
+        Member {
+            id: NodeId::new(id).unwrap(),
+            process: "1".into(),
+            version: "0.1.0".into(),
+            pools: vec![pool("default")],
+            report: Report { mode: Mode::Serving, applied: Revision(applied), ..Report::default() },
+            drain: false,
+            joined_at: Timestamp(0),
+            seen_at: Timestamp(0),
+        }
+    }
+
+    fn pool(name: &str) -> PoolName {
+        PoolName::new(name).unwrap()
+    }
+
+    fn opening(members: Vec<Member>) -> Opening {
+        let members = Members { all: members.into_iter().map(|member| Known { member, alive: true }).collect() };
+        let (id, own) = (ServiceInstanceId::new("i").unwrap(), NodeId::new("own").unwrap());
+        members.opening(&pool("default"), &id, 1024, Revision(5), &own)
+    }
+
+    fn node(id: &str) -> NodeId {
+        NodeId::new(id).unwrap()
+    }
+
+    #[test]
+    fn a_port_is_open_when_every_other_node_of_the_pool_that_takes_part_has_applied_it() {
+        let draining = Member { drain: true, ..member("draining", 0) };
+        let elsewhere = Member { pools: vec![pool("games")], ..member("elsewhere", 0) };
+        let leaving = Member { report: Report { mode: Mode::Draining, ..Report::default() }, ..member("leaving", 0) };
+        let rest = [draining, elsewhere, leaving, member("own", 0)];
+        let with = |more: &[Member]| [more, &rest].concat();
+        assert_eq!(opening(with(&[])), Opening::Open(0));
+        assert_eq!(opening(with(&[member("a", 5), member("b", 6)])), Opening::Open(2));
+        assert_eq!(opening(with(&[member("a", 5), member("b", 4)])), Opening::Waiting(vec![node("b")]));
+    }
+
+    #[test]
+    fn a_node_that_cannot_bind_the_port_is_named_at_once() {
+        let failure = |port| PortFailure {
+            service_instance_id: ServiceInstanceId::new("i").unwrap(),
+            port,
+            held: true,
+            reason: "held".into(),
+            since: Timestamp(0),
+        };
+        let with = |port| {
+            let mut member = member("b", 5);
+            member.report.failures.push(failure(port));
+            opening(vec![self::member("a", 0), member])
+        };
+        assert_eq!(with(1024), Opening::Failed(node("b"), failure(1024)));
+        assert_eq!(with(1025), Opening::Waiting(vec![node("a")]), "it was of the port before");
+    }
+
+    #[test]
+    fn a_node_lives_as_long_as_its_word_goes_on_changing_whatever_its_clock_says() {
+        let (mut pulse, start) = (Pulse::default(), Instant::now());
+        let mut alive = |seen_at, after: Duration| {
+            let member = Member { seen_at: Timestamp(seen_at), ..member("a", 0) };
+            pulse.feel(vec![member], start + after).all[0].alive
+        };
+        assert!(alive(900, Duration::ZERO), "it may just have spoken");
+        assert!(alive(900, DEAD_AFTER - Duration::from_millis(1)));
+        assert!(!alive(900, DEAD_AFTER));
+        assert!(alive(5, DEAD_AFTER), "a clock that was set back");
+        assert!(alive(5, DEAD_AFTER + HEARTBEAT_EVERY));
+        assert!(!alive(5, 2 * DEAD_AFTER));
+        pulse.renew(start + 2 * DEAD_AFTER);
+        let member = Member { seen_at: Timestamp(5), ..member("a", 0) };
+        assert!(pulse.feel(vec![member], start + 2 * DEAD_AFTER).all[0].alive);
+    }
+
+    #[test]
+    fn a_report_tells_the_latest_failures_and_how_many_there_are() {
+        let mut observed = Observations::default();
+        for number in 0..300_u16 {
+            let id = ServiceInstanceId::new(format!("{number:03}")).unwrap();
+            let state = match number {
+                0 => ListenerState::Bound,
+                _ => ListenerState::Failed { held: true, reason: "held".into() },
+            };
+            let since = Timestamp(number.into());
+            observed.listeners.insert_mut(id, super::super::observed::ListenerObservation { version: 1, state, since });
+        }
+        let report = Report::of(Mode::Serving, 7, &observed, |_| Some(1024));
+        assert_eq!((report.failed, report.failures.len()), (299, MAX_TOLD_FAILURES));
+        assert_eq!(report.failures[0].service_instance_id.as_str(), "299");
+    }
+}
