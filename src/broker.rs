@@ -7,10 +7,11 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use axum::{Router, middleware};
 use bytes::Bytes;
 
-use crate::{control::Control, http, telemetry::metrics::BrokerMetrics};
+use crate::{control::Control, http, model::plan::Plan, telemetry::metrics::BrokerMetrics};
 
 mod bind;
 mod catalog;
@@ -42,16 +43,42 @@ pub const MAX_BODY_BYTES: usize = 256 * 1024;
 struct Broker {
     control: Arc<Control>,
     passwords: Arc<Passwords>,
+    offer: ArcSwap<Offer>,
+    metrics: Arc<BrokerMetrics>,
+}
+
+/// What is made of the plans, once for each time that they change.
+#[derive(Debug)]
+struct Offer {
+    plans: Arc<[Plan]>,
     schemas: Schemas,
     catalog: Bytes,
-    metrics: Arc<BrokerMetrics>,
+}
+
+impl Offer {
+    fn of(plans: Arc<[Plan]>) -> Self {
+        let schemas = Schemas::of(&plans);
+        Self { catalog: catalog::body(&plans, &schemas), schemas, plans }
+    }
+}
+
+impl Broker {
+    /// What there is to choose from at this moment.
+    fn offer(&self) -> Arc<Offer> {
+        let (offer, plans) = (self.offer.load_full(), self.control.catalog());
+        if Arc::ptr_eq(&offer.plans, &plans) {
+            return offer;
+        }
+        let offer = Arc::new(Offer::of(plans));
+        self.offer.store(Arc::clone(&offer));
+        offer
+    }
 }
 
 /// The API as a router, ready for [`http::serve`]. The caller keeps `passwords` too, to replace them.
 pub fn router(control: Arc<Control>, passwords: Arc<Passwords>, metrics: Arc<BrokerMetrics>) -> Router {
-    let schemas = Schemas::of(control.catalog());
-    let broker =
-        Arc::new(Broker { passwords, catalog: catalog::body(control.catalog(), &schemas), schemas, control, metrics });
+    let offer = ArcSwap::from_pointee(Offer::of(control.catalog()));
+    let broker = Arc::new(Broker { control, passwords, offer, metrics });
     let routes = ROUTES.iter().fold(Router::new(), |router, route| router.route(route.path, route.operation.handler()));
     http::with_fallbacks(routes.with_state(Arc::clone(&broker)))
         .layer(middleware::from_fn(gate::version))

@@ -6,10 +6,13 @@
 //!
 //! A use case that has begun is finished, also when whoever asked has gone: none leaves a port or a trial behind.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
-use arc_swap::ArcSwap;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
@@ -18,9 +21,10 @@ use crate::{
         Clock, NodeId, PlanId, PoolName, ServiceInstanceId,
         desired::{DesiredState, ForwarderLimits},
         directory::Directory,
+        member::Members,
         observed::Observations,
         plan::Plan,
-        pool::Pool,
+        pool::{Pool, Pools},
         token::AnnounceSecret,
     },
     store::{self, AnyStore},
@@ -34,7 +38,9 @@ mod fetch;
 mod fetch_binding;
 mod keys;
 mod observe;
+mod operation;
 mod overview;
+mod pools;
 mod ports;
 mod provision;
 mod reload;
@@ -47,7 +53,9 @@ pub use deprovision::DeleteRefusal;
 pub use failure::{Failure, Fault};
 pub use fetch::NotFound;
 pub use fetch_binding::FetchedBinding;
+pub use operation::Progress;
 pub use overview::PoolUsage;
+pub use pools::Disagreement;
 pub use provision::{ProvisionRefusal, ProvisionSpec, Provisioned};
 pub use reload::ReloadRefusal;
 pub use update::{UpdateRefusal, UpdateSpec};
@@ -67,9 +75,9 @@ const REFRESH_EVERY: Duration = Duration::from_secs(5);
 pub struct Settings {
     /// This node.
     pub node: NodeId,
-    /// The pools that it serves.
+    /// The pools that it serves, as its file has them.
     pub pools: Vec<Pool>,
-    /// The catalog; each plan's pool is one of `pools`.
+    /// The catalog.
     pub plans: Vec<Plan>,
     /// Live settings of the forwarder.
     pub limits: ForwarderLimits,
@@ -77,73 +85,80 @@ pub struct Settings {
     pub announce_url: Option<String>,
 }
 
-/// What can change while the node runs.
+/// What can change while the node runs, beside service instances and bindings.
 #[derive(Debug, Clone)]
 struct Facts {
-    pools: BTreeMap<PoolName, Pool>,
+    /// As all nodes have agreed on them.
+    pools: Pools,
+    /// Those whose ports this node binds.
+    served: BTreeSet<PoolName>,
+    plans: Arc<[Plan]>,
     limits: Arc<ForwarderLimits>,
 }
 
 /// The use cases of one node.
 pub struct Control {
     node: NodeId,
-    plans: Arc<[Plan]>,
     announce_url: Option<String>,
     announce_secret: AnnounceSecret,
-    facts: ArcSwap<Facts>,
+    /// The pools as this node's file last had them.
+    file: Mutex<Vec<Pool>>,
     store: AnyStore,
     clock: Arc<dyn Clock>,
-    ports: Ports,
+    ports: Arc<Ports>,
     snapshot: Snapshot,
     observations: watch::Receiver<Arc<Observations>>,
+    members: watch::Receiver<Arc<Members>>,
     metrics: Arc<ControlMetrics>,
     keys: Keys,
     operations: Arc<Semaphore>,
+    /// The service instances that are being opened here after the answer was given.
+    openings: watch::Sender<HashSet<ServiceInstanceId>>,
     tasks: TaskTracker,
 }
 
 impl Control {
-    /// Reads everything from the store, and publishes the first desired state and directory.
+    /// Agrees with the other nodes on the pools, reads everything from the store, and publishes the first desired state
+    /// and directory. `members` are the nodes as they are known from then on.
     ///
     /// # Errors
-    /// When the store is away.
+    /// [`Disagreement`], also when the store is away.
     pub async fn open(
         settings: Settings,
         store: AnyStore,
         clock: Arc<dyn Clock>,
         observations: watch::Receiver<Arc<Observations>>,
+        members: watch::Receiver<Arc<Members>>,
         metrics: Arc<ControlMetrics>,
-    ) -> store::Result<Arc<Self>> {
+    ) -> Result<Arc<Self>, Disagreement> {
         let Settings { node, pools, plans, limits, announce_url } = settings;
-        let plans = Arc::<[Plan]>::from(plans);
-        let facts = Arc::new(Facts {
-            pools: pools.into_iter().map(|pool| (pool.name.clone(), pool)).collect(),
-            limits: Arc::new(limits),
-        });
-        let now = clock.wall();
+        pools::define(&store, &node, &pools, |_| false, clock.wall()).await?;
         let announce_secret = store.announce_secret().await?;
-        let ports = Ports::open(Arc::clone(&store), facts.pools.values(), now).await?;
-        let snapshot = Snapshot::open(
-            Arc::clone(&store),
-            Arc::clone(&plans),
-            Arc::clone(&facts),
-            Directory::new(announce_secret.clone()),
-        )
-        .await?;
+        let ports = Arc::new(Ports::new(Arc::clone(&store)));
+        let facts = Facts {
+            pools: Pools::new(),
+            served: pools.iter().map(|pool| pool.name.clone()).collect(),
+            plans: plans.into(),
+            limits: Arc::new(limits),
+        };
+        let directory = Directory::new(announce_secret.clone());
+        let snapshot =
+            Snapshot::open(Arc::clone(&store), Arc::clone(&clock), Arc::clone(&ports), facts, directory).await?;
         Ok(Arc::new(Self {
             node,
-            plans,
             announce_url,
             announce_secret,
-            facts: ArcSwap::new(facts),
+            file: Mutex::new(pools),
             store,
             clock,
             ports,
             snapshot,
             observations,
+            members,
             metrics,
             keys: Keys::new(TURN_WAIT),
             operations: Arc::new(Semaphore::new(MAX_OPERATIONS)),
+            openings: watch::Sender::default(),
             tasks: TaskTracker::new(),
         }))
     }
@@ -160,10 +175,22 @@ impl Control {
         self.snapshot.directory()
     }
 
+    /// The pools as all nodes have agreed on them.
+    #[must_use]
+    pub fn pools(&self) -> watch::Receiver<Pools> {
+        self.snapshot.pools()
+    }
+
     /// The plans, in the order they are shown.
     #[must_use]
-    pub fn catalog(&self) -> &[Plan] {
-        &self.plans
+    pub fn catalog(&self) -> Arc<[Plan]> {
+        Arc::clone(&self.facts().plans)
+    }
+
+    /// The pools whose ports this node binds.
+    #[must_use]
+    pub fn served(&self) -> BTreeSet<PoolName> {
+        self.facts().served.clone()
     }
 
     /// Reads the store for changes: after a hint that there are some.
@@ -174,14 +201,29 @@ impl Control {
         self.snapshot.refresh().await
     }
 
-    /// Refreshes from time to time until `shutdown`: what a fault kept from being published, and what another process
-    /// changed.
-    pub async fn follow(&self, shutdown: CancellationToken) {
+    /// Refreshes until `shutdown`: whenever `changed` says that there is something to read, and from time to time, for
+    /// what a fault kept from being published.
+    pub async fn follow(self: Arc<Self>, mut changed: watch::Receiver<()>, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(REFRESH_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-            if let Err(fault) = self.refresh().await {
-                tracing::warn!(error = %failure::chain(&fault), "the store could not be read; going on with what is known");
+        let mut away = false;
+        loop {
+            let hinted = tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = ticks.tick() => false,
+                Ok(()) = changed.changed() => true,
+            };
+            let refreshed = async {
+                self.refresh().await?;
+                if hinted { Ok(()) } else { self.take_up_operations().await }
+            };
+            match refreshed.await {
+                Ok(()) => away = false,
+                Err(fault) if !away => {
+                    away = true;
+                    tracing::warn!(error = %failure::chain(&fault), "the store could not be read; going on with what is known");
+                }
+                Err(_) => {}
             }
         }
     }
@@ -192,12 +234,16 @@ impl Control {
         self.tasks.wait().await;
     }
 
-    fn plan(&self, id: &PlanId) -> Option<&Plan> {
-        self.plans.iter().find(|plan| plan.id == *id)
+    fn facts(&self) -> Arc<Facts> {
+        self.snapshot.facts()
+    }
+
+    fn plan(&self, id: &PlanId) -> Option<Plan> {
+        self.facts().plans.iter().find(|plan| plan.id == *id).cloned()
     }
 
     fn pool(&self, name: &PoolName) -> Result<Pool, Fault> {
-        self.facts.load().pools.get(name).cloned().ok_or_else(|| Fault::PoolNotServed(name.clone()))
+        self.facts().pools.get(name).cloned().ok_or_else(|| Fault::UnknownPool(name.clone()))
     }
 
     /// Runs a use case to its end, in its turn among those on the same service instance.

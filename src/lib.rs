@@ -21,6 +21,7 @@ pub mod store;
 
 pub mod backends;
 
+pub mod cluster;
 pub mod control;
 
 pub mod discovery;

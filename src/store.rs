@@ -232,6 +232,9 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Deletes a binding. `None` when there is none.
     async fn unbind(&self, instance: &ServiceInstanceId, id: &BindingId) -> Result<Option<Binding>>;
 
+    /// The pools that are defined, by name, and the revision at which they were.
+    async fn pools(&self) -> Result<(Revision, Vec<Pool>)>;
+
     /// Defines pools, for all nodes. `None` when one of them was defined after the revision `read_at`; nothing has been
     /// changed then.
     async fn define_pools(&self, pools: &[Pool], read_at: Revision) -> Result<Option<Revision>>;
@@ -257,6 +260,9 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Whether the store answers and, after a fault, takes changes again. It changes nothing.
     async fn ping(&self) -> Result<()>;
+
+    /// Whether several nodes can share it.
+    fn serves_many(&self) -> bool;
 
     /// Ends its connections. Calls after it fail.
     async fn close(&self);

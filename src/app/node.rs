@@ -7,6 +7,7 @@ use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use super::{
     apis::Apis,
@@ -21,13 +22,14 @@ use crate::{
     admin,
     backends::{Backend, Backends},
     broker,
+    cluster::{self, Cluster, Ears},
     config::{Config, Sources},
     control::Control,
     discovery::{self, Discovery, Relays},
     forwarder::{ClosingRecord, Forwarder, Surroundings, SystemBinder},
     health::{checks, last_known, probe::Connect},
     model::{
-        Clock, ServiceInstanceId,
+        Clock, PoolName, ServiceInstanceId,
         desired::DesiredState,
         observed::{Link, Mode, Observations},
     },
@@ -47,6 +49,7 @@ struct Node {
     forwarder: Arc<Forwarder>,
     observations: watch::Receiver<Arc<Observations>>,
     control: Arc<Control>,
+    ears: Ears,
     discovery: Arc<Discovery>,
     /// Where the parts are that Harbor itself uses.
     infrastructure: BTreeSet<SocketAddr>,
@@ -117,17 +120,25 @@ impl Node {
         };
         let forwarder = Forwarder::start(settings::forwarder(config), surroundings)
             .context("the threads that forward cannot be started")?;
+        let ears = Ears { members: watch::Sender::default(), changed: watch::Sender::default() };
         let control = Control::open(
             settings::control(config),
             Arc::clone(&store),
             Arc::clone(&clock),
             observations.clone(),
+            ears.members.subscribe(),
             Arc::clone(&metrics.control),
         )
         .await?;
         let infrastructure = infrastructure::addresses(config).await;
         let (discovery, relays) = Discovery::new(
-            settings::discovery(config, sources.own_address, apis.addresses(), infrastructure.clone()),
+            settings::discovery(
+                config,
+                &control.pools().borrow(),
+                sources.own_address,
+                apis.addresses(),
+                infrastructure.clone(),
+            ),
             backends.clone(),
             control.directory(),
             Arc::clone(&clock),
@@ -142,6 +153,7 @@ impl Node {
             forwarder: Arc::new(forwarder),
             observations,
             control,
+            ears,
             discovery,
             infrastructure,
             relays: Some(relays),
@@ -160,6 +172,7 @@ impl Node {
         apis: Apis,
         signals: &mut Signals,
     ) -> anyhow::Result<()> {
+        let (serve_pools, served) = watch::channel(self.control.served());
         let reach = Reloadable {
             sources,
             log,
@@ -170,6 +183,7 @@ impl Node {
             infrastructure: self.infrastructure.clone(),
             passwords: Arc::clone(&self.passwords),
             certificates: apis.certificates(),
+            served: serve_pools,
         };
         // By when they are ended: the APIs that change something, the parts behind them, the operators' API.
         let (mut doors, mut parts, mut admin) = (Tasks::default(), Tasks::default(), Tasks::default());
@@ -186,9 +200,10 @@ impl Node {
         });
         parts.spawn("forwarder", |stop| lookout::forwarder(Arc::clone(&self.forwarder), stop));
         parts.spawn("refresh", {
-            let control = Arc::clone(&self.control);
-            |stop| async move { control.follow(stop).await }
+            let (control, changed) = (Arc::clone(&self.control), self.ears.changed.subscribe());
+            |stop| control.follow(changed, stop)
         });
+        parts.spawn("cluster", |stop| self.cluster(&config, served).run(stop));
         parts.spawn("forwarding", |stop| {
             let work = forward(self.control.desired(), Arc::clone(&self.forwarder), self.backends.clone());
             async move {
@@ -227,6 +242,25 @@ impl Node {
         let _ = tokio::time::timeout(ADMIN_STOPS_WITHIN, admin.end()).await;
         tracing::info!("ended");
         outcome
+    }
+
+    /// This node's part in the cluster.
+    fn cluster(&self, config: &Config, served: watch::Receiver<BTreeSet<PoolName>>) -> Cluster {
+        let settings = cluster::Settings {
+            node: config.node.id.clone(),
+            process: Uuid::new_v4().to_string(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        };
+        let forwarder = Arc::clone(&self.forwarder);
+        let sources = cluster::Sources {
+            mode: self.mode.subscribe(),
+            observations: self.observations.clone(),
+            desired: self.control.desired(),
+            served,
+            flows: Box::new(move || forwarder.open_flows()),
+        };
+        let ears = Ears { members: self.ears.members.clone(), changed: self.ears.changed.clone() };
+        Cluster::new(settings, Arc::clone(&self.store), Arc::clone(&self.clock), sources, ears)
     }
 
     fn admin_router(&self, config: &Config, store: watch::Receiver<Link>, nats: watch::Receiver<Link>) -> axum::Router {
@@ -309,8 +343,11 @@ async fn attend(
     signals: &mut Signals,
     [doors, parts, admin]: [&mut Tasks; 3],
 ) -> anyhow::Result<()> {
+    let mut pools = reach.control.pools();
+    pools.mark_changed();
     loop {
         tokio::select! {
+            Ok(()) = pools.changed() => reload::take_over_pools(config, reach),
             told = signals.next() => match told {
                 Told::End => return Ok(()),
                 Told::Reload => reload::reload(config, reach).await,

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
+use tokio::sync::watch;
+
 use super::settings;
 use crate::{
     broker::Passwords,
@@ -10,6 +12,7 @@ use crate::{
     discovery::Discovery,
     forwarder::Forwarder,
     http::Tls,
+    model::PoolName,
     telemetry::log::Log,
 };
 
@@ -26,6 +29,8 @@ pub(super) struct Reloadable<'a> {
     pub(super) infrastructure: BTreeSet<SocketAddr>,
     pub(super) passwords: Arc<Passwords>,
     pub(super) certificates: Vec<Arc<Tls>>,
+    /// Where the other nodes are told which pools this one serves.
+    pub(super) served: watch::Sender<BTreeSet<PoolName>>,
 }
 
 /// Takes over what can change live, and notes in `running` what holds then. A configuration that is not right changes
@@ -46,31 +51,46 @@ pub(super) async fn reload(running: &mut Config, reach: &Reloadable<'_>) {
             return;
         }
     };
-    if let Err(refusal) = reach.control.reload(wanted.node.pools.clone(), wanted.forwarder.limits.clone()).await {
+    let (pools, plans) = (wanted.node.pools.clone(), wanted.plans.clone());
+    if let Err(refusal) = reach.control.reload(pools, plans, wanted.forwarder.limits.clone()).await {
         tracing::error!(%refusal, "the configuration was not taken over");
         return;
     }
+    let served = reach.control.served();
+    reach.served.send_if_modified(|known| {
+        let changed = *known != served;
+        *known = served;
+        changed
+    });
     if let Err(error) = reach.log.set_level(&wanted.log.level) {
         tracing::error!(%error, "the log level was not taken over");
     }
     let (username, passwords) = settings::login(&wanted.broker);
     reach.passwords.replace(&username, &passwords);
     running.node.pools.clone_from(&wanted.node.pools);
+    running.plans.clone_from(&wanted.plans);
     running.forwarder.limits.clone_from(&wanted.forwarder.limits);
     running.log.level.clone_from(&wanted.log.level);
     running.broker.username.clone_from(&wanted.broker.username);
     running.broker.passwords.clone_from(&wanted.broker.passwords);
     running.warnings.clone_from(&wanted.warnings);
-    reach.forwarder.set_pool_ports(&settings::pool_ports(running));
-    // Other ports and hosts of the pools: backends there would go in circles.
-    let (own_apis, infrastructure) = (reach.own_apis.clone(), reach.infrastructure.clone());
-    reach.discovery.set_settings(settings::discovery(running, reach.sources.own_address, own_apis, infrastructure));
+    take_over_pools(running, reach);
     if *running == wanted {
         tracing::info!("the configuration was taken over");
     } else {
         tracing::warn!(
-            "the configuration was taken over in part: pools, limits, the broker's login and the log level hold now; \
+            "the configuration was taken over in part: pools, plans, limits, the broker's login and the log level hold now; \
              restart Harbor for the rest"
         );
     }
+}
+
+/// Takes over what the nodes have agreed on.
+pub(super) fn take_over_pools(running: &Config, reach: &Reloadable<'_>) {
+    let pools = reach.control.pools().borrow().clone();
+    reach.forwarder.set_pool_ports(&settings::pool_ports(pools.values()));
+    // Other ports and hosts of the pools: backends there would go in circles.
+    let (own_apis, infrastructure) = (reach.own_apis.clone(), reach.infrastructure.clone());
+    let settings = settings::discovery(running, &pools, reach.sources.own_address, own_apis, infrastructure);
+    reach.discovery.set_settings(settings);
 }

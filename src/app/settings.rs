@@ -13,7 +13,10 @@ use crate::{
     control,
     discovery::{self, address::AddressRules, authority::Trusted, judge::Rules, nats},
     forwarder,
-    model::PortSet,
+    model::{
+        PortSet,
+        pool::{Pool, Pools},
+    },
 };
 
 /// User and passwords of the broker API.
@@ -36,20 +39,21 @@ pub(super) fn forwarder(config: &Config) -> forwarder::Settings {
     forwarder::Settings {
         listen: config.node.listen.clone(),
         workers: config.forwarder.workers,
-        pool_ports: pool_ports(config),
+        pool_ports: pool_ports(&config.node.pools),
     }
 }
 
-/// `own_apis` is where Harbor's APIs listen, `infrastructure` where the parts are that it uses itself: no backend may
+/// `pools` are all that nodes have, `own_apis` is where Harbor's APIs listen, `infrastructure` where the parts are that it uses itself: no backend may
 /// be there.
 pub(super) fn discovery(
     config: &Config,
+    pools: &Pools,
     own_address: IpAddr,
     own_apis: BTreeSet<SocketAddr>,
     infrastructure: BTreeSet<SocketAddr>,
 ) -> discovery::Settings {
     let settings = &config.discovery;
-    let names = config.node.pools.iter().flat_map(|pool| [&pool.names.host, &pool.names.host_external]);
+    let names = pools.values().flat_map(|pool| [&pool.names.host, &pool.names.host_external]);
     let own_hosts = names
         .flatten()
         .filter_map(|host| host.parse().ok())
@@ -76,7 +80,7 @@ pub(super) fn discovery(
                 cell_networks: settings.cell_networks.clone(),
                 infrastructure,
                 own_hosts,
-                pool_ports: pool_ports(config),
+                pool_ports: pool_ports(pools.values()),
                 own_apis,
             },
         },
@@ -107,7 +111,8 @@ pub(super) fn nats(config: &Config, nats: &config::Nats, own_address: IpAddr) ->
     }
 }
 
-pub(super) fn pool_ports(config: &Config) -> PortSet {
-    let ranges = config.node.pools.iter().flat_map(|pool| pool.ports.ranges().to_vec());
-    PortSet::from_ranges(ranges).expect("a configuration's ranges have been checked")
+/// The ports of all these pools.
+pub(super) fn pool_ports<'a>(pools: impl IntoIterator<Item = &'a Pool>) -> PortSet {
+    let ranges = pools.into_iter().flat_map(|pool| pool.ports.ranges().to_vec());
+    PortSet::from_ranges(ranges).expect("the ranges of pools have been checked")
 }

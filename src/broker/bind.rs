@@ -64,7 +64,7 @@ fn read(
     let app_id = app_id.map(AppId::new).transpose().map_err(bad_id)?;
     let space_id = of_resource("space_guid")?.map(SpaceId::new).transpose().map_err(bad_id)?;
     let given = body.parameters()?;
-    broker.schemas.check(&plan_id, Use::Bind, &given).map_err(bad_request)?;
+    broker.offer().schemas.check(&plan_id, Use::Bind, &given).map_err(bad_request)?;
     let announce = parameters::of_bind(&given).map_err(bad_request)?;
     Ok(BindSpec { id, service_instance_id, plan_id: Some(plan_id), app_id, space_id, announce, predecessor_id })
 }

@@ -18,10 +18,10 @@ use crate::model::plan::{Plan, SERVICE_ID, SERVICE_NAME};
 
 pub(super) async fn handle(State(broker): State<Arc<Broker>>) -> Response {
     let json = HeaderValue::from_static("application/json");
-    ([(header::CONTENT_TYPE, json)], broker.catalog.clone()).into_response()
+    ([(header::CONTENT_TYPE, json)], broker.offer().catalog.clone()).into_response()
 }
 
-/// The answer: it stays the same while the process lives.
+/// The answer.
 pub(super) fn body(plans: &[Plan], schemas: &Schemas) -> Bytes {
     let service = json!({
         "id": SERVICE_ID,

@@ -27,9 +27,12 @@ impl Line for ProvisionRefusal {
     fn status(&self) -> StatusCode {
         match self {
             Self::Conflict(_) => StatusCode::CONFLICT,
-            Self::UnknownPlan(_) | Self::Parameters(_) | Self::Port(_) | Self::PortHeld(_) | Self::Exhausted(_) => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::UnknownPlan(_)
+            | Self::Parameters(_)
+            | Self::Port(_)
+            | Self::PortHeld(_)
+            | Self::Retired(_)
+            | Self::Exhausted(_) => StatusCode::BAD_REQUEST,
         }
     }
 }
@@ -91,7 +94,7 @@ fn fault(fault: &Fault) -> Response {
         Fault::NotListening { .. } | Fault::Overloaded | Fault::Stopping => {
             (StatusCode::SERVICE_UNAVAILABLE, fault.to_string())
         }
-        Fault::PoolNotServed(_) => (StatusCode::INTERNAL_SERVER_ERROR, fault.to_string()),
+        Fault::UnknownPool(_) => (StatusCode::INTERNAL_SERVER_ERROR, fault.to_string()),
     };
     let mut response = http::refusal(status, None, sentence(&text));
     if status == StatusCode::SERVICE_UNAVAILABLE {
@@ -150,10 +153,10 @@ mod tests {
         .await;
         check(fault(Fault::Stopping), 503, Some("5"), text("Harbor is stopping: try again in a few seconds.")).await;
         check(
-            fault(Fault::PoolNotServed(PoolName::new("games").unwrap())),
+            fault(Fault::UnknownPool(PoolName::new("games").unwrap())),
             500,
             None,
-            text("The pool games is not in the configuration of this node: add [pools.games]."),
+            text("No node knows the pool games: add [pools.games] to a configuration."),
         )
         .await;
     }

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{
     Broker, errors, parameters,
-    request::{Instance, Object, Refused, bad_id, bad_request, check_service},
+    request::{AcceptsIncomplete, Instance, Object, Refused, bad_id, bad_request, check_service},
     schemas::Use,
 };
 use crate::{
@@ -21,20 +21,30 @@ use crate::{
     model::{OrganizationId, PlanId, ServiceInstanceId, SpaceId},
 };
 
+/// What the platform repeats when it asks for what has become of a provision. There is one at most on a service instance.
+const OPERATION: &str = "provision";
+
 pub(super) async fn handle(
     State(broker): State<Arc<Broker>>,
     Instance(id): Instance,
+    later: AcceptsIncomplete,
     body: Body,
 ) -> Result<Response, Refused> {
-    let spec = read(&broker, id, Object::read(body).await?)?;
-    let status = match broker.control.provision(spec).await.map_err(errors::answer)? {
-        Provisioned::Created(_) => StatusCode::CREATED,
-        Provisioned::Existing(_) => StatusCode::OK,
+    let spec = read(&broker, id, later, Object::read(body).await?)?;
+    let (status, answer) = match broker.control.provision(spec).await.map_err(errors::answer)? {
+        Provisioned::Created(_) => (StatusCode::CREATED, json!({})),
+        Provisioned::Existing(_) => (StatusCode::OK, json!({})),
+        Provisioned::Begun(_) => (StatusCode::ACCEPTED, json!({ "operation": OPERATION })),
     };
-    Ok((status, Json(json!({}))).into_response())
+    Ok((status, Json(answer)).into_response())
 }
 
-fn read(broker: &Broker, id: ServiceInstanceId, mut body: Object) -> Result<ProvisionSpec, Refused> {
+fn read(
+    broker: &Broker,
+    id: ServiceInstanceId,
+    AcceptsIncomplete(later): AcceptsIncomplete,
+    mut body: Object,
+) -> Result<ProvisionSpec, Refused> {
     check_service(body.text("service_id")?)?;
     let plan_id = PlanId::new(body.required("plan_id")?).map_err(bad_id)?;
     let organization_id = OrganizationId::new(body.required("organization_guid")?).map_err(bad_id)?;
@@ -42,7 +52,7 @@ fn read(broker: &Broker, id: ServiceInstanceId, mut body: Object) -> Result<Prov
     body.no_maintenance_info()?;
     let name = body.instance_name()?;
     let given = body.parameters()?;
-    broker.schemas.check(&plan_id, Use::Create, &given).map_err(bad_request)?;
+    broker.offer().schemas.check(&plan_id, Use::Create, &given).map_err(bad_request)?;
     let parameters = parameters::of_provision(&given).map_err(bad_request)?;
-    Ok(ProvisionSpec { id, plan_id, organization_id, space_id, name, parameters })
+    Ok(ProvisionSpec { id, plan_id, organization_id, space_id, name, parameters, later })
 }

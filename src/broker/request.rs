@@ -76,6 +76,26 @@ fn bad_path() -> Refused {
     bad_request("The ids in the path must be UTF-8, percent-encoded.")
 }
 
+/// Whether the platform takes an answer that comes before the work is done.
+#[derive(Debug)]
+pub(super) struct AcceptsIncomplete(pub bool);
+
+#[derive(Debug, Deserialize)]
+struct IncompleteQuery {
+    accepts_incomplete: Option<String>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for AcceptsIncomplete {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
+        // A query that says something else says nothing of this.
+        let query = Query::<IncompleteQuery>::from_request_parts(parts, state).await;
+        let said = query.ok().and_then(|Query(query)| query.accepts_incomplete);
+        Ok(Self(said.as_deref() == Some("true")))
+    }
+}
+
 /// The plan that a delete names, beside the service.
 #[derive(Debug)]
 pub(super) struct Deleted(pub PlanId);

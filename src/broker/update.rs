@@ -36,7 +36,7 @@ async fn read(broker: &Broker, id: ServiceInstanceId, mut body: Object) -> Resul
         Some(plan_id) => plan_id.clone(),
         None => present_plan(broker, &id).await?,
     };
-    broker.schemas.check(&judged_by, Use::Update, &given).map_err(unprocessable)?;
+    broker.offer().schemas.check(&judged_by, Use::Update, &given).map_err(unprocessable)?;
     let settings = parameters::of_update(&given).map_err(unprocessable)?;
     Ok(UpdateSpec { id, plan_id, settings, name })
 }

@@ -87,6 +87,9 @@ impl Control {
         if let Some(known) = self.store.binding(id, &spec.id).await? {
             return self.rebind(&instance, &known, &spec);
         }
+        if self.is_being_opened(id).await? {
+            return Err(Failure::Busy);
+        }
         // Without its pool it has no names to tell: nothing is bound then.
         self.pool(&instance.pool)?;
         let (app_id, space_id, announce) = match &spec.predecessor_id {

@@ -54,6 +54,7 @@ impl Control {
         self.snapshot.refresh().await?;
         let closed = self.listener_gone(id).await;
         let gone = gone.ok_or(Failure::Refused(DeleteRefusal::Gone))?;
+        self.applied_elsewhere(&gone.pool, id, self.snapshot.revision().await).await;
         let took = self.clock.now().saturating_duration_since(committed);
         if closed {
             self.metrics.closed(took);
@@ -65,7 +66,7 @@ impl Control {
 
     /// Deletes a service instance and puts its port to rest. `None` when another process was faster.
     async fn free(&self, known: ServiceInstance, now: Timestamp) -> store::Result<Option<ServiceInstance>> {
-        let facts = self.facts.load_full();
+        let facts = self.facts();
         let quarantine = facts.pools.get(&known.pool).map_or(DEFAULT_QUARANTINE, |pool| pool.quarantine);
         let quarantined_until = now.plus(quarantine);
         let outcome = self.store.deprovision(&known.id, now, store::Ending::Rest(quarantined_until)).await;

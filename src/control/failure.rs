@@ -27,15 +27,22 @@ pub enum Fault {
         /// Why, as the forwarder says it.
         reason: String,
     },
-    /// A service instance of a pool that is not in this node's configuration.
-    #[error("the pool {0} is not in the configuration of this node: add [pools.{0}]")]
-    PoolNotServed(PoolName),
+    /// A service instance of a pool that no node has ever defined.
+    #[error("no node knows the pool {0}: add [pools.{0}] to a configuration")]
+    UnknownPool(PoolName),
     /// Too many use cases are under way.
     #[error("too many requests are under way: try again in a few seconds")]
     Overloaded,
     /// The process ends.
     #[error("Harbor is stopping: try again in a few seconds")]
     Stopping,
+}
+
+impl<R> Failure<R> {
+    /// Whether it is known what has been done: it is not while the store is away, or when somebody else is at it.
+    pub(super) fn is_final(&self) -> bool {
+        !matches!(self, Self::Busy | Self::Fault(Fault::Store(_)))
+    }
 }
 
 impl<R> From<Fault> for Failure<R> {

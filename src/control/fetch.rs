@@ -11,16 +11,17 @@ use crate::model::{ServiceInstanceId, service_instance::ServiceInstance};
 pub struct NotFound;
 
 impl Control {
-    /// A service instance. One that is being provisioned or changed is waited for.
+    /// A service instance. One that is being provisioned or changed here is waited for; one that is being provisioned
+    /// elsewhere is not there yet.
     ///
     /// # Errors
     /// [`Failure`]; [`NotFound`] when there is none.
     pub async fn fetch(self: &Arc<Self>, id: &ServiceInstanceId) -> Result<ServiceInstance, Failure<NotFound>> {
         let owned = id.clone();
-        self.in_turn(
-            id,
-            |control| async move { control.store.instance(&owned).await?.ok_or(Failure::Refused(NotFound)) },
-        )
+        self.in_turn(id, |control| async move {
+            let known = control.store.instance(&owned).await?.ok_or(Failure::Refused(NotFound))?;
+            if control.is_being_opened(&owned).await? { Err(Failure::Refused(NotFound)) } else { Ok(known) }
+        })
         .await
     }
 }

@@ -3,10 +3,18 @@
 use std::time::Duration;
 
 use super::Control;
-use crate::model::{ServiceInstanceId, observed::ListenerState};
+use crate::model::{
+    PoolName, Revision, ServiceInstanceId,
+    member::Opening,
+    observed::{ListenerState, Mode},
+    service_instance::ServiceInstance,
+};
 
 /// How long a port may take to open or to close. Binding takes milliseconds; this is for a machine in trouble.
 pub(super) const LISTENER_WAIT: Duration = Duration::from_secs(10);
+
+/// How long the other nodes may take. One that dies meanwhile is found out sooner.
+pub(super) const NODES_WAIT: Duration = Duration::from_secs(5);
 
 /// What has become of a listener.
 #[derive(Debug)]
@@ -20,6 +28,63 @@ pub(super) enum Seen {
 }
 
 impl Control {
+    /// What has become of the port of `instance`, which is published, on every live node of its pool. One that does not
+    /// say in time is named in the log, and waited for no longer.
+    pub(super) async fn opening(&self, instance: &ServiceInstance) -> Seen {
+        let here = self.opening_here(&instance.id).await;
+        match here {
+            Some(Seen::Listening) | None => self.elsewhere(instance, here.is_some()).await,
+            Some(failed) => failed,
+        }
+    }
+
+    /// The same of this node; `None` when it does not serve the pool, or does not take part.
+    pub(super) async fn opening_here(&self, id: &ServiceInstanceId) -> Option<Seen> {
+        let version = self.snapshot.version(id).await.filter(|_| self.takes_part())?;
+        Some(self.listener(id, version).await)
+    }
+
+    /// What has become of it on the other nodes.
+    async fn elsewhere(&self, instance: &ServiceInstance, is_open_here: bool) -> Seen {
+        let ServiceInstance { id, pool, port, revision, .. } = instance;
+        let mut members = self.members.clone();
+        let mut latest = Opening::Open(0);
+        let told = members.wait_for(|members| {
+            latest = members.opening(pool, id, *port, *revision, &self.node);
+            !matches!(latest, Opening::Waiting(_))
+        });
+        let _ = tokio::time::timeout(NODES_WAIT, told).await;
+        match latest {
+            Opening::Failed(node, failure) if failure.held => Seen::Held(format!("on {node}: {}", failure.reason)),
+            Opening::Failed(node, failure) => Seen::Failed(format!("on {node}: {}", failure.reason)),
+            Opening::Open(0) if !is_open_here => Seen::Failed(format!("no live node serves the pool {pool}")),
+            Opening::Open(_) => Seen::Listening,
+            Opening::Waiting(nodes) => {
+                let lagging = nodes.iter().map(|node| node.as_str()).collect::<Vec<_>>().join(", ");
+                tracing::warn!(
+                    service_instance = %id, %pool, port, lagging,
+                    "these nodes have not said within {NODES_WAIT:?} that they listen: going on without them"
+                );
+                if is_open_here { Seen::Listening } else { Seen::Failed(format!("{lagging} did not open it in time")) }
+            }
+        }
+    }
+
+    /// Waits, for a bounded time, until the other nodes of a pool have applied a revision.
+    pub(super) async fn applied_elsewhere(&self, pool: &PoolName, id: &ServiceInstanceId, revision: Revision) {
+        let mut members = self.members.clone();
+        let told = members
+            .wait_for(|members| !matches!(members.opening(pool, id, 0, revision, &self.node), Opening::Waiting(_)));
+        let _ = tokio::time::timeout(NODES_WAIT, told).await;
+    }
+
+    /// Whether this node binds ports: it is neither drained nor ending.
+    fn takes_part(&self) -> bool {
+        let members = self.members.borrow();
+        let own = members.all.iter().map(|known| &known.member).find(|member| member.id == self.node);
+        own.is_none_or(|own| !own.drain && own.report.mode != Mode::Draining)
+    }
+
     /// What has become of the listener's `version`, or of a later one.
     pub(super) async fn listener(&self, id: &ServiceInstanceId, version: u64) -> Seen {
         let mut observations = self.observations.clone();

@@ -15,9 +15,9 @@ pub struct PoolUsage {
 }
 
 impl Control {
-    /// How full the pools are that this node serves, by name.
+    /// How full the pools are, by name.
     pub async fn overview(&self) -> Vec<PoolUsage> {
-        let (facts, now) = (self.facts.load_full(), self.clock.wall());
+        let (facts, now) = (self.facts(), self.clock.wall());
         let mut pools = Vec::with_capacity(facts.pools.len());
         for pool in facts.pools.values() {
             let counts = self.ports.counts(&pool.name, now).await;

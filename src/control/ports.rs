@@ -7,10 +7,10 @@ use tokio::sync::Mutex;
 use crate::{
     model::{
         PoolName, SpaceId, Timestamp,
-        allocation::{CONFLICT_MEMORY, Counts, FreePorts, PortRefusal, PortRow, Release, Reservation},
-        pool::Pool,
+        allocation::{CONFLICT_MEMORY, Counts, FreePorts, PortRefusal, Release},
+        pool::{Pool, Pools},
     },
-    store::{self, AnyStore},
+    store::{self, AnyStore, Freed},
 };
 
 /// Why no port can be had.
@@ -29,7 +29,38 @@ struct PoolPorts {
     doubted: bool,
 }
 
-/// The ports of all pools that this node serves.
+impl PoolPorts {
+    /// A pool of which the store has not been asked.
+    fn unread(pool: &Pool, now: Timestamp) -> Self {
+        Self { free: FreePorts::new(pool.ports.clone(), Vec::new(), Vec::new(), now), doubted: true }
+    }
+
+    /// Asks the store where it may know otherwise.
+    async fn settle(&mut self, store: &AnyStore, pool: &PoolName, now: Timestamp) -> store::Result<()> {
+        if self.doubted {
+            let (reservations, rows) = (store.reservations(pool).await?, store.ports(pool).await?);
+            self.free.reread(reservations, rows, now);
+            self.doubted = false;
+        }
+        Ok(())
+    }
+}
+
+/// What has become of ports between two revisions. To be taken over in the order of the fields: a port that was given
+/// back may have been taken again.
+#[derive(Debug, Default)]
+pub(super) struct PortChanges {
+    /// Their service instances have them no more.
+    pub(super) given_back: Vec<(PoolName, u16)>,
+    /// Nobody has them since, and they rest.
+    pub(super) freed: Vec<Freed>,
+    /// They belong to a service instance.
+    pub(super) taken: Vec<(PoolName, u16)>,
+    /// Reservations were made in these pools.
+    pub(super) reserved: Vec<PoolName>,
+}
+
+/// The ports of all pools.
 #[derive(Debug)]
 pub(super) struct Ports {
     store: AnyStore,
@@ -37,18 +68,8 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    pub(super) async fn open(
-        store: AnyStore,
-        pools: impl Iterator<Item = &Pool>,
-        now: Timestamp,
-    ) -> store::Result<Self> {
-        let mut known = HashMap::new();
-        for pool in pools {
-            let (reservations, rows) = read(&store, &pool.name).await?;
-            let free = FreePorts::new(pool.ports.clone(), reservations, rows, now);
-            known.insert(pool.name.clone(), PoolPorts { free, doubted: false });
-        }
-        Ok(Self { store, pools: Mutex::new(known) })
+    pub(super) fn new(store: AnyStore) -> Self {
+        Self { store, pools: Mutex::default() }
     }
 
     /// Takes the port asked for, or any; nobody else is offered it from then on.
@@ -61,11 +82,7 @@ impl Ports {
     ) -> store::Result<Result<u16, Shortage>> {
         let mut pools = self.pools.lock().await;
         let Some(ports) = pools.get_mut(pool) else { return Ok(Err(Shortage::Exhausted)) };
-        if ports.doubted {
-            let (reservations, rows) = read(&self.store, pool).await?;
-            ports.free.reread(reservations, rows, now);
-            ports.doubted = false;
-        }
+        ports.settle(&self.store, pool, now).await?;
         let port = match asked {
             Some(port) => ports.free.request(port, space, now).map(|()| port).map_err(Shortage::Refused),
             None => ports.free.propose(fastrand::u64(..), now).ok_or(Shortage::Exhausted),
@@ -97,25 +114,55 @@ impl Ports {
         self.with(pool, |ports| ports.doubted = true).await;
     }
 
-    /// Takes over another range.
-    pub(super) async fn resize(&self, pool: &Pool, now: Timestamp) {
-        self.with(&pool.name, |ports| ports.free.resize(pool.ports.clone(), now)).await;
+    /// Takes over the pools and their ranges.
+    pub(super) async fn set_pools(&self, wanted: &Pools, now: Timestamp) {
+        let mut pools = self.pools.lock().await;
+        pools.retain(|name, _| wanted.contains_key(name));
+        for pool in wanted.values() {
+            match pools.get_mut(&pool.name) {
+                Some(known) => known.free.resize(pool.ports.clone(), now),
+                None => drop(pools.insert(pool.name.clone(), PoolPorts::unread(pool, now))),
+            }
+        }
     }
 
-    /// How many ports of a pool are what.
+    /// Takes over what was changed, here or by another node.
+    pub(super) async fn follow(&self, changed: PortChanges, now: Timestamp) {
+        let mut pools = self.pools.lock().await;
+        let PortChanges { given_back, freed, taken, reserved } = changed;
+        for (pool, port) in given_back {
+            pools.entry(pool).and_modify(|ports| ports.free.give_back(port, now));
+        }
+        for Freed { pool, port, release } in freed {
+            pools.entry(pool).and_modify(|ports| ports.free.release(port, release, now));
+        }
+        for (pool, port) in taken {
+            pools.entry(pool).and_modify(|ports| ports.free.take(port, now));
+        }
+        for pool in reserved {
+            pools.entry(pool).and_modify(|ports| ports.doubted = true);
+        }
+    }
+
+    /// Says that the store may know otherwise of every pool.
+    pub(super) async fn doubt_all(&self) {
+        self.pools.lock().await.values_mut().for_each(|ports| ports.doubted = true);
+    }
+
+    /// How many ports of a pool are what, as far as that is known while the store is away.
     pub(super) async fn counts(&self, pool: &PoolName, now: Timestamp) -> Counts {
         let mut pools = self.pools.lock().await;
-        pools.get_mut(pool).map(|ports| ports.free.counts(now)).unwrap_or_default()
+        let Some(ports) = pools.get_mut(pool) else { return Counts::default() };
+        if let Err(fault) = ports.settle(&self.store, pool, now).await {
+            tracing::debug!(%pool, error = %fault, "ports are counted as they were known");
+        }
+        ports.free.counts(now)
     }
 
-    /// Ports of a pool that is not served are nobody's concern here.
+    /// Ports of a pool that nobody defined are nobody's concern.
     async fn with(&self, pool: &PoolName, change: impl FnOnce(&mut PoolPorts)) {
         if let Some(ports) = self.pools.lock().await.get_mut(pool) {
             change(ports);
         }
     }
-}
-
-async fn read(store: &AnyStore, pool: &PoolName) -> store::Result<(Vec<Reservation>, Vec<PortRow>)> {
-    Ok((store.reservations(pool).await?, store.ports(pool).await?))
 }

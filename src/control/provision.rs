@@ -37,6 +37,8 @@ pub struct ProvisionSpec {
     pub name: Option<String>,
     /// What its user wants.
     pub parameters: ProvisionParameters,
+    /// Whether the answer may come before the port listens. It does where other nodes have to open it too.
+    pub later: bool,
 }
 
 /// What became of a provision.
@@ -44,6 +46,8 @@ pub struct ProvisionSpec {
 pub enum Provisioned {
     /// It is new, and its port listens.
     Created(ServiceInstance),
+    /// It is new, and its port is being opened: [`Control::operation`] tells what becomes of it.
+    Begun(ServiceInstance),
     /// It had been provisioned by the same request.
     Existing(ServiceInstance),
 }
@@ -66,6 +70,9 @@ pub enum ProvisionRefusal {
     /// The port asked for could not be bound.
     #[error("port {0} is in use outside of Harbor: choose another one, or leave `port` out")]
     PortHeld(u16),
+    /// The pool gives out no more ports.
+    #[error("the pool {0} is retired and gives out no more ports: choose another plan")]
+    Retired(PoolName),
     /// No port is free.
     #[error(
         "the pool {0} has no free port left: deprovision a service instance that is no longer needed, or ask the operator for a larger range"
@@ -83,8 +90,12 @@ impl Control {
         self.in_turn(&id, |control| async move { control.provision_in_turn(spec).await }).await
     }
 
-    async fn provision_in_turn(&self, spec: ProvisionSpec) -> Result<Provisioned, Failure<ProvisionRefusal>> {
-        let Some(plan) = self.plan(&spec.plan_id) else {
+    async fn provision_in_turn(
+        self: &Arc<Self>,
+        spec: ProvisionSpec,
+    ) -> Result<Provisioned, Failure<ProvisionRefusal>> {
+        let plan = self.plan(&spec.plan_id);
+        let Some(plan) = &plan else {
             return Err(Failure::Refused(ProvisionRefusal::UnknownPlan(spec.plan_id)));
         };
         let protocol = plan
@@ -108,8 +119,16 @@ impl Control {
             created_at: self.clock.wall(),
             revision: Revision::default(),
         };
-        match self.commit(draft).await? {
-            store::Provision::Created(instance) => self.listen(instance).await.map(Provisioned::Created),
+        if self.pool(&plan.pool)?.retired {
+            return Err(Failure::Refused(ProvisionRefusal::Retired(plan.pool.clone())));
+        }
+        let later = spec.later && self.store.serves_many();
+        match self.commit(draft, later).await? {
+            store::Provision::Created(instance) if later => {
+                self.open_later(&instance.id);
+                Ok(Provisioned::Begun(instance))
+            }
+            store::Provision::Created(instance) => self.open_or_undo(instance).await.map(Provisioned::Created),
             store::Provision::Exists(known) => self.repeat(known, &spec, plan, protocol).await,
             store::Provision::PortTaken => Err(Failure::Refused(match spec.parameters.port {
                 Some(port) => PortRefusal::Allocated { port }.into(),
@@ -119,7 +138,11 @@ impl Control {
     }
 
     /// Stores `draft` with the port it asks for or any free one.
-    async fn commit(&self, mut draft: ServiceInstance) -> Result<store::Provision, Failure<ProvisionRefusal>> {
+    async fn commit(
+        &self,
+        mut draft: ServiceInstance,
+        later: bool,
+    ) -> Result<store::Provision, Failure<ProvisionRefusal>> {
         let mut outcome = store::Provision::PortTaken;
         for _ in 0..MAX_PROPOSALS {
             let now = self.clock.wall();
@@ -128,7 +151,7 @@ impl Control {
                 .take(&draft.pool, draft.requested_port, &draft.space_id, now)
                 .await?
                 .map_err(|shortage| Failure::Refused(refusal(shortage, &draft.pool)))?;
-            outcome = match self.store.provision(&draft, false, now).await {
+            outcome = match self.store.provision(&draft, later, now).await {
                 Ok(outcome) => outcome,
                 Err(fault) => {
                     self.ports.doubt(&draft.pool).await;
@@ -147,59 +170,57 @@ impl Control {
         Ok(outcome)
     }
 
-    /// Waits until the port of a new service instance listens; moves it to another one while somebody else holds it.
-    async fn listen(&self, mut instance: ServiceInstance) -> Result<ServiceInstance, Failure<ProvisionRefusal>> {
+    /// Opens the port of a new service instance, or takes it back.
+    async fn open_or_undo(&self, mut instance: ServiceInstance) -> Result<ServiceInstance, Failure<ProvisionRefusal>> {
+        let opened = self.listen(&mut instance).await;
+        if let Err(failure) = &opened
+            && failure.is_final()
+        {
+            self.undo(&instance, store::Ending::Unused).await?;
+        }
+        opened.map(|()| instance)
+    }
+
+    /// Waits until the port of a new service instance listens on every node; moves it to another one while somebody else
+    /// holds it on any of them.
+    pub(super) async fn listen(&self, instance: &mut ServiceInstance) -> Result<(), Failure<ProvisionRefusal>> {
         let committed = self.clock.now();
         for _ in 0..MAX_MOVES {
             self.snapshot.reach(instance.revision).await?;
             let port = instance.port;
-            let seen = match self.snapshot.version(&instance.id).await {
-                Some(version) => self.listener(&instance.id, version).await,
-                None => Seen::Failed("its pool is not served here".into()),
-            };
-            let reason = match seen {
+            let reason = match self.opening(instance).await {
                 Seen::Listening => {
                     let took = self.clock.now().saturating_duration_since(committed);
                     self.metrics.opened(took);
-                    let ServiceInstance { id, pool, protocol, .. } = &instance;
+                    let ServiceInstance { id, pool, protocol, .. } = instance;
                     tracing::info!(service_instance = %id, %pool, port, %protocol, listening_after_ms = took.as_secs_f64() * 1e3, "provisioned");
-                    return Ok(instance);
+                    return Ok(());
                 }
                 Seen::Held(reason) => reason,
-                Seen::Failed(reason) => {
-                    self.undo(&instance).await?;
-                    return Err(Fault::NotListening { port, reason }.into());
-                }
+                Seen::Failed(reason) => return Err(Fault::NotListening { port, reason }.into()),
             };
-            tracing::warn!(service_instance = %instance.id, port, reason, "a port of the pool is held by somebody else");
+            tracing::warn!(service_instance = %instance.id, port, reason, "the port is held by somebody else");
             self.ports.mark_conflict(&instance.pool, port, self.clock.wall()).await;
             if instance.requested_port.is_some() {
-                self.undo(&instance).await?;
                 return Err(Failure::Refused(ProvisionRefusal::PortHeld(port)));
             }
-            instance = self.move_on(instance).await?;
+            self.move_on(instance).await?;
         }
-        let port = instance.port;
-        self.undo(&instance).await?;
         let reason = format!("{MAX_MOVES} ports of the pool {} are in use outside of Harbor", instance.pool);
-        Err(Fault::NotListening { port, reason }.into())
+        Err(Fault::NotListening { port: instance.port, reason }.into())
     }
 
     /// Gives a service instance, whose port nobody has been told, another one.
-    async fn move_on(&self, instance: ServiceInstance) -> Result<ServiceInstance, Failure<ProvisionRefusal>> {
+    async fn move_on(&self, instance: &mut ServiceInstance) -> Result<(), Failure<ProvisionRefusal>> {
         for _ in 0..MAX_PROPOSALS {
             let now = self.clock.wall();
-            let port = match self.ports.take(&instance.pool, None, &instance.space_id, now).await? {
-                Ok(port) => port,
-                Err(shortage) => {
-                    self.undo(&instance).await?;
-                    return Err(Failure::Refused(refusal(shortage, &instance.pool)));
-                }
-            };
+            let port = self.ports.take(&instance.pool, None, &instance.space_id, now).await?;
+            let port = port.map_err(|shortage| Failure::Refused(refusal(shortage, &instance.pool)))?;
             match self.store.move_port(&instance.id, instance.port, port, now).await {
                 Ok(store::Change::Done(moved)) => {
                     self.ports.give_back(&instance.pool, instance.port, now).await;
-                    return Ok(moved);
+                    *instance = moved;
+                    return Ok(());
                 }
                 Ok(store::Change::PortTaken) => self.ports.doubt(&instance.pool).await,
                 Ok(store::Change::Stale) => {
@@ -212,14 +233,13 @@ impl Control {
                 }
             }
         }
-        self.undo(&instance).await?;
-        Err(Failure::Refused(ProvisionRefusal::Exhausted(instance.pool)))
+        Err(Failure::Refused(ProvisionRefusal::Exhausted(instance.pool.clone())))
     }
 
     /// Takes a service instance back that could not be made to listen. Its port was never used and needs no rest.
-    async fn undo(&self, instance: &ServiceInstance) -> store::Result<()> {
+    pub(super) async fn undo(&self, instance: &ServiceInstance, ending: store::Ending<'_>) -> store::Result<()> {
         let now = self.clock.wall();
-        match self.store.deprovision(&instance.id, now, store::Ending::Unused).await {
+        match self.store.deprovision(&instance.id, now, ending).await {
             Ok(_) => self.ports.give_back(&instance.pool, instance.port, now).await,
             Err(fault) => {
                 self.ports.doubt(&instance.pool).await;
@@ -233,20 +253,21 @@ impl Control {
 
     /// A request for a service instance that is there.
     async fn repeat(
-        &self,
+        self: &Arc<Self>,
         known: ServiceInstance,
         spec: &ProvisionSpec,
         plan: &Plan,
         protocol: Protocol,
     ) -> Result<Provisioned, Failure<ProvisionRefusal>> {
-        if let Some(what) = difference(&known, spec, plan, protocol, &self.facts.load()) {
+        if let Some(what) = difference(&known, spec, plan, protocol, &self.facts()) {
             return Err(Failure::Refused(ProvisionRefusal::Conflict(what)));
+        }
+        if self.is_being_opened(&known.id).await? {
+            return if spec.later { Ok(Provisioned::Begun(known)) } else { Err(Failure::Busy) };
         }
         // It may have been committed a moment before a crash: then this is the first time that its port is waited for.
         self.snapshot.reach(known.revision).await?;
-        if let Some(version) = self.snapshot.version(&known.id).await {
-            self.listener(&known.id, version).await;
-        }
+        self.opening(&known).await;
         Ok(Provisioned::Existing(known))
     }
 }

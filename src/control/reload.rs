@@ -1,43 +1,88 @@
-//! Reload: other ranges, names and limits, taken over while the node runs.
+//! Reload: other pools, plans and limits, taken over while the node runs.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use super::{Control, Facts};
-use crate::model::{PoolName, desired::ForwarderLimits, pool::Pool};
+use super::{Control, Disagreement, Facts, pools};
+use crate::model::{PoolName, desired::ForwarderLimits, plan::Plan, pool::Pool};
 
 /// Why live settings are not taken over. Nothing has been changed then.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum ReloadRefusal {
-    /// Pools come and go with a restart: plans and bindings refer to them.
-    #[error("the pool {0} was added or removed: restart Harbor to take that over")]
-    OtherPools(PoolName),
+    /// The pools are not what the nodes can agree on.
+    #[error(transparent)]
+    Pools(#[from] Disagreement),
+    /// Ports of a pool would be left without a node.
+    #[error(
+        "{service_instances} service instances have ports of the pool {pool}, and no other node serves it: retire it by \
+         retired = true, and take it out when they are gone"
+    )]
+    StillInUse {
+        /// The pool that this node would no longer serve.
+        pool: PoolName,
+        /// How many have a port of it.
+        service_instances: usize,
+    },
 }
 
 impl Control {
-    /// Takes over what can change live; no port is in two of the pools. Shrinking a range evicts nobody.
+    /// Takes over what can change live. Pools that the file has otherwise than before are changed for all nodes; those
+    /// that others have changed meanwhile stay as they are, with a warning. Shrinking a range evicts nobody.
     ///
     /// # Errors
-    /// [`ReloadRefusal`] when that wants a restart.
-    pub async fn reload(&self, pools: Vec<Pool>, limits: ForwarderLimits) -> Result<(), ReloadRefusal> {
-        let pools = pools.into_iter().map(|pool| (pool.name.clone(), pool)).collect::<BTreeMap<_, _>>();
-        check(&self.facts.load().pools, &pools)?;
-        let now = self.clock.wall();
-        for pool in pools.values() {
-            self.ports.resize(pool, now).await;
+    /// [`ReloadRefusal`].
+    pub async fn reload(
+        &self,
+        wanted: Vec<Pool>,
+        plans: Vec<Plan>,
+        limits: ForwarderLimits,
+    ) -> Result<(), ReloadRefusal> {
+        let mut file = self.file.lock().await;
+        self.check_left(&wanted)?;
+        let changed = wanted.iter().filter(|pool| !file.contains(pool)).cloned().collect::<Vec<_>>();
+        let moving = |name: &PoolName| changed.iter().any(|pool| pool.name == *name);
+        let unmoved = wanted.iter().filter(|pool| !moving(&pool.name));
+        let facts = self.facts();
+        for (pool, differences) in
+            unmoved.filter_map(|pool| Some((pool, pool.differences(facts.pools.get(&pool.name)?)?)))
+        {
+            tracing::warn!(pool = %pool.name, %differences, "this node's file is not what the nodes have agreed on");
         }
-        let facts = Arc::new(Facts { pools, limits: Arc::new(limits) });
-        self.facts.store(Arc::clone(&facts));
-        self.snapshot.set_facts(facts).await;
+        if !changed.is_empty() {
+            // With those that stay as they were agreed on: no port may be in two of them.
+            let all = wanted.iter().map(|pool| match facts.pools.get(&pool.name) {
+                Some(agreed) if !moving(&pool.name) => agreed.clone(),
+                _ => pool.clone(),
+            });
+            let all = all.collect::<Vec<_>>();
+            pools::define(&self.store, &self.node, &all, moving, self.clock.wall()).await?;
+            self.snapshot.refresh().await.map_err(Disagreement::from)?;
+        }
+        let served = wanted.iter().map(|pool| pool.name.clone()).collect();
+        self.snapshot
+            .change_facts(|facts| Facts {
+                pools: facts.pools.clone(),
+                served,
+                plans: if *facts.plans == *plans { Arc::clone(&facts.plans) } else { plans.into() },
+                limits: Arc::new(limits),
+            })
+            .await;
+        *file = wanted;
         Ok(())
     }
-}
 
-fn check(known: &BTreeMap<PoolName, Pool>, wanted: &BTreeMap<PoolName, Pool>) -> Result<(), ReloadRefusal> {
-    let differs = |a: &BTreeMap<PoolName, Pool>, b: &BTreeMap<PoolName, Pool>| {
-        a.keys().find(|name| !b.contains_key(*name)).cloned()
-    };
-    if let Some(name) = differs(known, wanted).or_else(|| differs(wanted, known)) {
-        return Err(ReloadRefusal::OtherPools(name));
+    /// Whether every pool that would no longer be served here is served elsewhere, or empty.
+    fn check_left(&self, wanted: &[Pool]) -> Result<(), ReloadRefusal> {
+        let members = self.members.borrow();
+        for pool in self.served().into_iter().filter(|name| !wanted.iter().any(|pool| pool.name == *name)) {
+            if members.serving(&pool).any(|member| member.id != self.node) {
+                continue;
+            }
+            let directory = self.directory();
+            let service_instances = directory.borrow().instances().filter(|entry| entry.pool == pool).count();
+            if service_instances > 0 {
+                return Err(ReloadRefusal::StillInUse { pool, service_instances });
+            }
+        }
+        Ok(())
     }
-    Ok(())
 }

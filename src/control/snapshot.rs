@@ -8,26 +8,33 @@ use std::{
     sync::Arc,
 };
 
+use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, watch};
 
-use super::Facts;
+use super::{
+    Facts,
+    ports::{PortChanges, Ports},
+};
 use crate::{
     model::{
-        PlanId, PoolName, Protocol, Revision, ServiceInstanceId,
+        Clock, PlanId, PoolName, Protocol, Revision, ServiceInstanceId,
         desired::{DesiredState, ListenerSpec, Listeners},
         directory::{Directory, DirectoryEntry},
         effective::bounded,
         parameters::Settings,
-        plan::Plan,
+        pool::Pools,
         service_instance::ServiceInstance,
     },
     store::{self, AnyStore, Changes},
 };
 
 /// What is published, and what it is made from.
-#[derive(Debug)]
 pub(super) struct Snapshot {
     store: AnyStore,
+    clock: Arc<dyn Clock>,
+    ports: Arc<Ports>,
+    facts: ArcSwap<Facts>,
+    pools: watch::Sender<Pools>,
     state: Mutex<State>,
     desired: watch::Sender<Arc<DesiredState>>,
     directory: watch::Sender<Arc<Directory>>,
@@ -35,7 +42,6 @@ pub(super) struct Snapshot {
 
 #[derive(Debug)]
 struct State {
-    plans: Arc<[Plan]>,
     facts: Arc<Facts>,
     revision: Revision,
     instances: HashMap<ServiceInstanceId, Known>,
@@ -60,13 +66,13 @@ struct Known {
 impl Snapshot {
     pub(super) async fn open(
         store: AnyStore,
-        plans: Arc<[Plan]>,
-        facts: Arc<Facts>,
+        clock: Arc<dyn Clock>,
+        ports: Arc<Ports>,
+        facts: Facts,
         directory: Directory,
     ) -> store::Result<Self> {
         let mut state = State {
-            plans,
-            facts,
+            facts: Arc::new(facts),
             revision: Revision::default(),
             instances: HashMap::new(),
             directory,
@@ -75,12 +81,24 @@ impl Snapshot {
             version: 0,
         };
         state.replace(store.everything().await?);
+        ports.set_pools(&state.facts.pools, clock.wall()).await;
         let elsewhere = state.instances.len() - state.listeners.size();
         if elsewhere > 0 {
-            tracing::warn!("{elsewhere} service instances belong to pools that are not in this node's configuration");
+            tracing::info!("{elsewhere} service instances belong to pools that this node does not serve");
         }
         let (desired, directory) = (watch::Sender::new(state.desired()), watch::Sender::new(state.directory()));
-        Ok(Self { store, state: Mutex::new(state), desired, directory })
+        let facts = ArcSwap::new(Arc::clone(&state.facts));
+        let pools = watch::Sender::new(state.facts.pools.clone());
+        Ok(Self { store, clock, ports, facts, pools, state: Mutex::new(state), desired, directory })
+    }
+
+    pub(super) fn pools(&self) -> watch::Receiver<Pools> {
+        self.pools.subscribe()
+    }
+
+    /// What holds by now, apart from service instances.
+    pub(super) fn facts(&self) -> Arc<Facts> {
+        self.facts.load_full()
     }
 
     pub(super) fn desired(&self) -> watch::Receiver<Arc<DesiredState>> {
@@ -104,6 +122,11 @@ impl Snapshot {
             return Ok(());
         }
         self.read(&mut state).await
+    }
+
+    /// The revision that is published.
+    pub(super) async fn revision(&self) -> Revision {
+        self.state.lock().await.revision
     }
 
     /// The version of a listener as it is published; none for a service instance of a pool that is not served.
@@ -130,13 +153,11 @@ impl Snapshot {
         read
     }
 
-    /// Takes over other names and limits.
-    pub(super) async fn set_facts(&self, facts: Arc<Facts>) {
+    /// Takes over what `change` makes of what holds.
+    pub(super) async fn change_facts(&self, change: impl FnOnce(&Facts) -> Facts) {
         let mut state = self.state.lock().await;
-        state.facts = facts;
-        for id in state.instances.keys().cloned().collect::<Vec<_>>() {
-            state.show(&id);
-        }
+        state.facts = Arc::new(change(&state.facts));
+        state.show_all();
         self.publish(&state);
     }
 
@@ -150,14 +171,38 @@ impl Snapshot {
     }
 
     async fn read_quietly(&self, state: &mut State) -> store::Result<()> {
-        match self.store.changes_since(state.revision).await? {
-            Some(changes) => state.apply(changes),
-            None => state.replace(self.store.everything().await?),
+        let before = Arc::clone(&state.facts);
+        let ports = match self.store.changes_since(state.revision).await? {
+            Some(changes) => {
+                let ports = state.port_changes(&changes);
+                state.apply(changes);
+                Some(ports)
+            }
+            None => {
+                state.replace(self.store.everything().await?);
+                None
+            }
+        };
+        let now = self.clock.wall();
+        if !Arc::ptr_eq(&before, &state.facts) {
+            self.ports.set_pools(&state.facts.pools, now).await;
+        }
+        match ports {
+            Some(ports) => self.ports.follow(ports, now).await,
+            None => self.ports.doubt_all().await,
         }
         Ok(())
     }
 
     fn publish(&self, state: &State) {
+        self.facts.store(Arc::clone(&state.facts));
+        self.pools.send_if_modified(|known| {
+            let changed = *known != state.facts.pools;
+            if changed {
+                known.clone_from(&state.facts.pools);
+            }
+            changed
+        });
         // Discovery first: it must know a service instance before anything can arrive at its port.
         self.directory.send_replace(state.directory());
         self.desired.send_replace(state.desired());
@@ -177,7 +222,25 @@ impl State {
         Arc::new(self.directory.clone())
     }
 
+    /// What these changes do to ports. Before they are applied: what a service instance had is known only until then.
+    fn port_changes(&self, changes: &Changes) -> PortChanges {
+        let place = |known: &Known| (known.pool.clone(), known.port);
+        let gone = changes.deleted_instances.iter().chain(changes.instances.iter().map(|instance| &instance.id));
+        PortChanges {
+            given_back: gone.filter_map(|id| self.instances.get(id)).map(place).collect(),
+            freed: changes.freed.clone(),
+            taken: changes.instances.iter().map(|instance| (instance.pool.clone(), instance.port)).collect(),
+            reserved: changes.reserved.clone(),
+        }
+    }
+
     fn apply(&mut self, changes: Changes) {
+        if !changes.pools.is_empty() {
+            let mut facts = Facts::clone(&self.facts);
+            facts.pools.extend(changes.pools.into_iter().map(|pool| (pool.name.clone(), pool)));
+            self.facts = Arc::new(facts);
+            self.show_all();
+        }
         for id in &changes.deleted_bindings {
             self.directory.remove_binding(id);
         }
@@ -211,15 +274,21 @@ impl State {
     /// Names of plans and pools are shared with the configuration.
     fn keep(&self, instance: ServiceInstance) -> (ServiceInstanceId, Known) {
         let ServiceInstance { id, plan_id, pool, port, protocol, settings, .. } = instance;
-        let plan = self.plans.iter().find(|plan| plan.id == plan_id);
+        let plan = self.facts.plans.iter().find(|plan| plan.id == plan_id);
         let plan_id = plan.map_or(plan_id, |plan| plan.id.clone());
         let pool = self.facts.pools.get_key_value(&pool).map_or(pool, |(name, _)| name.clone());
         (id, Known { plan_id, pool, port, protocol, settings })
     }
 
+    fn show_all(&mut self) {
+        for id in self.instances.keys().cloned().collect::<Vec<_>>() {
+            self.show(&id);
+        }
+    }
+
     /// Brings directory and listener of a service instance up to date.
     fn show(&mut self, id: &ServiceInstanceId) {
-        let served = self.instances.get(id).and_then(|instance| {
+        let known = self.instances.get(id).and_then(|instance| {
             let pool = self.facts.pools.get(&instance.pool)?;
             Some(DirectoryEntry {
                 id: id.clone(),
@@ -232,7 +301,7 @@ impl State {
                 apps: Default::default(),
             })
         });
-        match served {
+        match known {
             Some(entry) => self.directory.put_instance(entry),
             None => self.directory.remove_instance(id),
         }
@@ -256,10 +325,11 @@ impl State {
 
     /// The listener that a service instance should have, with the next version.
     fn listener(&self, id: &ServiceInstanceId) -> Option<ListenerSpec> {
-        let instance = self.instances.get(id).filter(|instance| self.facts.pools.contains_key(&instance.pool))?;
+        let instance = self.instances.get(id).filter(|instance| self.facts.served.contains(&instance.pool))?;
         let protocol = self.tried.get(id).copied().unwrap_or(instance.protocol);
         // A plan that was taken out of the configuration no longer caps anything.
-        let caps = self.plans.iter().find(|plan| plan.id == instance.plan_id).map(|plan| plan.caps).unwrap_or_default();
+        let caps =
+            self.facts.plans.iter().find(|plan| plan.id == instance.plan_id).map(|plan| plan.caps).unwrap_or_default();
         Some(ListenerSpec {
             service_instance_id: id.clone(),
             pool: instance.pool.clone(),
@@ -273,7 +343,10 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, time::Duration};
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        time::Duration,
+    };
 
     use super::*;
     use crate::{
@@ -281,6 +354,7 @@ mod tests {
             AppId, BindingId, NodeId, OrganizationId, PoolName, SpaceId, Timestamp,
             binding::Binding,
             desired::ForwarderLimits,
+            plan::Plan,
             pool::{Pool, PoolNames},
         },
         store::{CHANGES_KEPT, Store as _, memory::MemoryStore},
@@ -327,6 +401,18 @@ mod tests {
         assert!(matches!(outcome, store::Provision::Created(_)), "{outcome:?}");
     }
 
+    struct StoppedClock;
+
+    impl Clock for StoppedClock {
+        fn now(&self) -> std::time::Instant {
+            unreachable!("a snapshot measures nothing")
+        }
+
+        fn wall(&self) -> Timestamp {
+            Timestamp::default()
+        }
+    }
+
     async fn open(store: &Arc<MemoryStore>) -> Snapshot {
         let pool = Pool {
             name: PoolName::new("default").unwrap(),
@@ -337,12 +423,14 @@ mod tests {
             retired: false,
         };
         let facts = Facts {
-            pools: BTreeMap::from([(pool.name.clone(), pool.clone())]),
+            served: BTreeSet::from([pool.name.clone()]),
+            plans: Plan::built_in(&pool.name).into(),
+            pools: BTreeMap::from([(pool.name.clone(), pool)]),
             limits: Arc::new(ForwarderLimits::default()),
         };
         let directory = Directory::new(store.announce_secret().await.unwrap());
-        let plans = Plan::built_in(&pool.name).into();
-        Snapshot::open(store.clone(), plans, Arc::new(facts), directory).await.unwrap()
+        let ports = Arc::new(Ports::new(store.clone()));
+        Snapshot::open(store.clone(), Arc::new(StoppedClock), ports, facts, directory).await.unwrap()
     }
 
     #[tokio::test]

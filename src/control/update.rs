@@ -76,11 +76,14 @@ impl Control {
             if wanted == known {
                 return Ok(known);
             }
+            if self.is_being_opened(&known.id).await? {
+                return Err(Failure::Busy);
+            }
             let union = union(known.protocol, wanted.protocol);
             let outcome = if union == known.protocol {
                 self.store.update(&wanted).await.map_err(Failure::from)
             } else {
-                self.bind_then_commit(&wanted, union).await
+                self.bind_then_commit(&known, &wanted, union).await
             };
             match outcome? {
                 store::Change::Done(changed) => {
@@ -119,30 +122,36 @@ impl Control {
         Ok(wanted)
     }
 
-    /// Commits a change that adds a transport: only once the port is bound for it, beside what it carries already.
+    /// Commits a change that adds a transport: only once the port is bound for it, beside what it carries already. The
+    /// other nodes can try that only when it is stored: where one of them cannot, it is undone.
     async fn bind_then_commit(
         &self,
+        known: &ServiceInstance,
         wanted: &ServiceInstance,
         union: Protocol,
     ) -> Result<store::Change, Failure<UpdateRefusal>> {
-        let (id, port) = (&wanted.id, wanted.port);
+        let id = &wanted.id;
         self.snapshot.try_protocol(id, union).await;
-        let seen = match self.snapshot.version(id).await {
-            Some(version) => self.listener(id, version).await,
-            None => Seen::Failed("its pool is not served here".into()),
-        };
-        let outcome = match seen {
-            Seen::Listening => self.store.update(wanted).await.map_err(Failure::from),
-            Seen::Held(reason) => {
-                tracing::warn!(service_instance = %id, port, reason, "the port is held by somebody else");
-                Err(Failure::Refused(UpdateRefusal::PortHeld(port)))
-            }
-            Seen::Failed(reason) => Err(Fault::NotListening { port, reason }.into()),
+        let outcome = match self.opening_here(id).await {
+            None | Some(Seen::Listening) => self.store.update(wanted).await.map_err(Failure::from),
+            Some(failed) => Err(refusal(wanted, failed)),
         };
         if let Err(fault) = self.snapshot.settle(id).await {
             tracing::warn!(service_instance = %id, error = %chain(&fault), "the store could not be read after a trial");
         }
-        outcome
+        let changed = match outcome? {
+            store::Change::Done(changed) => changed,
+            refused => return Ok(refused),
+        };
+        match self.opening(&changed).await {
+            Seen::Listening => Ok(store::Change::Done(changed)),
+            failed => {
+                let before = ServiceInstance { revision: changed.revision, ..known.clone() };
+                self.store.update(&before).await?;
+                self.snapshot.refresh().await?;
+                Err(refusal(wanted, failed))
+            }
+        }
     }
 
     /// Waits until the forwarder has taken the change over, and says so in the log. A fault now only delays that until
@@ -157,6 +166,19 @@ impl Control {
         }
         let ServiceInstance { id, plan_id, port, protocol, .. } = changed;
         tracing::info!(service_instance = %id, plan = %plan_id, port, %protocol, "updated");
+    }
+}
+
+/// Why a port could not be bound for a protocol.
+fn refusal(wanted: &ServiceInstance, seen: Seen) -> Failure<UpdateRefusal> {
+    let (id, port) = (&wanted.id, wanted.port);
+    match seen {
+        Seen::Held(reason) => {
+            tracing::warn!(service_instance = %id, port, reason, "the port is held by somebody else");
+            Failure::Refused(UpdateRefusal::PortHeld(port))
+        }
+        Seen::Failed(reason) => Fault::NotListening { port, reason }.into(),
+        Seen::Listening => unreachable!("only what failed is refused"),
     }
 }
 

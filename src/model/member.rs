@@ -131,6 +131,13 @@ pub enum Opening {
 }
 
 impl Members {
+    /// Who lives, by clocks that agree to within [`DEAD_AFTER`]: for a process that has not listened yet.
+    #[must_use]
+    pub fn by_wall_clock(members: Vec<Member>, now: Timestamp) -> Self {
+        let alive = |member: &Member| now.since(member.seen_at) < DEAD_AFTER;
+        Self { all: members.into_iter().map(|member| Known { alive: alive(&member), member }).collect() }
+    }
+
     /// The nodes that serve `pool`, live, and neither drain nor are about to.
     pub fn serving<'a>(&'a self, pool: &'a PoolName) -> impl Iterator<Item = &'a Member> {
         let live = self.all.iter().filter(|known| known.alive).map(|known| &known.member);

@@ -1,8 +1,8 @@
 //! A pool: a port range, the names clients reach it by, and how long a freed port rests.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, fmt, time::Duration};
 
-use super::{PoolName, PortSet};
+use super::{NodeId, PoolName, PortSet, member::Members};
 
 /// How long a freed port rests where nothing is written, also one of a pool that is no longer configured.
 pub const DEFAULT_QUARANTINE: Duration = Duration::from_secs(15 * 60);
@@ -35,4 +35,208 @@ pub struct PoolNames {
     pub host_external: Option<String>,
     /// Public name; absent when the pool is not public.
     pub hostname_external: Option<String>,
+}
+
+/// What the nodes have agreed on, by name.
+pub type Pools = BTreeMap<PoolName, Pool>;
+
+/// Why a node's pools cannot be taken over.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PoolRefusal {
+    /// Another node serves it as something else.
+    #[error(
+        "the pool {pool} differs from what {node} serves: {differences}; make the files the same, and let a node that \
+         runs read a change by SIGHUP"
+    )]
+    Differs {
+        /// Which pool.
+        pool: PoolName,
+        /// A node that serves it.
+        node: NodeId,
+        /// In what, with both values.
+        differences: Differences,
+    },
+    /// A node would have one port in two pools.
+    #[error("port {port} would be in the ranges of both {pool} and {other} on {node}: change one")]
+    Overlaps {
+        /// The pool that would change.
+        pool: PoolName,
+        /// A pool that the same node serves.
+        other: PoolName,
+        /// That node.
+        node: NodeId,
+        /// The first port that both have.
+        port: u16,
+    },
+}
+
+/// In what two definitions of a pool differ: the key as it is written, here and there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Differences(Vec<(&'static str, String, String)>);
+
+impl fmt::Display for Differences {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (key, here, there)) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            write!(f, "{separator}{key} is {here} here and {there} there")?;
+        }
+        Ok(())
+    }
+}
+
+impl Pool {
+    /// In what this definition differs from another; `None` where they are the same.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Option<Differences> {
+        let name =
+            |name: &Option<String>| name.as_ref().map_or_else(|| "absent".to_owned(), |name| format!("{name:?}"));
+        let shown = |pool: &Self| {
+            [
+                ("port_range", format!("\"{}\"", pool.ports)),
+                ("host", name(&pool.names.host)),
+                ("hostname", name(&pool.names.hostname)),
+                ("host_external", name(&pool.names.host_external)),
+                ("hostname_external", name(&pool.names.hostname_external)),
+                ("int_port", pool.int_port.to_string()),
+                ("quarantine", format!("{:?}", pool.quarantine)),
+                ("retired", pool.retired.to_string()),
+            ]
+        };
+        let pairs = shown(self).into_iter().zip(shown(other));
+        let differing = pairs.filter(|((_, here), (_, there))| here != there);
+        let differences = differing.map(|((key, here), (_, there))| (key, here, there)).collect::<Vec<_>>();
+        (!differences.is_empty()).then_some(Differences(differences))
+    }
+}
+
+/// Which of `wanted` have to be defined so that `agreed` says the same. A pool that another live node serves is changed
+/// only when the operator has asked for that by `moving` it: a file that was forgotten changes nothing.
+///
+/// # Errors
+/// [`PoolRefusal`].
+pub fn agree(
+    own: &NodeId,
+    wanted: &[Pool],
+    agreed: &Pools,
+    members: &Members,
+    moving: impl Fn(&PoolName) -> bool,
+) -> Result<Vec<Pool>, PoolRefusal> {
+    let mut define = Vec::new();
+    for pool in wanted {
+        let differences = match agreed.get(&pool.name) {
+            Some(known) => pool.differences(known),
+            None => {
+                define.push(pool.clone());
+                continue;
+            }
+        };
+        let Some(differences) = differences else { continue };
+        let live = members.all.iter().filter(|known| known.alive && known.member.id != *own);
+        let served = live.map(|known| &known.member).find(|member| member.pools.contains(&pool.name));
+        match served {
+            Some(node) if !moving(&pool.name) => {
+                let (pool, node) = (pool.name.clone(), node.id.clone());
+                return Err(PoolRefusal::Differs { pool, node, differences });
+            }
+            _ => define.push(pool.clone()),
+        }
+    }
+    overlaps(own, wanted, &define, agreed, members).map_or(Ok(define), Err)
+}
+
+/// The first port that a node would have in two pools, were `define` agreed on; this one serves what it wants.
+fn overlaps(own: &NodeId, wanted: &[Pool], define: &[Pool], agreed: &Pools, members: &Members) -> Option<PoolRefusal> {
+    let others = members.all.iter().filter(|known| known.alive && known.member.id != *own);
+    let others = others.map(|known| (&known.member.id, known.member.pools.iter().collect::<Vec<_>>()));
+    let own = (own, wanted.iter().map(|pool| &pool.name).collect());
+    let find = |name: &PoolName| define.iter().find(|pool| pool.name == *name).or_else(|| agreed.get(name));
+    for (node, served) in others.chain([own]) {
+        for pool in define.iter().filter(|pool| served.contains(&&pool.name)) {
+            for other in served.iter().filter(|name| ***name != pool.name).filter_map(|name| find(name)) {
+                if let Some(port) = pool.ports.first_common(&other.ports) {
+                    let (pool, other) = (pool.name.clone(), other.name.clone());
+                    return Some(PoolRefusal::Overlaps { pool, other, node: node.clone(), port });
+                }
+            }
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        Timestamp,
+        member::{Known, Member, Report},
+    };
+
+    fn name(name: &str) -> PoolName {
+        PoolName::new(name).unwrap()
+    }
+
+    fn pool(name: &str, ports: &str) -> Pool {
+        Pool {
+            name: self::name(name),
+            ports: ports.parse().unwrap(),
+            names: PoolNames { host: Some("10.0.0.5".into()), ..PoolNames::default() },
+            int_port: 4100,
+            quarantine: DEFAULT_QUARANTINE,
+            retired: false,
+        }
+    }
+
+    fn member(id: &str, alive: bool, pools: &[&str]) -> Known {
+        let member = Member {
+            id: NodeId::new(id).unwrap(),
+            process: String::new(),
+            version: String::new(),
+            pools: pools.iter().map(|pool| name(pool)).collect(),
+            report: Report::default(),
+            drain: false,
+            joined_at: Timestamp(0),
+            seen_at: Timestamp(0),
+        };
+        Known { member, alive }
+    }
+
+    fn check(wanted: &[Pool], members: Vec<Known>, moving: bool, expected: Result<&[&str], &str>) {
+        let agreed = [pool("default", "2000-2999"), pool("games", "3000-3999")];
+        let agreed = agreed.into_iter().map(|pool| (pool.name.clone(), pool)).collect();
+        let own = NodeId::new("own").unwrap();
+        let outcome = agree(&own, wanted, &agreed, &Members { all: members }, |_| moving);
+        let shown = outcome.map(|define| define.iter().map(|pool| pool.name.to_string()).collect::<Vec<_>>());
+        let expected = expected.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
+        assert_eq!(shown.map_err(|refusal| refusal.to_string()), expected.map_err(str::to_owned));
+    }
+
+    #[test]
+    fn a_pool_is_defined_by_the_first_and_changed_when_nobody_else_serves_it_or_by_intent() {
+        let moved = Pool { quarantine: Duration::ZERO, ..pool("default", "2000-2100") };
+        let others = || vec![member("own", true, &["default"]), member("b", true, &["default", "games"])];
+        check(&[pool("new", "4000")], others(), false, Ok(&["new"]));
+        check(&[pool("default", "2000-2999")], others(), false, Ok(&[]));
+        check(
+            std::slice::from_ref(&moved),
+            others(),
+            false,
+            Err(
+                "the pool default differs from what b serves: port_range is \"2000-2100\" here and \"2000-2999\" there, \
+                 quarantine is 0ns here and 900s there; make the files the same, and let a node that runs read a change \
+                 by SIGHUP",
+            ),
+        );
+        check(std::slice::from_ref(&moved), others(), true, Ok(&["default"]));
+        check(std::slice::from_ref(&moved), vec![member("b", false, &["default"])], false, Ok(&["default"]));
+        check(&[moved], vec![member("b", true, &["games"])], false, Ok(&["default"]));
+    }
+
+    #[test]
+    fn no_node_gets_a_port_in_two_pools() {
+        let refused = "port 3000 would be in the ranges of both default and games on b: change one";
+        let wanted = [pool("default", "2500-3000")];
+        check(&wanted, vec![member("b", true, &["default", "games"])], true, Err(refused));
+        check(&wanted, vec![member("b", true, &["default"]), member("c", true, &["games"])], true, Ok(&["default"]));
+        check(&wanted, vec![member("b", false, &["default", "games"])], true, Ok(&["default"]));
+    }
 }

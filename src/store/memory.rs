@@ -27,6 +27,7 @@ pub struct MemoryStore {
     /// `None` once closed.
     state: Mutex<Option<State>>,
     bell: Bell,
+    shared: bool,
 }
 
 #[derive(Debug, Default)]
@@ -57,7 +58,13 @@ impl MemoryStore {
     /// An empty store.
     #[must_use]
     pub fn new() -> Self {
-        Self { state: Mutex::new(Some(State::default())), bell: Bell::default() }
+        Self { state: Mutex::new(Some(State::default())), bell: Bell::default(), shared: false }
+    }
+
+    /// An empty store of several nodes, which live in one process.
+    #[must_use]
+    pub fn shared() -> Self {
+        Self { shared: true, ..Self::new() }
     }
 
     fn with<T>(&self, call: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
@@ -375,6 +382,10 @@ impl Store for MemoryStore {
         })
     }
 
+    async fn pools(&self) -> Result<(Revision, Vec<Pool>)> {
+        self.with(|state| Ok((state.revision, state.pools.values().map(|(pool, _)| pool.clone()).collect())))
+    }
+
     async fn define_pools(&self, pools: &[Pool], read_at: Revision) -> Result<Option<Revision>> {
         self.with(|state| {
             let changed_since = |pool: &Pool| state.pools.get(&pool.name).is_some_and(|(_, at)| *at > read_at);
@@ -429,6 +440,10 @@ impl Store for MemoryStore {
 
     async fn ping(&self) -> Result<()> {
         self.with(|_| Ok(()))
+    }
+
+    fn serves_many(&self) -> bool {
+        self.shared
     }
 
     async fn close(&self) {

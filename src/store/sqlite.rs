@@ -482,6 +482,14 @@ impl Store for SqliteStore {
         .await
     }
 
+    async fn pools(&self) -> Result<(Revision, Vec<Pool>)> {
+        self.run("reading pools from the SQLite store", async {
+            let mut tx = self.readers.begin().await?;
+            Ok((current_revision(&mut tx).await?, pools_after(&mut tx, Revision::default()).await?))
+        })
+        .await
+    }
+
     async fn define_pools(&self, pools: &[Pool], read_at: Revision) -> Result<Option<Revision>> {
         self.run("defining pools in the SQLite store", async {
             let mut tx = self.write().await?;
@@ -610,6 +618,10 @@ impl Store for SqliteStore {
             Ok(())
         })
         .await
+    }
+
+    fn serves_many(&self) -> bool {
+        false
     }
 
     async fn close(&self) {

@@ -79,7 +79,16 @@ impl Node {
         let clock = Arc::new(SystemClock);
         let metrics = Arc::new(Metrics::new());
         let seen = observations_receiver.clone();
-        let control = Control::open(settings, store, clock.clone(), seen, Arc::clone(&metrics.control)).await.unwrap();
+        let control = Control::open(
+            settings,
+            store,
+            clock.clone(),
+            seen,
+            watch::channel(Arc::default()).1,
+            Arc::clone(&metrics.control),
+        )
+        .await
+        .unwrap();
         let backends = Backends::new(256);
         let registration = Registration {
             service_instance_id: ServiceInstanceId::new("first").unwrap(),
@@ -177,7 +186,7 @@ fn instance(id: &str, port: u16, plan: &Plan) -> ServiceInstance {
 }
 
 fn observed(bound: &[&str], failed: &[&str]) -> Observations {
-    let mut observations = Observations { applied: Some(Revision(2)), ..Observations::default() };
+    let mut observations = Observations { applied: Some(Revision(3)), ..Observations::default() };
     let failure = ListenerState::Failed { held: true, reason: "held by process 7 (nginx), which listens on it".into() };
     let states = bound.iter().map(|id| (id, ListenerState::Bound)).chain(failed.iter().map(|id| (id, failure.clone())));
     for (id, state) in states {
@@ -232,8 +241,8 @@ async fn the_status_tells_node_pools_links_listeners_and_backends() {
                 "version": env!("CARGO_PKG_VERSION"),
                 "mode": "serving",
                 "started_at": THEN_TOLD,
-                "revision_desired": 2,
-                "revision_applied": 2,
+                "revision_desired": 3,
+                "revision_applied": 3,
                 "store": {"state": "up", "since": THEN_TOLD},
                 "nats": {"state": "absent"},
                 "pools": [{

@@ -146,7 +146,7 @@ async fn a_service_instance_of_a_pool_that_is_gone_can_be_shown_and_deleted_but_
     site.control.refresh().await.unwrap();
     let path = format!("{INSTANCES}/stray");
     assert_eq!(site.client.get(&path).await.status, 200);
-    let not_here = refused("The pool sold is not in the configuration of this node: add [pools.sold].");
+    let not_here = refused("No node knows the pool sold: add [pools.sold] to a configuration.");
     site.answers("PUT", &format!("{path}/service_bindings/b"), bind_app("app"), 500, not_here).await;
     assert_eq!(site.everything().await.bindings, [], "what is not answered is not bound");
     site.answers("DELETE", &format!("{path}?{QUERY}"), Value::Null, 200, json!({})).await;

@@ -89,8 +89,16 @@ pub async fn site_with(default: &str, games: &str) -> Site {
     };
     let any: AnyStore = store.clone();
     let metrics = Metrics::new();
-    let control =
-        Control::open(settings, any, clock.clone(), observations, Arc::clone(&metrics.control)).await.unwrap();
+    let control = Control::open(
+        settings,
+        any,
+        clock.clone(),
+        observations,
+        watch::channel(Arc::default()).1,
+        Arc::clone(&metrics.control),
+    )
+    .await
+    .unwrap();
     let access = Arc::new(broker::Passwords::new("harbor", &["secret".into(), "n:ew".into()]));
     let router = broker::router(Arc::clone(&control), access, Arc::clone(&metrics.broker));
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -455,6 +463,10 @@ impl Store for Breakable {
         self.inner.opened(id, by).await
     }
 
+    async fn pools(&self) -> store::Result<(Revision, Vec<Pool>)> {
+        self.inner.pools().await
+    }
+
     async fn define_pools(&self, pools: &[Pool], read_at: Revision) -> store::Result<Option<Revision>> {
         self.inner.define_pools(pools, read_at).await
     }
@@ -491,6 +503,10 @@ impl Store for Breakable {
 
     async fn ping(&self) -> store::Result<()> {
         self.inner.ping().await
+    }
+
+    fn serves_many(&self) -> bool {
+        self.inner.serves_many()
     }
 
     async fn close(&self) {

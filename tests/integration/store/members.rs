@@ -89,6 +89,7 @@ pub(super) async fn pools_are_defined_for_all_but_not_over_a_change_that_was_not
     let first = [pool("default", "20000-20010, 20020"), pool("old", "30000-30001")];
     assert_eq!(store.define_pools(&first, Revision(0)).await.unwrap(), Some(Revision(1)));
     assert_eq!(store.everything().await.unwrap().pools, first);
+    assert_eq!(store.pools().await.unwrap(), (Revision(1), first.to_vec()));
     let moved = [pool("default", "21000-21010")];
     assert_eq!(store.define_pools(&moved, Revision(0)).await.unwrap(), None);
     assert_eq!(store.define_pools(&moved, Revision(1)).await.unwrap(), Some(Revision(2)));
