@@ -155,9 +155,21 @@ impl Forwarder {
         self.shared.connector.load().connect(backend, Transport::Tcp)
     }
 
-    /// Lets go of listening TCP sockets and begins no UDP sessions; what is open goes on. There is no way back.
+    /// Lets go of listening TCP sockets and begins no UDP sessions; what is open goes on. Listeners are observed as closed
+    /// until [`Forwarder::reopen_listeners`]; the latest of both calls wins. Returns at once.
     pub fn close_listeners(&self) {
-        self.inbox.close_listeners();
+        self.inbox.set_closed(true);
+    }
+
+    /// Listens again on all that is wanted by now, and begins UDP sessions. Returns at once.
+    pub fn reopen_listeners(&self) {
+        self.inbox.set_closed(false);
+    }
+
+    /// Ends all flows that are open by now, as a drain whose time is up does. Returns at once: they have ended when
+    /// [`Forwarder::open_flows`] says so, unless listeners go on beginning others.
+    pub fn end_flows(&self) {
+        self.inbox.end_flows();
     }
 
     /// Open TCP connections and UDP sessions.

@@ -56,7 +56,9 @@ fn state(status: &Status) -> Registry {
     registry.register("store_up", "1 while the store answers", store);
     let listeners = Family::<StateLabels, Gauge>::default();
     let counts = status.listeners;
-    for (state, listener_count) in [("bound", counts.bound), ("failed", counts.failed), ("pending", counts.pending)] {
+    for (state, listener_count) in
+        [("bound", counts.bound), ("failed", counts.failed), ("closed", counts.closed), ("pending", counts.pending)]
+    {
         listeners.get_or_create(&StateLabels { state }).set(count(listener_count));
     }
     registry.register("listeners", "Service instances by the state of their port", listeners);

@@ -4,7 +4,7 @@ use super::wire::Readiness;
 use crate::model::{Revision, observed::Mode};
 
 /// Ready means: a whole desired state has been applied, each port of it open or failed for a reason that `status`
-/// shows, and the process is not about to end. A port that fails later, or NATS being away, does not change it: what is
+/// shows, and the node does not drain. A port that fails later, or NATS being away, does not change it: what is
 /// open goes on.
 pub fn readiness(mode: Mode, applied: Option<Revision>) -> Readiness {
     let mut reasons = Vec::new();
@@ -13,7 +13,7 @@ pub fn readiness(mode: Mode, applied: Option<Revision>) -> Readiness {
     }
     match mode {
         Mode::Starting => reasons.push("the node is starting".to_owned()),
-        Mode::Draining => reasons.push("the node is draining: it is about to stop".to_owned()),
+        Mode::Draining => reasons.push("the node is draining".to_owned()),
         Mode::Serving => {}
     }
     Readiness { ready: reasons.is_empty(), reasons }
@@ -34,6 +34,6 @@ mod tests {
         check(Mode::Serving, None, &["not all ports have been tried yet"]);
         check(Mode::Starting, None, &["not all ports have been tried yet", "the node is starting"]);
         check(Mode::Starting, Some(3), &["the node is starting"]);
-        check(Mode::Draining, Some(3), &["the node is draining: it is about to stop"]);
+        check(Mode::Draining, Some(3), &["the node is draining"]);
     }
 }

@@ -90,6 +90,7 @@ pub async fn status(sources: &Sources) -> wire::Status {
         match instance.listener {
             wire::Listener::Bound { .. } => listeners.bound += 1,
             wire::Listener::Failed { .. } => listeners.failed += 1,
+            wire::Listener::Closed { .. } => listeners.closed += 1,
             wire::Listener::Pending => listeners.pending += 1,
         }
     }
@@ -142,6 +143,9 @@ fn listener(spec: &ListenerSpec, observations: &Observations) -> wire::Listener 
         Some(ListenerObservation { state: ListenerState::Bound, since, .. }) => {
             wire::Listener::Bound { since: rfc3339(*since) }
         }
+        Some(ListenerObservation { state: ListenerState::Closed, since, .. }) => {
+            wire::Listener::Closed { since: rfc3339(*since) }
+        }
         Some(ListenerObservation { state: ListenerState::Failed { reason, .. }, since, .. }) => {
             wire::Listener::Failed { since: rfc3339(*since), reason: reason.to_string() }
         }
@@ -177,9 +181,7 @@ fn degraded(status: &wire::Status) -> Vec<String> {
     match status.mode {
         wire::Mode::Serving => {}
         wire::Mode::Starting => reasons.push("the node is starting: not all ports are open yet".into()),
-        wire::Mode::Draining => {
-            reasons.push("the node is draining: it takes no new connections and is about to stop".into())
-        }
+        wire::Mode::Draining => reasons.push("the node is draining: clients should be sent to others".into()),
     }
     if let wire::Link::Down { since, reason } = &status.store {
         reasons.push(format!(
@@ -286,7 +288,7 @@ mod tests {
         assert_eq!(
             reasons[..5],
             [
-                "the node is draining: it takes no new connections and is about to stop",
+                "the node is draining: clients should be sent to others",
                 "the store is away since then (disk full): ports go on, but nothing can be provisioned or bound",
                 "NATS is away since then (connection refused): known backends go on, new ones are not learned from it",
                 "pool default has no free port: widen its port_range",

@@ -59,7 +59,7 @@ pub enum Mode {
     Starting,
     /// Forwarding, and ready.
     Serving,
-    /// Going away.
+    /// Not ready, and finishing what is open.
     Draining,
 }
 
@@ -111,6 +111,8 @@ pub struct ListenerCounts {
     pub bound: usize,
     /// At least one socket could not be bound; retried until it can.
     pub failed: usize,
+    /// They take nothing new, as the node drains.
+    pub closed: usize,
     /// Not tried yet.
     pub pending: usize,
 }
@@ -208,6 +210,11 @@ pub enum Listener {
     Pending,
     /// It is open.
     Bound {
+        /// Since when.
+        since: String,
+    },
+    /// It takes nothing new, as the node drains.
+    Closed {
         /// Since when.
         since: String,
     },

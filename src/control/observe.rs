@@ -92,6 +92,7 @@ impl Control {
         match tokio::time::timeout(LISTENER_WAIT, told).await {
             Ok(Ok(all)) => match all.listeners.get(id).map(|seen| &seen.state) {
                 Some(ListenerState::Bound) => Seen::Listening,
+                Some(ListenerState::Closed) => Seen::Failed("the node is draining".into()),
                 Some(ListenerState::Failed { held: true, reason }) => Seen::Held(reason.to_string()),
                 Some(ListenerState::Failed { held: false, reason }) => Seen::Failed(reason.to_string()),
                 None => unreachable!("it was there when the wait ended, and it is still locked"),

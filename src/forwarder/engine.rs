@@ -42,8 +42,14 @@ pub(super) trait Engine: Send + Sync {
     /// Takes changed settings over to open flows: of one listener, or of all.
     fn refresh(&self, id: Option<&ServiceInstanceId>);
 
-    /// Lets go of listening TCP sockets and begins no UDP sessions; open flows go on. There is no way back.
+    /// Lets go of listening TCP sockets and begins no UDP sessions; open flows go on.
     fn close_listeners(&self);
+
+    /// Begins UDP sessions again. TCP sockets to listen on come by [`Engine::open`].
+    fn reopen_listeners(&self);
+
+    /// Ends all flows, as those are that a drain does not wait for any longer.
+    fn end_flows(&self);
 
     /// Makes everything that was asked for before take effect, and returns when it has.
     fn settle(&self);

@@ -142,6 +142,14 @@ impl Engine for Epoll {
         self.queue(|| Command::CloseListeners);
     }
 
+    fn reopen_listeners(&self) {
+        self.queue(|| Command::ReopenListeners);
+    }
+
+    fn end_flows(&self) {
+        self.queue(|| Command::EndFlows);
+    }
+
     fn settle(&self) {
         Barrier::wait(|barrier| self.tell(|| Command::Barrier(Arc::clone(barrier))));
     }

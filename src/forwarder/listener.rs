@@ -30,7 +30,7 @@ pub(super) struct Listener {
     pub usage: Arc<Usage>,
     spec: ArcSwap<ListenerSpec>,
     slot: Arc<Slot>,
-    /// Threads that serve its TCP sockets.
+    /// Threads that take its TCP connections.
     open_at: AtomicUsize,
 }
 
@@ -65,7 +65,7 @@ impl Listener {
         self.slot.load().of(transport).iter().any(|backend| !backend.is_passed_over(now))
     }
 
-    /// One more thread serves its TCP sockets.
+    /// One more thread takes its TCP connections.
     pub(super) fn opened(&self) {
         self.open_at.fetch_add(1, Ordering::Relaxed);
     }

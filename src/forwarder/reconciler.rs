@@ -44,8 +44,15 @@ struct Wishes {
     desired: Option<Arc<DesiredState>>,
     /// UDP ports that one thread cannot keep up with.
     outgrown: HashSet<ServiceInstanceId>,
-    close_listeners: bool,
+    closed: Option<bool>,
+    end_flows: bool,
     stop: bool,
+}
+
+impl Wishes {
+    fn are_none(&self) -> bool {
+        self.desired.is_none() && self.outgrown.is_empty() && self.closed.is_none() && !self.end_flows && !self.stop
+    }
 }
 
 impl Inbox {
@@ -61,8 +68,13 @@ impl Inbox {
         });
     }
 
-    pub(super) fn close_listeners(&self) {
-        self.tell(|wishes| wishes.close_listeners = true);
+    /// Whether listeners shall be closed for now. The latest wins.
+    pub(super) fn set_closed(&self, closed: bool) {
+        self.tell(|wishes| wishes.closed = Some(closed));
+    }
+
+    pub(super) fn end_flows(&self) {
+        self.tell(|wishes| wishes.end_flows = true);
     }
 
     pub(super) fn stop(&self) {
@@ -80,9 +92,7 @@ impl Inbox {
 
     /// Waits for a wish, at most so long.
     fn take(&self, patience: Option<Duration>) -> Wishes {
-        let quiet = |wishes: &mut Wishes| {
-            wishes.desired.is_none() && wishes.outgrown.is_empty() && !wishes.close_listeners && !wishes.stop
-        };
+        let quiet = |wishes: &mut Wishes| wishes.are_none();
         let wishes = self.wishes();
         let mut wishes = match patience {
             Some(patience) => {
@@ -118,15 +128,16 @@ pub(super) struct State {
     more_sockets: usize,
     /// When those that failed are tried again.
     retry_at: Option<Instant>,
-    /// Nothing is opened any more.
-    closing: bool,
+    /// Nothing is opened for now: the node drains.
+    closed: bool,
 }
 
 /// One listener that is wanted.
 struct Entry {
     spec: Arc<ListenerSpec>,
     listener: Arc<Listener>,
-    /// Kept so that a port stays bound until it is unwanted, whatever its engine does.
+    /// Kept so that a port stays bound until it is unwanted, whatever its engine does. A UDP port stays bound while
+    /// listeners are closed: answers of its open sessions leave by it.
     tcp: Option<Sockets>,
     udp: Option<Sockets>,
     /// Sockets that its UDP port has got beside those.
@@ -159,8 +170,14 @@ impl Reconciler {
             if wishes.stop {
                 return;
             }
-            if wishes.close_listeners && !self.state.closing {
-                self.close_listeners();
+            match wishes.closed {
+                Some(true) if !self.state.closed => self.close_listeners(),
+                Some(false) if self.state.closed => self.reopen_listeners(),
+                _ => {}
+            }
+            if wishes.end_flows {
+                self.engine.end_flows();
+                self.engine.settle();
             }
             if let Some(desired) = wishes.desired {
                 self.reconcile(desired);
@@ -200,10 +217,8 @@ impl Reconciler {
             self.engine.settle();
         }
         self.set_capacity();
-        if !self.state.closing {
-            for spec in changed {
-                self.take_over(spec);
-            }
+        for spec in changed {
+            self.take_over(spec);
         }
         self.engine.settle();
         if self.state.observations.applied.is_none() {
@@ -256,7 +271,9 @@ impl Reconciler {
         let Some(entry) = self.state.entries.get_mut(id) else { return false };
         let mut narrowed = false;
         for transport in Protocol::Both.transports() {
-            if !spec.protocol.has(*transport) && entry.sockets(*transport).take().is_some() {
+            // It may have flows without a socket that listens, while listeners are closed.
+            if entry.spec.protocol.has(*transport) && !spec.protocol.has(*transport) {
+                *entry.sockets(*transport) = None;
                 self.engine.close(id, *transport);
                 narrowed = true;
                 if *transport == Transport::Udp {
@@ -283,13 +300,17 @@ impl Reconciler {
             entry.listener.set_spec(Arc::clone(&spec));
             self.engine.refresh(Some(&id));
         }
+        if self.state.closed {
+            return self.note(&spec, ListenerState::Closed);
+        }
         let missing = spec.protocol.transports().iter().copied();
         let missing = missing.filter(|transport| entry.sockets(*transport).is_none()).collect::<Vec<_>>();
         // All or nothing: half a port helps nobody.
         match missing.iter().map(|transport| self.bind(spec.port, *transport)).collect::<Result<Vec<_>, _>>() {
             Ok(bound) => {
-                if self.state.observations.applied.is_none() {
-                    // One line tells of all at the start.
+                let known = self.state.observations.listeners.get(&id).map(|observation| &observation.state);
+                if self.state.observations.applied.is_none() || known == Some(&ListenerState::Closed) {
+                    // One line tells of all, at the start and when the node no longer drains.
                     tracing::debug!(service_instance = %id, port = spec.port, protocol = %spec.protocol, "port open");
                 } else if !bound.is_empty() {
                     tracing::info!(service_instance = %id, port = spec.port, protocol = %spec.protocol, "port open");
@@ -422,14 +443,24 @@ impl Reconciler {
     }
 
     fn close_listeners(&mut self) {
-        self.state.closing = true;
+        self.state.closed = true;
         self.state.retry_at = None;
         self.engine.close_listeners();
         for entry in self.state.entries.values_mut() {
             entry.tcp = None;
         }
         self.engine.settle();
+        let specs = self.state.entries.values().map(|entry| Arc::clone(&entry.spec)).collect::<Vec<_>>();
+        specs.iter().for_each(|spec| self.note(spec, ListenerState::Closed));
+        self.publish();
         tracing::info!(open = self.shared.admission.flows(), "listeners closed, finishing what is open");
+    }
+
+    fn reopen_listeners(&mut self) {
+        self.state.closed = false;
+        self.engine.reopen_listeners();
+        self.retry();
+        tracing::info!(ports = self.state.entries.len(), "listening again");
     }
 
     /// Shares the node's sockets anew, before listeners are opened that would find none.

@@ -32,6 +32,8 @@ pub struct ListenerObservation {
 pub enum ListenerState {
     /// All its sockets are bound.
     Bound,
+    /// It takes nothing new, as the node drains; open flows go on.
+    Closed,
     /// At least one could not be bound; retried until it can.
     Failed {
         /// Whether somebody else holds the port, rather than a fault of this machine (no descriptors, no permission).
@@ -49,7 +51,7 @@ pub enum Mode {
     Starting,
     /// Forwarding, and ready.
     Serving,
-    /// Going away: not ready, finishing what is open.
+    /// Not ready, then closed, finishing what is open: on its way out, or until it is told to go on.
     Draining,
 }
 

@@ -8,8 +8,8 @@ use harbor::{
     broker::ROUTES,
     discovery::source::{Action, Source},
     model::{
-        AppId, BindingId, Timestamp,
-        observed::{Link, Mode},
+        AppId, BindingId, ServiceInstanceId, Timestamp,
+        observed::{Link, ListenerObservation, ListenerState, Mode},
         plan::SERVICE_ID,
     },
 };
@@ -285,8 +285,13 @@ async fn what_operators_are_shown_is_what_it_describes() {
     check(wire::STATUS_PATH, node.anonymous(), 401).await;
     check(wire::STATUS_PATH, node.operator(), 200).await;
 
-    // One port that failed, one that was not tried, links that are away, and a node that is about to stop.
-    node.observe(&[], &["first"]);
+    // One port that failed, one that is closed, then none that was tried, links that are away, and a node that drains.
+    node.observe(&["second"], &["first"]);
+    node.observations.send_modify(|seen| {
+        let second = ServiceInstanceId::new("second").unwrap();
+        let observation = ListenerObservation { version: 1, state: ListenerState::Closed, since: at() };
+        Arc::make_mut(seen).listeners.insert_mut(second, observation);
+    });
     node.mode.send_replace(Mode::Draining);
     node.store.send_replace(Link::Down(at(), "disk full".into()));
     node.nats.send_replace(Link::Up(at()));

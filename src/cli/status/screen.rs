@@ -51,8 +51,9 @@ pub fn render(status: &Status, colour: bool) -> String {
     }
     let listeners = status.listeners;
     let applied = status.revision_applied.map_or_else(|| "none".into(), |revision| revision.to_string());
+    let closed = if listeners.closed > 0 { format!(", {} closed", listeners.closed) } else { String::new() };
     line(format!(
-        "listeners  {} bound, {} failed, {} pending (revision {applied} of {})",
+        "listeners  {} bound, {} failed{closed}, {} pending (revision {applied} of {})",
         listeners.bound, listeners.failed, listeners.pending, status.revision_desired
     ));
     let backends = status.backends;
@@ -72,6 +73,7 @@ pub fn render(status: &Status, colour: bool) -> String {
         let (listener, colour) = match &instance.listener {
             Listener::Pending => ("pending", PLAIN),
             Listener::Bound { .. } => ("bound", PLAIN),
+            Listener::Closed { .. } => ("closed", PLAIN),
             Listener::Failed { .. } => ("failed", RED),
         };
         line(format!(

@@ -52,7 +52,7 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// What one worker has of a TCP listener.
 struct TcpPort {
     listener: Arc<Listener>,
-    /// None when accepting is over for good.
+    /// None while listeners are closed.
     sockets: Option<Arc<[OwnedFd]>>,
     /// When accepting goes on, after it had to pause.
     paused_until: Option<Instant>,
@@ -171,13 +171,13 @@ pub(super) struct Tcp {
 impl Tcp {
     pub(super) fn open(&mut self, listener: Arc<Listener>, sockets: Arc<[OwnedFd]>, tools: &mut Tools) {
         let port = *self.by_id.entry(listener.id.clone()).or_insert_with(|| {
+            listener.opened();
             let port = TcpPort { listener, sockets: None, paused_until: None, connections: Vec::new(), accepts: 1 };
             self.ports.insert(port)
         });
         let entry = self.ports.get_mut(port).expect("just made");
         debug_assert!(entry.sockets.is_none(), "a listener is opened once");
         entry.sockets = Some(sockets);
-        entry.listener.opened();
         self.start_accepting(port, tools);
     }
 
@@ -196,9 +196,9 @@ impl Tcp {
         self.ports.keys().into_iter().for_each(|port| self.stop_accepting(port, tools));
     }
 
-    /// Ends everything.
-    pub(super) fn stop(&mut self, tools: &mut Tools) {
-        self.ports.keys().into_iter().for_each(|port| self.stop_connections(port, ConnectionEnd::Stopped, tools));
+    /// Ends all connections.
+    pub(super) fn end_all(&mut self, end: ConnectionEnd, tools: &mut Tools) {
+        self.ports.keys().into_iter().for_each(|port| self.stop_connections(port, end, tools));
     }
 
     /// Settings have changed, of one listener or of all: deadlines of open connections follow them.

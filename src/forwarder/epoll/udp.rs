@@ -226,14 +226,14 @@ impl Udp {
         entry.sockets.iter().for_each(|socket| tools.unregister(&socket.descriptor));
     }
 
-    /// From now on only sessions that are open go on.
-    pub(super) fn begin_no_more(&mut self) {
-        self.accepting = false;
+    /// Whether sessions begin from now on. Those that are open go on.
+    pub(super) const fn set_accepting(&mut self, accepting: bool) {
+        self.accepting = accepting;
     }
 
-    /// Ends everything.
-    pub(super) fn stop(&mut self, tools: &mut Tools) {
-        self.ports.keys().into_iter().for_each(|port| self.end_sessions(port, SessionEnd::Stopped, tools));
+    /// Ends all sessions.
+    pub(super) fn end_all(&mut self, end: SessionEnd, tools: &mut Tools) {
+        self.ports.keys().into_iter().for_each(|port| self.end_sessions(port, end, tools));
     }
 
     /// Settings have changed, of one listener or of all: deadlines of open sessions follow them.

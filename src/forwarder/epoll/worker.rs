@@ -29,7 +29,10 @@ use super::{
     tools::{Token, Tools},
     udp::{Mailbox, Share, Udp},
 };
-use crate::model::{ServiceInstanceId, Transport};
+use crate::{
+    model::{ServiceInstanceId, Transport},
+    telemetry::metrics::{ConnectionEnd, SessionEnd},
+};
 
 /// Commands that wait for a worker; the reconciler waits when there are more.
 pub(super) const MAX_COMMANDS: usize = 1024;
@@ -49,6 +52,10 @@ pub(super) enum Command {
     Refresh(Option<ServiceInstanceId>),
     /// Let go of listening sockets and begin no sessions, but go on with what is open.
     CloseListeners,
+    /// Begin sessions again.
+    ReopenListeners,
+    /// End what is open, and go on serving.
+    EndFlows,
     /// Say when everything before has been done.
     Barrier(Arc<Barrier>),
     /// Hand out copies of all sessions.
@@ -207,7 +214,12 @@ impl Worker {
                 }
                 Ok(Command::CloseListeners) => {
                     tcp.close_listeners(tools);
-                    udp.begin_no_more();
+                    udp.set_accepting(false);
+                }
+                Ok(Command::ReopenListeners) => udp.set_accepting(true),
+                Ok(Command::EndFlows) => {
+                    tcp.end_all(ConnectionEnd::Drained, tools);
+                    udp.end_all(SessionEnd::Drained, tools);
                 }
                 Ok(Command::Barrier(barrier)) => {
                     // What was handed over before the barrier was asked for is before it.
@@ -220,8 +232,8 @@ impl Worker {
                     let _ = sessions.try_send(exported);
                 }
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
-                    tcp.stop(tools);
-                    udp.stop(tools);
+                    tcp.end_all(ConnectionEnd::Stopped, tools);
+                    udp.end_all(SessionEnd::Stopped, tools);
                     return true;
                 }
                 Err(TryRecvError::Empty) => return false,

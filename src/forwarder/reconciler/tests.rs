@@ -69,7 +69,13 @@ impl Engine for Ledger {
         self.calls.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn close_listeners(&self) {}
+    fn close_listeners(&self) {
+        self.served.lock().unwrap().retain(|(_, transport), _| *transport != Transport::Tcp.as_str());
+    }
+
+    fn reopen_listeners(&self) {}
+
+    fn end_flows(&self) {}
 
     fn settle(&self) {}
 
@@ -221,6 +227,15 @@ fn looking_where_changes_were_comes_to_the_same_as_looking_everywhere() {
                     }
                 }
             }
+            if random.u8(..6) == 0 {
+                for node in [&mut sparing, &mut thorough] {
+                    if node.reconciler.state.closed {
+                        node.reconciler.reopen_listeners();
+                    } else {
+                        node.reconciler.close_listeners();
+                    }
+                }
+            }
             sparing.reconciler.reconcile(Arc::new(desired.clone()));
             thorough.reconciler.reconcile(Arc::new(without_past(&desired)));
             if random.u8(..3) == 0 {
@@ -236,6 +251,42 @@ fn looking_where_changes_were_comes_to_the_same_as_looking_everywhere() {
             assert_eq!(sparing.published.lock().unwrap().applied, Some(desired.revision), "{context}");
         }
     }
+}
+
+#[test]
+fn whatever_came_while_listeners_were_closed_holds_when_they_are_open_again() {
+    let (mut random, mut node) = (fastrand::Rng::with_seed(2), Node::new());
+    let mut desired = DesiredState::default();
+    for version in 1..500 {
+        change(&mut desired, version, &mut random);
+        desired.revision = Revision(version);
+        let mut held = node.machine.held.lock().unwrap();
+        held.clear();
+        held.insert(30_000 + random.u16(..PORTS));
+        drop(held);
+        match random.u8(..8) {
+            0 if !node.reconciler.state.closed => node.reconciler.close_listeners(),
+            1 if node.reconciler.state.closed => node.reconciler.reopen_listeners(),
+            _ => {}
+        }
+        node.reconciler.reconcile(Arc::new(desired.clone()));
+        if node.reconciler.state.closed {
+            assert!(node.served().keys().all(|(_, transport)| *transport == "udp"), "step {version}");
+            assert!(node.seen().values().all(|seen| seen.state == ListenerState::Closed), "step {version}");
+            assert_eq!(node.reconciler.state.retry_at, None, "step {version}");
+        }
+    }
+    node.machine.held.lock().unwrap().clear();
+    if node.reconciler.state.closed {
+        node.reconciler.reopen_listeners();
+    }
+    node.reconciler.retry();
+    let wanted = desired.listeners.values().flat_map(|spec| {
+        let of = |transport: &Transport| ((spec.service_instance_id.clone(), transport.as_str()), spec.port);
+        spec.protocol.transports().iter().map(of)
+    });
+    assert_eq!(node.served(), wanted.collect());
+    assert!(node.seen().values().all(|seen| seen.state == ListenerState::Bound));
 }
 
 #[test]

@@ -67,7 +67,7 @@ words!(
         BadHeader = "bad_header",
         /// Its PROXY header named a client that is not allowed.
         NotAllowed = "not_allowed",
-        /// Its draining backend's time was up.
+        /// The time of its draining backend, or of the draining node, was up.
         Drained = "drained",
         /// Its backend's authority ended.
         Revoked = "revoked",
@@ -93,7 +93,7 @@ words!(
         BackendGone = "backend_gone",
         /// The backend is no longer announced.
         BackendLeft = "backend_left",
-        /// Its draining backend's time was up.
+        /// The time of its draining backend, or of the draining node, was up.
         Drained = "drained",
         /// Its backend's authority ended.
         Revoked = "revoked",

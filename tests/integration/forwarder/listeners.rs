@@ -197,6 +197,7 @@ fn closed_listeners_take_nothing_new_and_what_is_open_goes_on() {
     assert_eq!(ask(&session, b"x"), b"x");
     node.forwarder.close_listeners();
     node.change(|_| {});
+    assert_eq!(node.state(22070), ListenerState::Closed);
     assert!(TcpStream::connect((V4, 22070)).is_err());
     udp_client(V4, 22070).send(b"late").unwrap();
     ping(&mut connection, b"x");
@@ -207,6 +208,81 @@ fn closed_listeners_take_nothing_new_and_what_is_open_goes_on() {
     node.forwarder.stop();
     assert_eq!(node.forwarder.open_flows(), 0);
     assert_eq!(node.sample("harbor_sessions_closed_total{reason=\"stopped\"}"), 1);
+}
+
+#[test]
+fn listeners_that_are_open_again_have_what_was_changed_meanwhile() {
+    let (tcp, udp) = (TcpPeer::echo(V4), UdpPeer::echo(V4));
+    let node = Node::start();
+    for port in [22071, 22072, 22073] {
+        node.open(port, Protocol::Both, Settings::default());
+        node.announce(port, Transport::Tcp, tcp.address);
+        node.announce(port, Transport::Udp, udp.address);
+    }
+    let mut connections = [22071, 22072, 22073].map(|port| connect(V4, port));
+    connections.iter_mut().for_each(|connection| ping(connection, b"x"));
+    let session = udp_client(V4, 22071);
+    assert_eq!(ask(&session, b"x"), b"x");
+
+    // However often it is said, the latest holds.
+    node.forwarder.close_listeners();
+    node.forwarder.reopen_listeners();
+    node.forwarder.close_listeners();
+    node.forwarder.close_listeners();
+    node.remove(22072);
+    node.want(22073, Protocol::Udp, Settings::default());
+    node.want(22074, Protocol::Tcp, Settings::default());
+    node.announce(22074, Transport::Tcp, tcp.address);
+    for port in [22071, 22073, 22074] {
+        assert_eq!(node.state(port), ListenerState::Closed, "port {port}");
+        assert!(!is_open(port, Transport::Tcp), "port {port}");
+    }
+    let [kept, removed, narrowed] = &mut connections;
+    ping(kept, b"goes on");
+    assert!(is_reset(removed) && is_reset(narrowed), "what is taken away ends, listeners or not");
+    let late = udp_client(V4, 22073);
+    late.send(b"late").unwrap();
+    assert_eq!(ask(&session, b"goes on"), b"goes on");
+
+    node.forwarder.reopen_listeners();
+    node.forwarder.reopen_listeners();
+    node.wait_for("all listen again", |seen| seen.listeners.values().all(|seen| seen.state == ListenerState::Bound));
+    ping(kept, b"goes on");
+    assert_eq!(ask(&session, b"goes on"), b"goes on");
+    for port in [22071, 22074] {
+        (0..20).for_each(|_| ping(&mut connect(V4, port), b"again"));
+    }
+    assert_eq!(ask(&late, b"again"), b"again");
+    assert_eq!(ask(&udp_client(V4, 22071), b"again"), b"again");
+    assert!(!is_open(22072, Transport::Tcp) && !is_open(22073, Transport::Tcp));
+    assert!(udp.received().iter().all(|(_, datagram)| datagram != b"late"), "no session began");
+}
+
+#[test]
+fn flows_can_be_ended_without_an_end_of_the_forwarder() {
+    let (tcp, udp) = (TcpPeer::echo(V4), UdpPeer::echo(V4));
+    let node = Node::with(3, ForwarderLimits::default());
+    node.open(22075, Protocol::Both, Settings::default());
+    node.announce(22075, Transport::Tcp, tcp.address);
+    node.announce(22075, Transport::Udp, udp.address);
+    let mut connections = (0..10).map(|_| connect(V4, 22075)).collect::<Vec<_>>();
+    connections.iter_mut().for_each(|connection| ping(connection, b"x"));
+    let session = udp_client(V4, 22075);
+    assert_eq!(ask(&session, b"x"), b"x");
+
+    node.forwarder.close_listeners();
+    node.forwarder.end_flows();
+    node.wait_for_flows(0);
+    connections.iter_mut().for_each(|connection| assert!(is_reset(connection)));
+    assert_eq!(node.sample("harbor_connections_closed_total{reason=\"drained\"}"), 10);
+    assert_eq!(node.sample("harbor_sessions_closed_total{reason=\"drained\"}"), 1);
+    session.send(b"late").unwrap();
+
+    node.forwarder.end_flows();
+    node.forwarder.reopen_listeners();
+    node.wait_for("it listens again", |seen| seen.listeners.values().all(|seen| seen.state == ListenerState::Bound));
+    ping(&mut connect(V4, 22075), b"again");
+    assert_eq!(ask(&session, b"again"), b"again");
 }
 
 #[test]

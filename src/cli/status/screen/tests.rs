@@ -40,7 +40,7 @@ fn fine() -> Status {
             reserved: 0,
             in_conflict: 0,
         }],
-        listeners: ListenerCounts { bound: 2, failed: 0, pending: 0 },
+        listeners: ListenerCounts { bound: 2, failed: 0, closed: 0, pending: 0 },
         backends: BackendCounts { tcp: 3, udp: 0, service_instances_without: 1, states: BackendStates::default() },
         refusals: vec![],
         service_instances: vec![
@@ -94,6 +94,7 @@ fn what_is_wrong_comes_first() {
     ];
     status.nats = Link::Down { since: since.clone(), reason: "connection refused".into() };
     status.revision_applied = None;
+    status.listeners.closed = 1;
     status.pools[0].quarantined = 3;
     status.service_instances[1].listener = Listener::Failed { since, reason: "held by process 7 (nginx)".into() };
     let instance = status.service_instances[0].clone();
@@ -110,7 +111,7 @@ fn what_is_wrong_comes_first() {
             "store      connected since 2026-11-21T09:15:18Z",
             "NATS       away since 2026-11-21T09:15:18Z: connection refused",
             "pool       default (35000-40000): 4999 of 5001 ports free, 2 allocated, 3 quarantined",
-            "listeners  2 bound, 0 failed, 0 pending (revision none of 14)",
+            "listeners  2 bound, 0 failed, 1 closed, 0 pending (revision none of 14)",
         ]
     );
     assert_eq!(lines[12], "35013  both      failed    none                        evil\\u{1b}[2J");
