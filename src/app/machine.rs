@@ -19,6 +19,14 @@ pub(super) fn prepare(config: &Config) {
             "the pools have more ports than this process may open descriptors: raise LimitNOFILE"
         );
     }
+    let here = addresses();
+    let elsewhere = |address: &&IpAddr| !address.is_unspecified() && !address.is_loopback() && !here.contains(*address);
+    for address in config.node.listen.iter().filter(elsewhere) {
+        tracing::info!(
+            %address,
+            "this machine does not have an address of harbor_node.listen: its ports are open as soon as it does"
+        );
+    }
     match host::local_ports() {
         Ok(local) => {
             for pool in &config.node.pools {

@@ -51,6 +51,7 @@ pub(super) fn bind(address: IpAddr, port: u16, transport: Transport) -> io::Resu
     if address.is_ipv6() {
         sockopt::set_ipv6_v6only(&socket, address != Ipv6Addr::UNSPECIFIED)?;
     }
+    bind_freely(&socket, address)?;
     match transport {
         // A port whose last connections still linger can be bound again; one that somebody listens on cannot.
         Transport::Tcp => sockopt::set_socket_reuseaddr(&socket, true)?,
@@ -70,12 +71,22 @@ pub(super) fn bind_beside(first: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     if address.is_ipv6() {
         sockopt::set_ipv6_v6only(&socket, sockopt::ipv6_v6only(first)?)?;
     }
+    bind_freely(&socket, address.ip())?;
     set_datagram_buffers(&socket)?;
     // Only now: a port that is not shared is taken by nobody else, and nobody else's is.
     sockopt::set_socket_reuseport(first, true)?;
     sockopt::set_socket_reuseport(&socket, true)?;
     net::bind(&socket, &address)?;
     Ok(socket)
+}
+
+/// Lets a socket be bound on an address that is not here yet: a virtual one is on one node of several, and the others
+/// are to serve it from the moment on that it moves to them.
+fn bind_freely(socket: &OwnedFd, address: IpAddr) -> rustix::io::Result<()> {
+    match address {
+        IpAddr::V4(_) => sockopt::set_ip_freebind(socket, true),
+        IpAddr::V6(_) => sockopt::set_ipv6_freebind(socket, true),
+    }
 }
 
 /// Makes room for bursts of datagrams: beyond the machine's limit where this process may.
@@ -338,6 +349,22 @@ mod tests {
         check("1024-65535", None);
         check("1024-60998", Some(60999..=60999));
         check("32769-65535", Some(32768..=32768));
+    }
+
+    #[test]
+    fn an_address_that_is_elsewhere_can_be_bound() {
+        // Set aside for documentation: never this machine's.
+        for address in ["192.0.2.1", "2001:db8::1"].map(|address| address.parse::<IpAddr>().unwrap()) {
+            for transport in [Transport::Tcp, Transport::Udp] {
+                let socket = bind(address, 0, transport).unwrap();
+                let bound = local_address(socket.as_fd()).unwrap();
+                assert_eq!(bound.ip(), address);
+                if transport == Transport::Udp {
+                    let beside = bind_beside(socket.as_fd()).unwrap();
+                    assert_eq!(local_address(beside.as_fd()), Some(bound));
+                }
+            }
+        }
     }
 
     #[test]
