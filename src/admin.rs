@@ -1,15 +1,16 @@
 //! What operators ask: health, metrics, and a status that the command line shows.
 //!
-//! It only looks: each answer is made of what the other parts publish, at the moment it is asked for.
+//! Most of it only looks: each answer is made of what the other parts publish, at the moment it is asked for. What an
+//! operator has done, the use cases of control do.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
     extract::State,
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse as _, Response},
-    routing::get,
+    routing::{delete, get, post},
 };
 use tokio::sync::watch;
 
@@ -20,12 +21,14 @@ use crate::{
     model::{
         Clock, NodeId, ServiceInstanceId, Timestamp,
         announcement::Refusal,
+        member::Members,
         observed::{Link, Mode, Observations},
     },
     telemetry::metrics::Metrics,
 };
 
 mod metrics;
+mod nodes;
 mod ready;
 mod status;
 mod token;
@@ -47,6 +50,8 @@ pub struct Sources {
     pub control: Arc<Control>,
     /// What is bound.
     pub observations: watch::Receiver<Arc<Observations>>,
+    /// The nodes of the store.
+    pub members: watch::Receiver<Arc<Members>>,
     /// Who serves.
     pub backends: Backends,
     /// Which announcements were refused lately, and of which service instance; none: of none that there is.
@@ -55,6 +60,8 @@ pub struct Sources {
     pub store: watch::Receiver<Link>,
     /// The link to NATS.
     pub nats: watch::Receiver<Link>,
+    /// For how long both may be away before the node is not ready.
+    pub cut_off_after: Duration,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// What operators show.
@@ -75,7 +82,11 @@ pub fn router(sources: Sources) -> Router {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(show_metrics))
-        .route(wire::STATUS_PATH, get(show_status));
+        .route(wire::STATUS_PATH, get(show_status))
+        .route(wire::NODES_PATH, get(nodes::list))
+        .route(&format!("{}/{{id}}", wire::NODES_PATH), delete(nodes::remove))
+        .route(&format!("{}/{{id}}/drain", wire::NODES_PATH), post(nodes::drain))
+        .route(&format!("{}/{{id}}/resume", wire::NODES_PATH), post(nodes::resume));
     with_fallbacks(routes.with_state(Arc::new(sources)))
 }
 
@@ -86,7 +97,9 @@ async fn healthz() -> Response {
 
 async fn readyz(State(sources): State<Arc<Sources>>) -> Response {
     let applied = sources.observations.borrow().applied;
-    let readiness = ready::readiness(*sources.mode.borrow(), applied);
+    let away = ready::cut_off(&sources.store.borrow(), &sources.nats.borrow(), sources.clock.wall());
+    let cut_off = away.is_some_and(|away| away >= sources.cut_off_after);
+    let readiness = ready::readiness(*sources.mode.borrow(), applied, cut_off);
     let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(readiness)).into_response()
 }

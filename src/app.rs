@@ -3,6 +3,7 @@
 mod apis;
 pub mod clock;
 mod drain;
+mod drained;
 mod infrastructure;
 mod lookout;
 mod machine;

@@ -23,6 +23,8 @@ mod completions;
 mod env;
 mod man;
 mod migrate;
+mod node;
+mod operator;
 mod serve;
 mod status;
 
@@ -47,6 +49,7 @@ const EXIT_CODES: &str = "Exit codes: 0 fine, 1 found a problem, 2 usage or conf
 enum Command {
     Serve(serve::Serve),
     Status(status::Status),
+    Node(node::NodeCommand),
     Announce(Box<announce::Announce>),
     Env(env::Env),
     CheckConfig(check_config::CheckConfig),
@@ -99,6 +102,7 @@ pub fn run() -> ExitCode {
     let outcome = match cli.command {
         Command::Serve(command) => command.run(cli.config),
         Command::Status(command) => command.run(cli.config),
+        Command::Node(command) => command.run(cli.config),
         Command::Announce(command) => command.run(),
         Command::Env(command) => command.run(),
         Command::CheckConfig(command) => command.run(cli.config),
@@ -131,6 +135,11 @@ fn print(text: &str) -> io::Result<()> {
     let mut output = io::stdout().lock();
     output.write_all(text.as_bytes())?;
     output.flush()
+}
+
+/// Ids and reasons may hold any character; a terminal obeys some of them.
+fn clean(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

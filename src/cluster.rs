@@ -15,11 +15,15 @@ use crate::{
     model::{
         Clock, NodeId, PoolName,
         desired::DesiredState,
-        member::{HEARTBEAT_EVERY, Member, Members, Pulse, Report},
+        member::{HEARTBEAT_EVERY, Member, Members, Report},
         observed::{Mode, Observations},
     },
     store::{self, AnyStore, Feed, Heard, Hint},
 };
+
+mod pulse;
+
+use pulse::Pulse;
 
 /// Reports are at least so far apart: what changes meanwhile goes into the next one.
 const REPORT_PAUSE: Duration = Duration::from_millis(5);
@@ -181,7 +185,8 @@ impl Cluster {
             // Nobody could say anything meanwhile: that is no sign of death.
             self.pulse.renew(now);
         }
-        let members = self.pulse.feel(members, now);
+        let newest = self.sources.desired.borrow().revision;
+        let members = self.pulse.feel(members, newest, now);
         self.ears.members.send_if_modified(|known| {
             for (what, id) in differences(known, &members) {
                 tracing::info!(node = %id, "{what}");

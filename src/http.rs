@@ -16,7 +16,7 @@ mod serve;
 mod tls;
 
 pub use body::{BODY_TIMEOUT, MAX_DISCARDED_BYTES, read_body};
-pub use refusal::{refusal, with_fallbacks};
+pub use refusal::{refusal, sentence, with_fallbacks};
 pub use serve::serve;
 pub use tls::{Tls, TlsError};
 

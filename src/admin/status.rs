@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Instant};
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{Sources, wire};
+use super::{Sources, nodes, wire};
 use crate::{
     backends::{BackendState, Health, Phase},
     control::PoolUsage,
@@ -12,7 +12,7 @@ use crate::{
         Revision, ServiceInstanceId, Timestamp, Transport,
         announcement::{AnnouncedState, Authority, Refusal},
         desired::ListenerSpec,
-        observed::{Link, ListenerObservation, ListenerState, Mode, Observations},
+        observed::{Link, ListenerObservation, ListenerState, Observations},
     },
 };
 
@@ -100,16 +100,13 @@ pub async fn status(sources: &Sources) -> wire::Status {
         degraded: Vec::new(),
         node: sources.node.to_string(),
         version: env!("CARGO_PKG_VERSION").into(),
-        mode: match *sources.mode.borrow() {
-            Mode::Starting => wire::Mode::Starting,
-            Mode::Serving => wire::Mode::Serving,
-            Mode::Draining => wire::Mode::Draining,
-        },
+        mode: wire::Mode::of(*sources.mode.borrow()),
         started_at: rfc3339(sources.started_at),
         revision_desired: desired.revision.0,
         revision_applied: observations.applied.map(|Revision(number)| number),
         store: link(&sources.store.borrow()),
         nats: link(&sources.nats.borrow()),
+        nodes: nodes::nodes(sources),
         pools: pools(usage),
         listeners,
         backends: backend_counts,
@@ -193,6 +190,9 @@ fn degraded(status: &wire::Status) -> Vec<String> {
             "NATS is away since {since} ({reason}): known backends go on, new ones are not learned from it"
         ));
     }
+    // What ails this node is told below, by its own word.
+    let others = status.nodes.iter().filter(|node| node.id != status.node);
+    reasons.extend(others.flat_map(|node| node.problems.iter().cloned()));
     for pool in status.pools.iter().filter(|pool| pool.free == 0) {
         reasons.push(format!("pool {} has no free port: widen its port_range", pool.name));
     }
@@ -212,7 +212,7 @@ fn degraded(status: &wire::Status) -> Vec<String> {
 }
 
 /// To the second: what people compare with their clocks and logs.
-fn rfc3339(timestamp: Timestamp) -> String {
+pub(super) fn rfc3339(timestamp: Timestamp) -> String {
     OffsetDateTime::from_unix_timestamp(timestamp.seconds())
         .ok()
         .and_then(|time| time.format(&Rfc3339).ok())
@@ -245,6 +245,7 @@ mod tests {
             revision_applied: Some(0),
             store: wire::Link::Up { since },
             nats: wire::Link::Absent,
+            nodes: vec![],
             pools: vec![pool],
             listeners: wire::ListenerCounts::default(),
             backends: wire::BackendCounts::default(),

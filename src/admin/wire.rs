@@ -2,8 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::observed;
+
 /// Where [`Status`] is.
 pub const STATUS_PATH: &str = "/admin/v1/status";
+
+/// Where [`Nodes`] are; one of them is below that, under its id.
+pub const NODES_PATH: &str = "/admin/v1/nodes";
 
 /// The token's file within the data directory, unless the configuration names another.
 pub const TOKEN_FILE_NAME: &str = "admin.token";
@@ -38,7 +43,9 @@ pub struct Status {
     pub store: Link,
     /// The link to NATS.
     pub nats: Link,
-    /// The pools that the node serves.
+    /// The nodes of the store, this one too.
+    pub nodes: Vec<Node>,
+    /// All pools.
     pub pools: Vec<Pool>,
     /// How many listeners are what.
     pub listeners: ListenerCounts,
@@ -61,6 +68,81 @@ pub enum Mode {
     Serving,
     /// Not ready, and finishing what is open.
     Draining,
+}
+
+impl Mode {
+    /// The mode of the model.
+    #[must_use]
+    pub fn of(mode: observed::Mode) -> Self {
+        match mode {
+            observed::Mode::Starting => Self::Starting,
+            observed::Mode::Serving => Self::Serving,
+            observed::Mode::Draining => Self::Draining,
+        }
+    }
+}
+
+/// `GET /admin/v1/nodes`: the nodes of the store, by id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nodes {
+    /// All of them.
+    pub nodes: Vec<Node>,
+}
+
+/// A node as the others know it. Times are RFC 3339, in UTC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its id.
+    pub id: String,
+    /// Whether it was heard lately.
+    pub alive: bool,
+    /// Whether it takes part, as it said last.
+    pub mode: Mode,
+    /// Whether an operator wants it drained.
+    pub drain: bool,
+    /// Of Harbor.
+    pub version: String,
+    /// The pools that it serves.
+    pub pools: Vec<String>,
+    /// The last revision that it has bound whole, but for ports that failed.
+    pub revision_applied: u64,
+    /// Open connections and sessions.
+    pub flows: u64,
+    /// Ports that it cannot open.
+    pub ports_failed: u64,
+    /// When its process joined.
+    pub joined_at: String,
+    /// When it was heard last.
+    pub seen_at: String,
+    /// What ails it, a sentence each.
+    pub problems: Vec<String>,
+}
+
+impl Node {
+    /// Its state in a word.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        match (self.alive, self.mode) {
+            (false, _) => "dead",
+            (true, Mode::Starting) => "starting",
+            (true, Mode::Serving) if self.drain => "draining",
+            (true, Mode::Serving) => "serving",
+            (true, Mode::Draining) if self.drain => "drained",
+            (true, Mode::Draining) => "leaving",
+        }
+    }
+
+    /// Whether nothing ails it.
+    #[must_use]
+    pub fn is_fine(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+/// An id as a part of a path.
+#[must_use]
+pub fn in_path(id: &str) -> String {
+    percent_encoding::utf8_percent_encode(id, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 
 /// A link to a part outside the process.

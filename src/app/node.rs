@@ -12,7 +12,9 @@ use uuid::Uuid;
 use super::{
     apis::Apis,
     clock::SystemClock,
-    drain, infrastructure, lookout, machine,
+    drain,
+    drained::Drained,
+    infrastructure, lookout, machine,
     reload::{self, Reloadable},
     settings,
     signals::{Signals, Told},
@@ -31,6 +33,7 @@ use crate::{
     model::{
         Clock, PoolName, ServiceInstanceId,
         desired::DesiredState,
+        member::Members,
         observed::{Link, Mode, Observations},
     },
     store::{self, AnyStore},
@@ -120,7 +123,12 @@ impl Node {
         };
         let forwarder = Forwarder::start(settings::forwarder(config), surroundings)
             .context("the threads that forward cannot be started")?;
-        let ears = Ears { members: watch::Sender::default(), changed: watch::Sender::default() };
+        let members = Arc::new(Members::by_wall_clock(store.members().await?, clock.wall()));
+        if members.wants_drained(&config.node.id) {
+            // Before anything is bound.
+            forwarder.close_listeners();
+        }
+        let ears = Ears { members: watch::Sender::new(members), changed: watch::Sender::default() };
         let control = Control::open(
             settings::control(config),
             Arc::clone(&store),
@@ -185,8 +193,10 @@ impl Node {
             certificates: apis.certificates(),
             served: serve_pools,
         };
-        // By when they are ended: the APIs that change something, the parts behind them, the operators' API.
-        let (mut doors, mut parts, mut admin) = (Tasks::default(), Tasks::default(), Tasks::default());
+        // By when they are ended: what an operator's wish changes, the APIs that change something, the parts behind
+        // them, the operators' API.
+        let (mut wishes, mut doors) = (Tasks::default(), Tasks::default());
+        let (mut parts, mut admin) = (Tasks::default(), Tasks::default());
         let Apis { broker: broker_api, announce: announce_api, admin: admin_api } = apis;
 
         let store_link = watch::Sender::new(Link::Up(self.clock.wall()));
@@ -216,7 +226,9 @@ impl Node {
             ended = parts.ended() => Err(ended),
             () = self.become_ready(&config) => {
                 self.start_discovery(&config, sources, nats_link, &mut parts);
-                self.mode.send_replace(Mode::Serving);
+                let drained = self.drained(&config);
+                self.mode.send_replace(if drained.is_wanted() { Mode::Draining } else { Mode::Serving });
+                wishes.spawn("drain and resume", |stop| drained.run(stop));
                 let broker = broker::router(
                     Arc::clone(&self.control), Arc::clone(&self.passwords), Arc::clone(&self.metrics.broker),
                 );
@@ -229,6 +241,7 @@ impl Node {
             }
         };
 
+        wishes.end().await;
         self.mode.send_replace(Mode::Draining);
         let close_doors = async {
             doors.end().await;
@@ -263,6 +276,16 @@ impl Node {
         Cluster::new(settings, Arc::clone(&self.store), Arc::clone(&self.clock), sources, ears)
     }
 
+    fn drained(&self, config: &Config) -> Drained {
+        Drained {
+            node: config.node.id.clone(),
+            members: self.ears.members.subscribe(),
+            desired: self.control.desired(),
+            mode: self.mode.clone(),
+            forwarder: Arc::clone(&self.forwarder),
+        }
+    }
+
     fn admin_router(&self, config: &Config, store: watch::Receiver<Link>, nats: watch::Receiver<Link>) -> axum::Router {
         admin::router(admin::Sources {
             node: config.node.id.clone(),
@@ -271,6 +294,7 @@ impl Node {
             mode: self.mode.subscribe(),
             control: Arc::clone(&self.control),
             observations: self.observations.clone(),
+            members: self.ears.members.subscribe(),
             backends: self.backends.clone(),
             refusals: Box::new({
                 let discovery = Arc::clone(&self.discovery);
@@ -278,6 +302,7 @@ impl Node {
             }),
             store,
             nats,
+            cut_off_after: config.node.cut_off_after,
             metrics: Arc::clone(&self.metrics),
             token: self.admin_token.clone(),
             metrics_public: config.admin.metrics_public,

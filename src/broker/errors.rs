@@ -75,7 +75,7 @@ impl Line for NotFound {
 /// The answer to a use case that did not do what was asked.
 pub(super) fn answer<R: Line>(failure: Failure<R>) -> Refused {
     let answer = match failure {
-        Failure::Refused(refusal) => http::refusal(refusal.status(), None, sentence(&refusal.to_string())),
+        Failure::Refused(refusal) => http::refusal(refusal.status(), None, http::sentence(&refusal.to_string())),
         Failure::Busy => http::refusal(
             StatusCode::UNPROCESSABLE_ENTITY,
             Some("ConcurrencyError"),
@@ -96,22 +96,11 @@ fn fault(fault: &Fault) -> Response {
         }
         Fault::UnknownPool(_) => (StatusCode::INTERNAL_SERVER_ERROR, fault.to_string()),
     };
-    let mut response = http::refusal(status, None, sentence(&text));
+    let mut response = http::refusal(status, None, http::sentence(&text));
     if status == StatusCode::SERVICE_UNAVAILABLE {
         response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
     }
     response
-}
-
-/// An error's words as a sentence for people.
-pub(super) fn sentence(text: &str) -> String {
-    let mut characters = text.chars();
-    let first = characters.next().map(char::to_uppercase).into_iter().flatten();
-    let mut sentence = first.chain(characters).collect::<String>();
-    if !sentence.ends_with('.') {
-        sentence.push('.');
-    }
-    sentence
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ pub(super) async fn handle(State(broker): State<Arc<Broker>>, Instance(id): Inst
             ([(header::RETRY_AFTER, ASK_AGAIN)], Json(json!({ "state": "in progress" }))).into_response()
         }
         Progress::Failed(reason) => {
-            Json(json!({ "state": "failed", "description": errors::sentence(&reason) })).into_response()
+            Json(json!({ "state": "failed", "description": http::sentence(&reason) })).into_response()
         }
     })
 }

@@ -1,27 +1,20 @@
 //! `harbor status`
 
-use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{io::IsTerminal as _, path::PathBuf, time::Duration};
 
-use anyhow::{Context as _, anyhow};
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::{Request, StatusCode, Uri, header};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use anyhow::Context as _;
 
-use super::{FINE, FOUND_A_PROBLEM, Failure, Outcome, load, print};
+use super::{
+    FINE, FOUND_A_PROBLEM, Failure, Outcome,
+    operator::{Node, Reach},
+    print,
+};
 use crate::admin::wire;
 
 mod screen;
 
-/// How long a node may take to answer.
-const TIMEOUT: Duration = Duration::from_secs(10);
-
 /// How often `--watch` asks.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
-
-/// Largest answer that is read, in bytes: a node with all ports in use stays below.
-const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
 
 /// Show how a running node is, what is wrong first.
 ///
@@ -37,19 +30,13 @@ pub struct Status {
     #[arg(long)]
     watch: bool,
 
-    /// Where the node's operators' API is [default: as in the configuration].
-    #[arg(long, value_name = "URL", env = "HARBOR_ADMIN_URL", hide_env_values = true)]
-    admin: Option<String>,
-
-    /// The file with its token [default: as in the configuration]; the variable HARBOR_ADMIN_TOKEN holds the token
-    /// itself.
-    #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    reach: Reach,
 }
 
 impl Status {
     pub fn run(self, file: Option<PathBuf>) -> Outcome {
-        let node = Node::find(self.admin, self.token_file, file)?;
+        let node = Node::find(self.reach, file)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             if !self.watch {
@@ -73,7 +60,7 @@ impl Status {
 }
 
 async fn show(node: &Node, json: bool, clear: &str) -> Outcome {
-    let status = node.status().await?;
+    let status = node.get::<wire::Status>(wire::STATUS_PATH).await?;
     let text = if json {
         serde_json::to_string_pretty(&status).context("an answer can be written as JSON").map_err(Failure::Problem)?
             + "\n"
@@ -83,111 +70,4 @@ async fn show(node: &Node, json: bool, clear: &str) -> Outcome {
     };
     print(&format!("{clear}{text}"))?;
     Ok(if status.degraded.is_empty() { FINE } else { FOUND_A_PROBLEM })
-}
-
-/// A node that can be asked.
-struct Node {
-    /// `http://host:port`, for messages.
-    url: String,
-    /// `host:port`
-    authority: String,
-    token: String,
-}
-
-impl Node {
-    /// From the command line, the environment, or the configuration, which is read only when it is needed.
-    fn find(admin: Option<String>, token_file: Option<PathBuf>, file: Option<PathBuf>) -> Result<Self, Failure> {
-        let token = match &token_file {
-            Some(_) => None,
-            None => std::env::var("HARBOR_ADMIN_TOKEN").ok(),
-        };
-        let (url, token_file) = match (admin, &token, token_file) {
-            (Some(url), Some(_), _) => (url, None),
-            (Some(url), None, Some(path)) => (url, Some(path)),
-            (admin, _, token_file) => {
-                let named = file.is_some();
-                let config = load(file).map_err(|error| {
-                    match named {
-                    true => Failure::from(error),
-                    false => Failure::Usage(
-                        "which node? Name its configuration by --config FILE, or give --admin URL and --token-file FILE"
-                            .into(),
-                    ),
-                }
-                })?;
-                let in_data_dir = config.node.data_dir.join(wire::TOKEN_FILE_NAME);
-                let token_file = token_file.or(config.admin.token_file).unwrap_or(in_data_dir);
-                (admin.unwrap_or_else(|| format!("http://{}", reachable(config.admin.listen))), Some(token_file))
-            }
-        };
-        let token = match (token, token_file) {
-            (Some(token), _) => token,
-            (None, Some(path)) => std::fs::read_to_string(&path).map_err(|error| {
-                Failure::Usage(format!(
-                    "cannot read the token in {}: {error}; name another by --token-file",
-                    path.display()
-                ))
-            })?,
-            (None, None) => unreachable!("one of them was found"),
-        };
-        let refused =
-            || Failure::Usage(format!("{url:?} is not the URL of a node: write for example http://127.0.0.1:8081"));
-        let uri = url.parse::<Uri>().map_err(|_| refused())?;
-        let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http")).ok_or_else(refused)?;
-        let port = authority.port_u16().unwrap_or(80);
-        let authority = format!("{}:{port}", authority.host());
-        Ok(Self { url: format!("http://{authority}"), authority, token: token.trim().to_owned() })
-    }
-
-    async fn status(&self) -> Result<wire::Status, Failure> {
-        let (status, body) = tokio::time::timeout(TIMEOUT, self.get(wire::STATUS_PATH))
-            .await
-            .map_err(|_| Failure::Problem(anyhow!("the node at {} does not answer within {TIMEOUT:?}", self.url)))?
-            .map_err(|error| {
-                // Flat: the cause is not an input or output error of this command itself.
-                Failure::Problem(anyhow!(
-                    "no node answers at {} ({error:#}): is `harbor serve` running there?",
-                    self.url
-                ))
-            })?;
-        match status {
-            StatusCode::OK => serde_json::from_slice(&body)
-                .with_context(|| format!("{} answers something that this version does not know", self.url))
-                .map_err(Failure::Problem),
-            StatusCode::UNAUTHORIZED => Err(Failure::Usage(format!(
-                "the node at {} does not take this token: name its file by --token-file, or set HARBOR_ADMIN_TOKEN",
-                self.url
-            ))),
-            other => Err(Failure::Problem(anyhow!("{} answers {other}: is that a node's operators' API?", self.url))),
-        }
-    }
-
-    async fn get(&self, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
-        let stream = TcpStream::connect(&self.authority).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let request = Request::get(path)
-            .header(header::HOST, &self.authority)
-            .header(header::AUTHORIZATION, format!("Bearer {}", self.token))
-            .header(header::CONNECTION, "close")
-            .body(Empty::<Bytes>::new())?;
-        let exchange = async {
-            let (head, body) = sender.send_request(request).await?.into_parts();
-            let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(|error| anyhow!(error))?;
-            anyhow::Ok((head.status, body.to_bytes()))
-        };
-        // The connection ends with the exchange, or breaks it: which, the exchange tells.
-        let (answer, _) = tokio::join!(exchange, connection);
-        answer
-    }
-}
-
-/// An address that a listener on all addresses can be reached at.
-fn reachable(listen: SocketAddr) -> SocketAddr {
-    match listen {
-        SocketAddr::V4(address) if address.ip().is_unspecified() => ([127, 0, 0, 1], address.port()).into(),
-        SocketAddr::V6(address) if address.ip().is_unspecified() => {
-            (std::net::Ipv6Addr::LOCALHOST, address.port()).into()
-        }
-        other => other,
-    }
 }

@@ -26,6 +26,9 @@ const DEFAULT_PORT_RANGE: &str = "35000-40000";
 /// The port an app is told to listen on, where nothing else is written.
 const DEFAULT_INT_PORT: u16 = 4100;
 
+/// For how long a node may reach neither its store nor NATS, where nothing else is written.
+const DEFAULT_CUT_OFF: Duration = Duration::from_secs(5 * 60);
+
 /// Most addresses that ports are bound on, and most pools of a node.
 const MAX_ITEMS: usize = 64;
 
@@ -43,6 +46,8 @@ pub struct Node {
     pub listen: Vec<IpAddr>,
     /// Where its state is.
     pub data_dir: PathBuf,
+    /// For how long it may reach neither its store nor NATS before it is not ready.
+    pub cut_off_after: Duration,
 }
 
 impl Node {
@@ -56,6 +61,7 @@ impl Node {
         let id = section.get("id", node_id);
         let listen = section.get("listen", value::list(MAX_ITEMS, value::address));
         let data_dir = section.get("data_dir", value::path);
+        let cut_off_after = section.get("cut_off_after", value::duration(Duration::ZERO));
         let default_ports = || DEFAULT_PORT_RANGE.parse().expect("the default range is one");
         let ports = section.get("port_range", value::ports).unwrap_or_else(default_ports);
         let mut default = pool(&mut section, DEFAULT_POOL, ports);
@@ -92,6 +98,7 @@ impl Node {
             pools,
             listen: listen.unwrap_or_else(|| vec![Ipv6Addr::UNSPECIFIED.into()]),
             data_dir: data_dir.unwrap_or_else(|| PathBuf::from("./harbor-data")),
+            cut_off_after: cut_off_after.unwrap_or(DEFAULT_CUT_OFF),
         };
         (node, all)
     }

@@ -72,6 +72,7 @@ fn a_password_alone_is_a_configuration() {
                 retired: false,
             }],
             listen: vec!["::".parse().unwrap()],
+            cut_off_after: Duration::from_secs(300),
             data_dir: "./harbor-data".into(),
         },
         plans: Plan::built_in(&default),

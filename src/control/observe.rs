@@ -14,7 +14,7 @@ use crate::model::{
 pub(super) const LISTENER_WAIT: Duration = Duration::from_secs(10);
 
 /// How long the other nodes may take. One that dies meanwhile is found out sooner.
-pub(super) const NODES_WAIT: Duration = Duration::from_secs(5);
+pub const NODES_WAIT: Duration = Duration::from_secs(5);
 
 /// What has become of a listener.
 #[derive(Debug)]

@@ -51,6 +51,18 @@ fn panicked(panic: Box<dyn Any + Send>) -> Response {
     refusal(StatusCode::INTERNAL_SERVER_ERROR, None, "Harbor made a mistake: its log says more.")
 }
 
+/// An error's words as a sentence for people.
+#[must_use]
+pub fn sentence(text: &str) -> String {
+    let mut characters = text.chars();
+    let first = characters.next().map(char::to_uppercase).into_iter().flatten();
+    let mut sentence = first.chain(characters).collect::<String>();
+    if !sentence.ends_with('.') {
+        sentence.push('.');
+    }
+    sentence
+}
+
 #[cfg(test)]
 mod tests {
     use axum::{body::Body, http::Request, routing::get};

@@ -3,7 +3,6 @@
 //! Nobody leads. A node says what it has applied; whoever has made a change looks at what the others say.
 
 use std::{
-    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -117,6 +116,8 @@ pub struct Known {
     pub member: Member,
     /// Whether it was heard lately.
     pub alive: bool,
+    /// Since when it has applied nothing though there is something to apply; none while it keeps up.
+    pub behind_since: Option<Instant>,
 }
 
 /// What has become of a port on the nodes that are to have it.
@@ -135,7 +136,12 @@ impl Members {
     #[must_use]
     pub fn by_wall_clock(members: Vec<Member>, now: Timestamp) -> Self {
         let alive = |member: &Member| now.since(member.seen_at) < DEAD_AFTER;
-        Self { all: members.into_iter().map(|member| Known { alive: alive(&member), member }).collect() }
+        Self {
+            all: members
+                .into_iter()
+                .map(|member| Known { alive: alive(&member), member, behind_since: None })
+                .collect(),
+        }
     }
 
     /// The nodes that serve `pool`, live, and neither drain nor are about to.
@@ -165,38 +171,16 @@ impl Members {
         if waiting.is_empty() { Opening::Open(open) } else { Opening::Waiting(waiting) }
     }
 
+    /// Whether an operator wants the node drained.
+    #[must_use]
+    pub fn wants_drained(&self, id: &NodeId) -> bool {
+        self.all.iter().any(|known| known.member.id == *id && known.member.drain)
+    }
+
     /// Whether a node of this name lives.
     #[must_use]
     pub fn is_alive(&self, id: &NodeId) -> bool {
         self.all.iter().any(|known| known.alive && known.member.id == *id)
-    }
-}
-
-/// Who lives, by one's own clock: a node does as long as its `seen_at` goes on changing, whatever it is, so that clocks
-/// that differ between machines kill nobody.
-#[derive(Debug, Default)]
-pub struct Pulse {
-    heard: HashMap<NodeId, (Timestamp, Instant)>,
-}
-
-impl Pulse {
-    /// Looks at what the store says `now`. A node that is seen for the first time counts as alive.
-    pub fn feel(&mut self, members: Vec<Member>, now: Instant) -> Members {
-        self.heard.retain(|id, _| members.iter().any(|member| member.id == *id));
-        let all = members.into_iter().map(|member| {
-            let heard = self.heard.entry(member.id.clone()).or_insert((member.seen_at, now));
-            if heard.0 != member.seen_at {
-                *heard = (member.seen_at, now);
-            }
-            let alive = now.saturating_duration_since(heard.1) < DEAD_AFTER;
-            Known { member, alive }
-        });
-        Members { all: all.collect() }
-    }
-
-    /// Forgets when nodes were heard: the store was away, and nobody could say anything.
-    pub fn renew(&mut self, now: Instant) {
-        self.heard.values_mut().for_each(|heard| heard.1 = now);
     }
 }
 
@@ -222,7 +206,9 @@ mod tests {
     }
 
     fn opening(members: Vec<Member>) -> Opening {
-        let members = Members { all: members.into_iter().map(|member| Known { member, alive: true }).collect() };
+        let members = Members {
+            all: members.into_iter().map(|member| Known { member, alive: true, behind_since: None }).collect(),
+        };
         let (id, own) = (ServiceInstanceId::new("i").unwrap(), NodeId::new("own").unwrap());
         members.opening(&pool("default"), &id, 1024, Revision(5), &own)
     }
@@ -259,24 +245,6 @@ mod tests {
         };
         assert_eq!(with(1024), Opening::Failed(node("b"), failure(1024)));
         assert_eq!(with(1025), Opening::Waiting(vec![node("a")]), "it was of the port before");
-    }
-
-    #[test]
-    fn a_node_lives_as_long_as_its_word_goes_on_changing_whatever_its_clock_says() {
-        let (mut pulse, start) = (Pulse::default(), Instant::now());
-        let mut alive = |seen_at, after: Duration| {
-            let member = Member { seen_at: Timestamp(seen_at), ..member("a", 0) };
-            pulse.feel(vec![member], start + after).all[0].alive
-        };
-        assert!(alive(900, Duration::ZERO), "it may just have spoken");
-        assert!(alive(900, DEAD_AFTER - Duration::from_millis(1)));
-        assert!(!alive(900, DEAD_AFTER));
-        assert!(alive(5, DEAD_AFTER), "a clock that was set back");
-        assert!(alive(5, DEAD_AFTER + HEARTBEAT_EVERY));
-        assert!(!alive(5, 2 * DEAD_AFTER));
-        pulse.renew(start + 2 * DEAD_AFTER);
-        let member = Member { seen_at: Timestamp(5), ..member("a", 0) };
-        assert!(pulse.feel(vec![member], start + 2 * DEAD_AFTER).all[0].alive);
     }
 
     #[test]

@@ -197,7 +197,7 @@ mod tests {
             joined_at: Timestamp(0),
             seen_at: Timestamp(0),
         };
-        Known { member, alive }
+        Known { member, alive, behind_since: None }
     }
 
     fn check(wanted: &[Pool], members: Vec<Known>, moving: bool, expected: Result<&[&str], &str>) {

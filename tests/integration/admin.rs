@@ -15,13 +15,14 @@ use harbor::{
             AnnouncedState, AnnouncementRefusal, Authority, Endpoint, Origin, Refusal, Registration, Sketch, Source,
         },
         desired::ForwarderLimits,
+        member::{Known, Member, Members, Report},
         observed::{Link, ListenerObservation, ListenerState, Mode, Observations},
         parameters::Settings,
         plan::Plan,
         pool::{Pool, PoolNames},
         service_instance::ServiceInstance,
     },
-    store::{Provision, Store as _, memory::MemoryStore},
+    store::{AnyStore, Provision, Store as _, memory::MemoryStore},
     telemetry::metrics::Metrics,
 };
 use serde_json::{Value, json};
@@ -48,6 +49,8 @@ pub struct Node {
     pub observations: watch::Sender<Arc<Observations>>,
     pub nats: watch::Sender<Link>,
     pub store: watch::Sender<Link>,
+    members: watch::Sender<Arc<Members>>,
+    durable: Arc<MemoryStore>,
     directory: tempfile::TempDir,
     _shutdown: DropGuard,
 }
@@ -56,9 +59,9 @@ impl Node {
     pub async fn new(metrics_public: bool) -> Self {
         let pool = PoolName::new("default").unwrap();
         let plans = Plan::built_in(&pool);
-        let store = Arc::new(MemoryStore::new());
+        let durable = Arc::new(MemoryStore::new());
         for (id, port) in [("first", 26000), ("second", 26001)] {
-            let stored = store.provision(&instance(id, port, &plans[1]), false, THEN).await.unwrap();
+            let stored = durable.provision(&instance(id, port, &plans[1]), false, THEN).await.unwrap();
             assert!(matches!(stored, Provision::Created(_)));
         }
         let (observations, observations_receiver) = watch::channel(Arc::new(observed(&["first", "second"], &[])));
@@ -79,16 +82,12 @@ impl Node {
         let clock = Arc::new(SystemClock);
         let metrics = Arc::new(Metrics::new());
         let seen = observations_receiver.clone();
-        let control = Control::open(
-            settings,
-            store,
-            clock.clone(),
-            seen,
-            watch::channel(Arc::default()).1,
-            Arc::clone(&metrics.control),
-        )
-        .await
-        .unwrap();
+        let members = watch::Sender::default();
+        let any: AnyStore = durable.clone();
+        let control =
+            Control::open(settings, any, clock.clone(), seen, members.subscribe(), Arc::clone(&metrics.control))
+                .await
+                .unwrap();
         let backends = Backends::new(256);
         let registration = Registration {
             service_instance_id: ServiceInstanceId::new("first").unwrap(),
@@ -113,6 +112,8 @@ impl Node {
             mode: mode_receiver,
             control,
             observations: observations_receiver,
+            members: members.subscribe(),
+            cut_off_after: Duration::from_secs(60),
             backends,
             refusals: Box::new(refusals),
             store: store_receiver,
@@ -127,7 +128,7 @@ impl Node {
         let serve = http::serve(listener, None, router, http::Limits::default(), shutdown.clone());
         TaskTracker::new().spawn(serve);
         let _shutdown = shutdown.drop_guard();
-        Self { address, token_file, mode, observations, nats, store, directory, _shutdown }
+        Self { address, token_file, mode, observations, nats, store, members, durable, directory, _shutdown }
     }
 
     /// The token, as operators read it.
@@ -143,6 +144,28 @@ impl Node {
     /// Says of these service instances that their ports are open, and of those that they are not.
     pub fn observe(&self, bound: &[&str], failed: &[&str]) {
         self.observations.send_replace(Arc::new(observed(bound, failed)));
+    }
+
+    /// Has another node joined, that lives or has died by now.
+    pub async fn join(&self, id: &str, alive: bool) {
+        let member = Member {
+            id: NodeId::new(id).unwrap(),
+            process: "1".into(),
+            version: "0.1.0".into(),
+            pools: vec![PoolName::new("default").unwrap()],
+            report: Report { applied: Revision(3), ..Report::default() },
+            drain: false,
+            joined_at: THEN,
+            seen_at: THEN,
+        };
+        self.durable.join(&member).await.unwrap();
+        let known = Known { member, alive, behind_since: None };
+        self.members.send_replace(Arc::new(Members { all: vec![known] }));
+    }
+
+    /// Ends the store.
+    pub async fn close_store(&self) {
+        self.durable.close().await;
     }
 
     /// Somebody without the token.
@@ -245,6 +268,7 @@ async fn the_status_tells_node_pools_links_listeners_and_backends() {
                 "revision_applied": 3,
                 "store": {"state": "up", "since": THEN_TOLD},
                 "nats": {"state": "absent"},
+                "nodes": [],
                 "pools": [{
                     "name": "default", "ports": "26000-26009", "size": 10, "free": 8, "allocated": 2,
                     "quarantined": 0, "reserved": 0, "in_conflict": 0,

@@ -262,7 +262,7 @@ harbor_node_1  serving, all is well  (harbor {}, since 2026-11-21T09:15:18Z)
 store      connected since 2026-11-21T09:15:18Z
 NATS       not configured
 pool       default (26000-26009): 8 of 10 ports free, 2 allocated
-listeners  2 bound, 0 failed, 0 pending (revision 2 of 2)
+listeners  2 bound, 0 failed, 0 pending (revision 3 of 3)
 backends   1 TCP, 0 UDP (service instances without any: 1)
 refused    unknown_service_instance from 10.0.1.9 naming typo, last at 2026-11-21T09:15:18Z
 

@@ -174,6 +174,9 @@ async fn live_answers_are_what_it_describes() {
     checked.send("provision", a, "accepts_incomplete=true", wish.clone(), 201).await;
     checked.send("provision", a, "", wish, 200).await;
     checked.send("provision", a, "", request("tcp"), 409).await;
+    site.store.share();
+    checked.send("provision", ["later", ""], "accepts_incomplete=true", request("tcp"), 202).await;
+    checked.send("last_operation", ["later", ""], "operation=provision", none.clone(), 200).await;
 
     checked.send("fetch", ["never", ""], "", none.clone(), 404).await;
     checked.send("fetch", ["%FF", ""], "", none.clone(), 400).await;
@@ -264,10 +267,11 @@ async fn what_operators_are_shown_is_what_it_describes() {
     let mut seen = BTreeSet::new();
     let (node, private) = (Node::new(true).await, Node::new(false).await);
     let at = || Timestamp::from_seconds(1_795_252_518);
-    let mut check = async |path: &'static str, client: Client, status: u16| {
-        let answer = client.get(path).await;
+    let mut tell = async |method: Method, path: &'static str, client: Client, status: u16| {
+        let answer = client.send(method.clone(), &path.replace("{node_id}", "harbor_node_2"), None).await;
         assert_eq!(answer.status, status, "{path}");
-        let described = resolve(&document, &document["paths"][path]["get"]["responses"][answer.status.as_str()]);
+        let operation = &document["paths"][path][method.as_str().to_lowercase()];
+        let described = resolve(&document, &operation["responses"][answer.status.as_str()]);
         let (kind, content) = described["content"].as_object().unwrap().iter().next().unwrap();
         let found = answer.headers["content-type"].to_str().unwrap();
         assert_eq!(found.split(';').next(), Some(kind.as_str()), "{path} {status}");
@@ -276,7 +280,27 @@ async fn what_operators_are_shown_is_what_it_describes() {
             _ => String::from_utf8(answer.body.to_vec()).unwrap().into(),
         };
         judge(&document, &content["schema"], &body).unwrap_or_else(|error| panic!("{path} {status}: {error}: {body}"));
-        seen.insert((path.to_owned(), status.to_string()));
+        seen.insert((format!("{method} {path}"), status.to_string()));
+    };
+    let node_paths = [
+        (Method::DELETE, "/admin/v1/nodes/{node_id}"),
+        (Method::POST, "/admin/v1/nodes/{node_id}/drain"),
+        (Method::POST, "/admin/v1/nodes/{node_id}/resume"),
+    ];
+    for (method, path) in node_paths.clone() {
+        tell(method.clone(), path, node.anonymous(), 401).await;
+        tell(method, path, node.operator(), 404).await;
+    }
+    node.join("harbor_node_2", true).await;
+    for (method, path) in node_paths.clone() {
+        tell(method.clone(), path, node.operator(), if method == Method::DELETE { 409 } else { 200 }).await;
+    }
+    node.join("harbor_node_2", false).await;
+    tell(Method::GET, wire::NODES_PATH, node.anonymous(), 401).await;
+    tell(Method::GET, wire::NODES_PATH, node.operator(), 200).await;
+    tell(Method::DELETE, "/admin/v1/nodes/{node_id}", node.operator(), 200).await;
+    let mut check = async |path: &'static str, client: Client, status: u16| {
+        tell(Method::GET, path, client, status).await;
     };
     check("/healthz", node.anonymous(), 200).await;
     check("/readyz", node.anonymous(), 200).await;
@@ -300,13 +324,19 @@ async fn what_operators_are_shown_is_what_it_describes() {
     node.observations.send_replace(Arc::default());
     node.mode.send_replace(Mode::Starting);
     check(wire::STATUS_PATH, node.operator(), 200).await;
+    node.join("harbor_node_2", false).await;
+    node.close_store().await;
+    for (method, path) in node_paths {
+        tell(method, path, node.operator(), 503).await;
+    }
 
     let mut described = BTreeSet::new();
     for (path, methods) in document["paths"].as_object().unwrap() {
-        let get = &methods["get"];
-        if get["tags"] == json!(["admin"]) {
-            let statuses = get["responses"].as_object().unwrap().keys();
-            described.extend(statuses.map(|status| (path.clone(), status.clone())));
+        for (method, operation) in methods.as_object().unwrap() {
+            if operation["tags"] == json!(["admin"]) {
+                let statuses = operation["responses"].as_object().unwrap().keys();
+                described.extend(statuses.map(|status| (format!("{} {path}", method.to_uppercase()), status.clone())));
+            }
         }
     }
     assert_eq!(seen, described);

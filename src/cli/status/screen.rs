@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 
-use crate::admin::wire::{Backend, Link, Listener, Mode, Refusal, ServiceInstance, Status};
+use crate::{
+    admin::wire::{Backend, Link, Listener, Mode, Refusal, ServiceInstance, Status},
+    cli::clean,
+};
 
 /// Most rows of service instances: the rest is counted.
 const MAX_ROWS: usize = 20;
@@ -48,6 +51,10 @@ pub fn render(status: &Status, colour: bool) -> String {
             }
         }
         line(format!("pool       {} ({}): {counts}", clean(&pool.name), clean(&pool.ports)));
+    }
+    if status.nodes.len() > 1 {
+        let nodes = status.nodes.iter().map(|node| format!("{} {}", clean(&node.id), node.state()));
+        line(format!("nodes      {}", nodes.collect::<Vec<_>>().join(", ")));
     }
     let listeners = status.listeners;
     let applied = status.revision_applied.map_or_else(|| "none".into(), |revision| revision.to_string());
@@ -143,11 +150,6 @@ fn word_of(backend: &Backend) -> &str {
         (.., true) => "aside",
         _ => "up",
     }
-}
-
-/// Ids and reasons may hold any character; a terminal obeys some of them.
-fn clean(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -346,9 +346,15 @@ impl Open {
 pub struct Breakable {
     inner: MemoryStore,
     broken: Mutex<Option<&'static str>>,
+    shared: AtomicBool,
 }
 
 impl Breakable {
+    /// From now on it counts as a store of several nodes.
+    pub fn share(&self) {
+        self.shared.store(true, Ordering::Relaxed);
+    }
+
     /// From now on this call fails; with `panic` every one panics.
     pub fn break_down(&self, call: Option<&'static str>) {
         *self.broken.lock().unwrap() = call;
@@ -506,7 +512,7 @@ impl Store for Breakable {
     }
 
     fn serves_many(&self) -> bool {
-        self.inner.serves_many()
+        self.shared.load(Ordering::Relaxed)
     }
 
     async fn close(&self) {

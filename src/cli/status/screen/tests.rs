@@ -30,6 +30,7 @@ fn fine() -> Status {
         revision_applied: Some(14),
         store: Link::Up { since: since.clone() },
         nats: Link::Absent,
+        nodes: vec![],
         pools: vec![Pool {
             name: "default".into(),
             ports: "35000-40000".into(),
