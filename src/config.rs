@@ -26,6 +26,7 @@ mod node;
 mod plans;
 mod secret;
 mod section;
+mod store;
 mod summary;
 mod value;
 
@@ -38,15 +39,13 @@ pub use forwarder::Forwarder;
 pub use nats::{Nats, NatsLogin, NatsTls};
 pub use node::Node;
 pub use secret::Secret;
+pub use store::Store;
 
 use entry::{Table, VARIABLE_PREFIX, VARIABLE_SEPARATOR};
 use section::{Findings, Section};
 
 /// Largest configuration file that is read, in bytes.
 pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
-
-/// The file of the store within the data directory, where nothing else is written.
-const DEFAULT_STORE_URL: &str = "sqlite:harbor.db";
 
 /// What a configuration is made of.
 #[derive(Debug, Clone)]
@@ -68,8 +67,8 @@ pub struct Config {
     pub announce: Option<Announce>,
     /// The operators' API.
     pub admin: Admin,
-    /// Where durable state is; a relative path is relative to [`Node::data_dir`].
-    pub store_url: String,
+    /// Where durable state is.
+    pub store: Store,
     /// NATS; none: announcements come over HTTP only.
     pub nats: Option<Nats>,
     /// This node and its pools.
@@ -161,7 +160,7 @@ fn read(mut root: Section<'_>, own_address: IpAddr) -> Option<Config> {
     let announce = root.section("announce");
     let announce = if has_announce { Some(Announce::read(announce)) } else { None };
     let admin = Admin::read(root.section("admin"));
-    let store_url = store_url(root.section("store"));
+    let store = Store::read(root.section("store"), &mut warnings);
     let nats = Nats::read(root.section("nats"));
     let more_pools = root.named_sections("pools");
     let (node, pools) = Node::read(root.section("harbor_node"), more_pools, own_address);
@@ -177,7 +176,7 @@ fn read(mut root: Section<'_>, own_address: IpAddr) -> Option<Config> {
             Some(announce) => Some(announce?),
         },
         admin,
-        store_url,
+        store,
         nats,
         node,
         plans,
@@ -187,21 +186,6 @@ fn read(mut root: Section<'_>, own_address: IpAddr) -> Option<Config> {
         warnings,
     };
     Some(warned_of_own_ports(config))
-}
-
-fn store_url(mut section: Section<'_>) -> String {
-    let url = section.get("url", |entry| {
-        let text = value::text(entry)?;
-        match text.split_once(':').map_or(text.as_str(), |(scheme, _)| scheme) {
-            "sqlite" => Ok(text),
-            "postgres" | "postgresql" => {
-                Err(entry.problem("PostgreSQL is not in this version yet: use \"sqlite:harbor.db\""))
-            }
-            _ => Err(entry.problem("this is not the URL of a store: write for example \"sqlite:harbor.db\"")),
-        }
-    });
-    section.finish();
-    url.unwrap_or_else(|| DEFAULT_STORE_URL.into())
 }
 
 /// Harbor's own APIs take ports too: one in a pool's range can never be given out.

@@ -20,19 +20,24 @@ use crate::model::{
 
 pub use crate::model::allocation::{PortRow, PortState, Release, Reservation};
 
+mod engine;
 mod feed;
 mod files;
 mod lock;
 pub mod memory;
 mod migrations;
 mod open;
+mod postgres;
+mod relational;
 mod row;
 mod secret;
 mod sql;
-pub mod sqlite;
+mod sqlite;
+mod text;
 
 pub use migrations::SCHEMA_VERSION;
-pub use open::{Migrated, OpenError, migrate, open};
+pub use open::{Migrated, OpenError, Settings, migrate, open};
+pub use sql::ALL as STATEMENTS;
 
 /// How many revisions [`Store::changes_since`] can look back; tombstones older than that are dropped. A caller further
 /// behind reads everything, which costs no more than reading so many changes.
@@ -44,7 +49,7 @@ pub const CHANGES_KEPT: u64 = 4_096;
 #[error("{doing}: {source}")]
 pub struct Fault {
     /// What was being done, as a phrase that names the store.
-    pub doing: &'static str,
+    pub doing: String,
     /// The engine's own words.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,

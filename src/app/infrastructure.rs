@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use tokio::{net::lookup_host, time::timeout};
 
+use super::settings;
 use crate::config::Config;
 
 /// The port of NATS where a URL names none.
@@ -12,21 +13,30 @@ const NATS_PORT: u16 = 4222;
 /// How long a name may take to resolve.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(3);
 
-/// The addresses of the NATS servers. A name that cannot be resolved is logged: its addresses then have to be in
-/// `discovery.backend_deny`, if tenants could reach them otherwise.
+/// The addresses of the store and of the NATS servers. A name that cannot be resolved is logged: its addresses then have to
+/// be in `discovery.backend_deny`, if tenants could reach them otherwise.
 pub(super) async fn addresses(config: &Config) -> BTreeSet<SocketAddr> {
     let mut addresses = BTreeSet::new();
-    for server in config.nats.iter().flat_map(|nats| &nats.servers) {
-        let authority = server.split_once("://").map_or(server.as_str(), |(_, authority)| authority);
-        let target = match authority.parse::<axum::http::uri::Authority>() {
-            Ok(authority) => format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(NATS_PORT)),
-            Err(_) => authority.to_owned(),
-        };
-        match timeout(RESOLVE_WITHIN, lookup_host(&target)).await {
+    for (host, port) in servers(config) {
+        match timeout(RESOLVE_WITHIN, lookup_host((host.as_str(), port))).await {
             Ok(Ok(found)) => addresses.extend(found),
-            Ok(Err(error)) => tracing::warn!(server = target, %error, "this NATS server's name cannot be resolved"),
-            Err(_) => tracing::warn!(server = target, "this NATS server's name takes too long to resolve"),
+            Ok(Err(error)) => tracing::warn!(host, %error, "the name of this server cannot be resolved"),
+            Err(_) => tracing::warn!(host, "the name of this server takes too long to resolve"),
         }
     }
     addresses
+}
+
+/// The hosts and ports of the servers that Harbor connects to. An address of IPv6 is without brackets.
+fn servers(config: &Config) -> Vec<(String, u16)> {
+    // A store whose URL cannot be understood has not been opened.
+    let mut servers: Vec<_> = settings::store(config).server().ok().flatten().into_iter().collect();
+    for url in config.nats.iter().flat_map(|nats| &nats.servers) {
+        let authority = url.split_once("://").map_or(url.as_str(), |(_, authority)| authority);
+        if let Ok(authority) = authority.parse::<axum::http::uri::Authority>() {
+            let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+            servers.push((host, authority.port_u16().unwrap_or(NATS_PORT)));
+        }
+    }
+    servers
 }

@@ -1,5 +1,6 @@
 //! Bringing the store up to date without serving.
 
+use super::settings;
 use crate::{config::Config, store};
 
 /// Brings the store up to date, and says from which version to which.
@@ -8,5 +9,5 @@ use crate::{config::Config, store};
 /// When it cannot be opened, is in use, or is of a newer version.
 pub fn migrate(config: &Config) -> anyhow::Result<store::Migrated> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(store::migrate(&config.store_url, &config.node.data_dir))?)
+    Ok(runtime.block_on(store::migrate(&settings::store(config)))?)
 }

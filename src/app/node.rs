@@ -70,7 +70,7 @@ pub(super) async fn run(config: Config, sources: &Sources, log: &Log, mut signal
     machine::prepare(&config);
     let metrics = Arc::new(Metrics::new());
     // Its lock keeps a second process on the same data from touching anything.
-    let store = store::open(&config.store_url, &config.node.data_dir, Arc::clone(&metrics.store)).await?;
+    let store = store::open(&settings::store(&config), Arc::clone(&metrics.store)).await?;
     let outcome = async {
         let apis = Apis::bind(&config).await?;
         let node = Node::join(&config, sources, Arc::clone(&store), metrics, &apis).await?;

@@ -17,12 +17,21 @@ use crate::{
         PortSet,
         pool::{Pool, Pools},
     },
+    store,
 };
 
 /// User and passwords of the broker API.
 pub(super) fn login(config: &config::Broker) -> (String, Vec<String>) {
     let passwords = config.passwords.iter().map(|password| password.expose().to_owned()).collect();
     (config.username.clone(), passwords)
+}
+
+pub(super) fn store(config: &Config) -> store::Settings {
+    store::Settings {
+        url: config.store.url.expose().to_owned(),
+        password: config.store.password.as_ref().map(|password| password.expose().to_owned()),
+        data_dir: config.node.data_dir.clone(),
+    }
 }
 
 pub(super) fn control(config: &Config) -> control::Settings {

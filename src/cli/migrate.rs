@@ -20,7 +20,7 @@ impl Migrate {
             (0, to) => format!("has been made, at version {to}"),
             (from, to) => format!("has been brought from version {from} to {to}"),
         };
-        print(&format!("The store {} {said}.\n", config.store_url))?;
+        print(&format!("The store {} {said}.\n", config.store))?;
         Ok(FINE)
     }
 }

@@ -112,7 +112,7 @@ fn passwords(section: &mut Section<'_>, warnings: &mut Vec<String>) -> Option<Ve
 }
 
 /// One password a line.
-fn read_passwords(path: &Path) -> Result<Vec<Secret>, String> {
+pub(super) fn read_passwords(path: &Path) -> Result<Vec<Secret>, String> {
     let unreadable = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
     if std::fs::metadata(path).map_err(unreadable)?.len() > MAX_PASSWORD_FILE_BYTES {
         return Err(format!("{} is too large for a file of passwords, one a line", path.display()));
@@ -126,7 +126,8 @@ fn read_passwords(path: &Path) -> Result<Vec<Secret>, String> {
     Ok(passwords)
 }
 
-fn mode_advice(path: &Path) -> Option<String> {
+/// What is wrong with the mode of a file of passwords.
+pub(super) fn mode_advice(path: &Path) -> Option<String> {
     let mode = std::fs::metadata(path).ok()?.permissions().mode() & 0o777;
     (mode & 0o077 != 0)
         .then(|| format!("{} has mode {mode:04o}: others may read the password; run chmod 0600 on it", path.display()))

@@ -33,7 +33,7 @@ fn lines(config: &Config) -> Vec<(&'static str, String)> {
     let admin = &config.admin;
     let metrics = if admin.metrics_public { "public" } else { "with the token" };
     line("admin", format!("{}, metrics {metrics}", listens(admin.listen, false)));
-    line("store", config.store_url.clone());
+    line("store", config.store.to_string());
     line(
         "nats",
         match &config.nats {

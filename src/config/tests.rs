@@ -59,7 +59,7 @@ fn a_password_alone_is_a_configuration() {
         },
         announce: None,
         admin: Admin { listen: address("127.0.0.1:8081"), token_file: None, metrics_public: true },
-        store_url: "sqlite:harbor.db".into(),
+        store: Store { url: Secret::new("sqlite:harbor.db".into()), password: None },
         nats: None,
         node: Node {
             id: NodeId::new("harbor_node_1").unwrap(),
@@ -190,7 +190,7 @@ fn every_section_is_read() {
     assert_eq!((announce.public_url.as_str(), announce.tls), ("https://harbor-announce.example.com", None));
     assert_eq!(config.admin.token_file, Some("/run/harbor/admin.token".into()));
     assert!(!config.admin.metrics_public, "beyond loopback metrics are not public by default");
-    assert_eq!(config.store_url, "sqlite:/srv/harbor.db");
+    assert_eq!(config.store.to_string(), "sqlite:/srv/harbor.db");
     let nats = config.nats.unwrap();
     assert_eq!(nats.servers, ["nats://10.0.0.1:4222", "nats://10.0.0.2:4222", "tls://nats.example.com"]);
     assert_eq!(nats.login, NatsLogin::Token(Secret::new("hunter2".into())));
@@ -682,14 +682,25 @@ fn sources_are_words_and_cells_need_the_one_that_says_whose_their_addresses_are(
 }
 
 #[test]
-fn what_is_of_a_later_version_says_so() {
+fn a_store_is_a_file_or_a_database_of_postgresql() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "hunter2\n").unwrap();
+    let path = file.path().display();
+    let url = "store.url = \"postgres://harbor:hunter3@10.0.0.1/harbor\"";
+    let store = load_more(&format!("{url}\nstore.password_file = \"{path}\""), &[]).unwrap().store;
+    assert_eq!(store.to_string(), "postgres://harbor@10.0.0.1/harbor");
+    assert_eq!(store.password, Some(Secret::new("hunter2".into())));
+    let wanted = "this is not the URL of a store: write for example \"sqlite:harbor.db\" or \
+        \"postgres://harbor@db.example.com/harbor\"";
+    for url in ["harbor.db", "postgres:harbor", "mysql://harbor:hunter2@10.0.0.1/harbor"] {
+        check_more(&format!("store.url = \"{url}\""), &[&format!("harbor.toml:2:13: store.url: {wanted}")]);
+    }
     check_more(
-        "store.url = \"postgres://harbor:hunter2@10.0.0.1/harbor\"",
-        &["harbor.toml:2:13: store.url: PostgreSQL is not in this version yet: use \"sqlite:harbor.db\""],
-    );
-    check_more(
-        "store.url = \"harbor.db\"",
-        &["harbor.toml:2:13: store.url: this is not the URL of a store: write for example \"sqlite:harbor.db\""],
+        &format!("store.password_file = \"{path}\""),
+        &[
+            "harbor.toml:2:23: store.password_file: this stands beside a file of SQLite, which has no password: leave it \
+           out, or let store.url name PostgreSQL",
+        ],
     );
 }
 

@@ -70,7 +70,7 @@ impl MemoryStore {
     fn with<T>(&self, call: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(state) = state.as_mut() else {
-            return Err(Fault { doing: "the store in memory", source: "it is closed".into() });
+            return Err(Fault { doing: "the store in memory".into(), source: "it is closed".into() });
         };
         let before = state.revision;
         let outcome = call(state);

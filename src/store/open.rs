@@ -1,12 +1,12 @@
 //! From `store.url` to a store that is ready: which engine, and what can stand in the way.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fmt, io, path::PathBuf, sync::Arc};
 
-use super::{AnyStore, Fault, sqlite::SqliteStore};
+use super::{
+    AnyStore, Fault,
+    postgres::{self, Target},
+    sqlite,
+};
 use crate::telemetry::metrics::StoreMetrics;
 
 /// Why a store cannot be opened.
@@ -15,9 +15,33 @@ pub enum OpenError {
     /// The URL names no engine that is known. The URL itself is not shown: it may hold a password.
     #[error("store.url has an unknown form: write for example \"sqlite:harbor.db\"")]
     UnknownUrl,
-    /// The URL names PostgreSQL.
-    #[error("store.url names PostgreSQL, which is not in this version: use for example \"sqlite:harbor.db\"")]
-    NoPostgres,
+    /// The URL names PostgreSQL, and something in it cannot be understood.
+    #[error("store.url {problem}: write for example \"postgres://harbor@db.example.com/harbor?sslmode=verify-full\"")]
+    PostgresUrl {
+        /// What, without anything secret.
+        problem: String,
+    },
+    /// PostgreSQL cannot be reached, or does not let Harbor in.
+    #[error("{database} cannot be opened ({reason}): {advice}")]
+    Unavailable {
+        /// The database.
+        database: String,
+        /// The system's or the server's own words.
+        reason: String,
+        /// What to do next.
+        advice: &'static str,
+    },
+    /// The database cannot hold every character.
+    #[error(
+        "{database} has the encoding {found}, but names hold any character: create one with ENCODING 'UTF8' TEMPLATE \
+         template0"
+    )]
+    Encoding {
+        /// The database.
+        database: String,
+        /// Its encoding.
+        found: String,
+    },
     /// A file or its directory cannot be used.
     #[error("{path} cannot be used for the store ({source}): check data_dir, store.url and who owns the files")]
     File {
@@ -38,22 +62,22 @@ pub enum OpenError {
     },
     /// A newer version has changed the database.
     #[error(
-        "{path} was made by a newer Harbor (schema {found}, this one knows {known}): install that version, or restore a \
+        "{database} was made by a newer Harbor (schema {found}, this one knows {known}): install that version, or restore a \
          backup from before the upgrade"
     )]
     Newer {
         /// The database.
-        path: PathBuf,
+        database: String,
         /// Its schema.
         found: i64,
         /// The newest schema that this version knows.
         known: i64,
     },
-    /// The file is a database, but of something else.
-    #[error("{path} is a database of another program: set store.url to another file")]
+    /// The database is of something else.
+    #[error("{database} is of another program: let store.url name another one")]
     NotHarbor {
         /// The database.
-        path: PathBuf,
+        database: String,
     },
     /// The check of the database found something.
     #[error("{path} is damaged ({finding}): restore a backup")]
@@ -64,10 +88,10 @@ pub enum OpenError {
         finding: String,
     },
     /// The schema could not be brought up to date.
-    #[error("{path} could not be migrated: {source}; restore a backup, or report this")]
+    #[error("{database} could not be migrated: {source}; restore a backup, or report this")]
     Migrate {
         /// The database.
-        path: PathBuf,
+        database: String,
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -85,35 +109,77 @@ pub struct Migrated {
     pub to: i64,
 }
 
-/// Opens the store that `url` names, brought up to date. A relative path is relative to `data_dir`.
+/// Which store, and how to get in.
+#[derive(Clone)]
+pub struct Settings {
+    /// `sqlite:FILE` or `postgres://…`.
+    pub url: String,
+    /// Wins over one in the URL; PostgreSQL only.
+    pub password: Option<String>,
+    /// What a relative path is relative to.
+    pub data_dir: PathBuf,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").field("data_dir", &self.data_dir).finish_non_exhaustive()
+    }
+}
+
+/// A store before it is opened.
+enum Place {
+    Sqlite(PathBuf),
+    Postgres(Target),
+}
+
+impl Settings {
+    /// The host and port of the store's server; none for a file or a socket of this machine.
+    ///
+    /// # Errors
+    /// [`OpenError`] for a URL that cannot be understood.
+    pub fn server(&self) -> Result<Option<(String, u16)>, OpenError> {
+        Ok(match self.place()? {
+            Place::Sqlite(_) => None,
+            Place::Postgres(target) => target.address().map(|(host, port)| (host.to_owned(), port)),
+        })
+    }
+
+    fn place(&self) -> Result<Place, OpenError> {
+        let (scheme, rest) = self.url.split_once(':').ok_or(OpenError::UnknownUrl)?;
+        match scheme {
+            "sqlite" => {
+                let path = rest.strip_prefix("//").unwrap_or(rest);
+                // SQLite's own URLs take parameters after these and a memory name; Harbor knows neither.
+                if path.is_empty() || path.ends_with('/') || path == ":memory:" || path.contains(['?', '#']) {
+                    return Err(OpenError::UnknownUrl);
+                }
+                Ok(Place::Sqlite(self.data_dir.join(path)))
+            }
+            "postgres" | "postgresql" => Target::new(&self.url, self.password.as_deref()).map(Place::Postgres),
+            _ => Err(OpenError::UnknownUrl),
+        }
+    }
+}
+
+/// Opens a store, brought up to date.
 ///
 /// # Errors
 /// [`OpenError`].
-pub async fn open(url: &str, data_dir: &Path, metrics: Arc<StoreMetrics>) -> Result<AnyStore, OpenError> {
-    Ok(Arc::new(SqliteStore::open(&sqlite_path(url, data_dir)?, metrics).await?))
+pub async fn open(settings: &Settings, metrics: Arc<StoreMetrics>) -> Result<AnyStore, OpenError> {
+    Ok(match settings.place()? {
+        Place::Sqlite(path) => Arc::new(sqlite::open(&path, metrics).await?),
+        Place::Postgres(target) => Arc::new(postgres::open(target, metrics).await?),
+    })
 }
 
-/// Brings the store that `url` names up to date, checks it, and closes it again.
+/// Brings a store up to date, checks it, and closes it again.
 ///
 /// # Errors
 /// [`OpenError`], also when the check finds damage.
-pub async fn migrate(url: &str, data_dir: &Path) -> Result<Migrated, OpenError> {
-    super::sqlite::migrate(&sqlite_path(url, data_dir)?).await
-}
-
-fn sqlite_path(url: &str, data_dir: &Path) -> Result<PathBuf, OpenError> {
-    let (scheme, rest) = url.split_once(':').ok_or(OpenError::UnknownUrl)?;
-    match scheme {
-        "sqlite" => {
-            let path = rest.strip_prefix("//").unwrap_or(rest);
-            // SQLite's own URLs take parameters after these and a memory name; Harbor knows neither.
-            if path.is_empty() || path.ends_with('/') || path == ":memory:" || path.contains(['?', '#']) {
-                return Err(OpenError::UnknownUrl);
-            }
-            Ok(data_dir.join(path))
-        }
-        "postgres" | "postgresql" => Err(OpenError::NoPostgres),
-        _ => Err(OpenError::UnknownUrl),
+pub async fn migrate(settings: &Settings) -> Result<Migrated, OpenError> {
+    match settings.place()? {
+        Place::Sqlite(path) => sqlite::migrate(&path).await,
+        Place::Postgres(target) => postgres::migrate(&target).await,
     }
 }
 
@@ -122,28 +188,29 @@ mod tests {
     use super::*;
 
     fn check(url: &str, expected: &str) {
-        let shown = match sqlite_path(url, Path::new("/data")) {
-            Ok(path) => path.display().to_string(),
+        let settings = Settings { url: url.into(), password: None, data_dir: "/data".into() };
+        let shown = match settings.place() {
+            Ok(Place::Sqlite(path)) => path.display().to_string(),
+            Ok(Place::Postgres(target)) => target.to_string(),
             Err(error) => error.to_string(),
         };
         assert_eq!(shown, expected, "{url}");
     }
 
     #[test]
-    fn the_url_names_a_file_under_the_data_directory_or_says_what_to_write() {
+    fn the_url_names_a_store_or_is_refused_with_what_to_write() {
         check("sqlite:harbor.db", "/data/harbor.db");
         check("sqlite://harbor.db", "/data/harbor.db");
         check("sqlite:sub/harbor.db", "/data/sub/harbor.db");
         check("sqlite:/var/lib/harbor.db", "/var/lib/harbor.db");
         check("sqlite:///var/lib/harbor.db", "/var/lib/harbor.db");
+        check("postgres://user:secret@host/db", "the database db at host:5432");
+        check("postgresql://user@host:1/db", "the database db at host:1");
         let unknown = "store.url has an unknown form: write for example \"sqlite:harbor.db\"";
         for url in
             ["", "harbor.db", "sqlite:", "sqlite::memory:", "sqlite:a.db?mode=ro", "sqlite:a/", "mysql://user:x@h/d"]
         {
             check(url, unknown);
         }
-        let postgres = "store.url names PostgreSQL, which is not in this version: use for example \"sqlite:harbor.db\"";
-        check("postgres://user:secret@host/db", postgres);
-        check("postgresql://user@host/db", postgres);
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Freed, Operation, PortRow, PortState, Release, Reservation};
+use super::{Freed, Operation, PortRow, PortState, Release, Reservation, text::Text};
 use crate::model::{
     AppId, BindingId, NodeId, OrganizationId, PlanId, PoolName, Revision, ServiceInstanceId, SpaceId, Timestamp,
     balance::Balance,
@@ -24,17 +24,17 @@ type BadRow = Box<dyn std::error::Error + Send + Sync>;
 /// A service instance with its port.
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct InstanceRow {
-    id: String,
-    plan_id: String,
-    pool: String,
+    id: Text,
+    plan_id: Text,
+    pool: Text,
     port: i64,
-    protocol: String,
+    protocol: Text,
     requested_port: Option<i64>,
-    settings: String,
-    organization_id: String,
-    space_id: String,
-    name: Option<String>,
-    node_id: String,
+    settings: Text,
+    organization_id: Text,
+    space_id: Text,
+    name: Option<Text>,
+    node_id: Text,
     created_at: i64,
     revision: i64,
 }
@@ -53,7 +53,7 @@ impl TryFrom<InstanceRow> for ServiceInstance {
             settings: settings_from_json(&row.settings)?,
             organization_id: OrganizationId::new(row.organization_id)?,
             space_id: SpaceId::new(row.space_id)?,
-            name: row.name,
+            name: row.name.map(String::from),
             node_id: NodeId::new(row.node_id)?,
             created_at: Timestamp(row.created_at),
             revision: revision_from_column(row.revision)?,
@@ -64,12 +64,12 @@ impl TryFrom<InstanceRow> for ServiceInstance {
 /// A binding.
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct BindingRow {
-    id: String,
-    service_instance_id: String,
-    app_id: Option<String>,
-    space_id: Option<String>,
+    id: Text,
+    service_instance_id: Text,
+    app_id: Option<Text>,
+    space_id: Option<Text>,
     announce: i64,
-    predecessor_id: Option<String>,
+    predecessor_id: Option<Text>,
     created_at: i64,
     revision: i64,
 }
@@ -95,8 +95,8 @@ impl TryFrom<BindingRow> for Binding {
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct AllocationRow {
     port: i64,
-    service_instance_id: Option<String>,
-    released_by: Option<String>,
+    service_instance_id: Option<Text>,
+    released_by: Option<Text>,
     released_at: Option<i64>,
     quarantined_until: Option<i64>,
 }
@@ -121,8 +121,8 @@ impl TryFrom<AllocationRow> for PortRow {
 /// A reservation.
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct ReservationRow {
-    pool: String,
-    name: String,
+    pool: Text,
+    name: Text,
     first_port: i64,
     last_port: i64,
 }
@@ -133,7 +133,7 @@ impl TryFrom<ReservationRow> for Reservation {
     fn try_from(row: ReservationRow) -> Result<Self, BadRow> {
         Ok(Self {
             pool: PoolName::new(row.pool)?,
-            name: row.name,
+            name: row.name.into(),
             first_port: u16::try_from(row.first_port)?,
             last_port: u16::try_from(row.last_port)?,
         })
@@ -144,8 +144,8 @@ impl TryFrom<ReservationRow> for Reservation {
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct TombstoneRow {
     /// [`KIND_INSTANCE`] or [`KIND_BINDING`].
-    pub(super) kind: String,
-    pub(super) id: String,
+    pub(super) kind: Text,
+    pub(super) id: Text,
 }
 
 /// Kind of a tombstone.
@@ -157,9 +157,9 @@ pub(super) const KIND_BINDING: &str = "binding";
 /// A port that was freed.
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct FreedRow {
-    pool: String,
+    pool: Text,
     port: i64,
-    released_by: String,
+    released_by: Text,
     released_at: i64,
     quarantined_until: i64,
 }
@@ -183,9 +183,9 @@ impl TryFrom<FreedRow> for Freed {
 /// A provision under way, or one that has failed.
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct OperationRow {
-    service_instance_id: String,
-    node_id: String,
-    failure: Option<String>,
+    service_instance_id: Text,
+    node_id: Text,
+    failure: Option<Text>,
     changed_at: i64,
 }
 
@@ -196,7 +196,7 @@ impl TryFrom<OperationRow> for Operation {
         Ok(Self {
             service_instance_id: ServiceInstanceId::new(row.service_instance_id)?,
             node_id: NodeId::new(row.node_id)?,
-            failure: row.failure,
+            failure: row.failure.map(String::from),
             changed_at: Timestamp(row.changed_at),
         })
     }
@@ -205,14 +205,14 @@ impl TryFrom<OperationRow> for Operation {
 /// A node, without its pools.
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct MemberRow {
-    id: String,
-    process: String,
-    version: String,
-    mode: String,
+    id: Text,
+    process: Text,
+    version: Text,
+    mode: Text,
     applied: i64,
     flows: i64,
     failed: i64,
-    failures: String,
+    failures: Text,
     drain: i64,
     joined_at: i64,
     seen_at: i64,
@@ -224,8 +224,8 @@ impl TryFrom<MemberRow> for Member {
     fn try_from(row: MemberRow) -> Result<Self, BadRow> {
         Ok(Self {
             id: NodeId::new(row.id)?,
-            process: row.process,
-            version: row.version,
+            process: row.process.into(),
+            version: row.version.into(),
             pools: Vec::new(),
             report: Report {
                 // A mode that a newer version has is none that takes part.
@@ -245,15 +245,15 @@ impl TryFrom<MemberRow> for Member {
 /// A pool that a node serves.
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct PoolOfNodeRow {
-    node_id: String,
-    pool: String,
+    node_id: Text,
+    pool: Text,
 }
 
 /// The nodes with their pools; both lists in order of the nodes' ids.
 pub(super) fn members(nodes: Vec<MemberRow>, pools: Vec<PoolOfNodeRow>) -> Result<Vec<Member>, BadRow> {
     let mut members = nodes.into_iter().map(Member::try_from).collect::<Result<Vec<_>, _>>()?;
     for PoolOfNodeRow { node_id, pool } in pools {
-        if let Some(member) = members.iter_mut().find(|member| member.id.as_str() == node_id) {
+        if let Some(member) = members.iter_mut().find(|member| *member.id.as_str() == *node_id) {
             member.pools.push(PoolName::new(pool)?);
         }
     }

@@ -9,7 +9,7 @@ use crate::model::token::{AnnounceSecret, SECRET_BYTES};
 pub(super) fn fresh() -> Result<AnnounceSecret> {
     let mut bytes = [0; SECRET_BYTES];
     SystemRandom::new().fill(&mut bytes).map_err(|_| Fault {
-        doing: "the store cannot make the announce secret",
+        doing: "the store cannot make the announce secret".into(),
         source: "the system's random source does not answer".into(),
     })?;
     Ok(AnnounceSecret::new(bytes))

@@ -5,8 +5,8 @@ macro_rules! statements {
     ($($(#[$doc:meta])* $name:ident = $text:expr;)*) => {
         $($(#[$doc])* pub(super) const $name: &str = $text;)*
 
-        #[cfg(test)]
-        pub(super) const ALL: &[(&str, &str)] = &[$((stringify!($name), $name)),*];
+        /// Every statement that a store runs, by name. Tests prepare each of them on each engine.
+        pub const ALL: &[(&str, &str)] = &[$((stringify!($name), $name)),*];
     };
 }
 

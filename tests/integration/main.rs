@@ -15,5 +15,6 @@ mod end_to_end;
 mod forwarder;
 mod openapi;
 mod outages;
+mod postgres;
 mod soak;
 mod store;

@@ -30,7 +30,9 @@ use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, sqlite::Sqlit
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
-const NOW: Timestamp = Timestamp::from_seconds(1_700_000_000);
+use crate::support::postgres::{Postgres, settings};
+
+pub(crate) const NOW: Timestamp = Timestamp::from_seconds(1_700_000_000);
 const QUARANTINE: Duration = Duration::from_secs(15 * 60);
 
 mod members;
@@ -92,6 +94,7 @@ macro_rules! contract_on {
 
 contract_on!(memory, super::start_memory);
 contract_on!(sqlite, super::start_sqlite);
+contract_on!(postgres, super::start_postgres);
 
 struct Engine {
     store: AnyStore,
@@ -102,6 +105,11 @@ async fn start_memory() -> Engine {
     Engine { store: Arc::new(MemoryStore::new()), _directory: None }
 }
 
+async fn start_postgres() -> Engine {
+    let store = store::open(&settings(Postgres::shared().database()), Metrics::new().store.clone()).await;
+    Engine { store: store.unwrap(), _directory: None }
+}
+
 /// In memory where the machine has a directory there: the contract asks nothing of the disk, and waits for it often.
 async fn start_sqlite() -> Engine {
     let memory = Path::new("/dev/shm");
@@ -110,7 +118,11 @@ async fn start_sqlite() -> Engine {
 }
 
 async fn open(directory: &Path) -> Result<AnyStore, OpenError> {
-    store::open("sqlite:harbor.db", directory, Metrics::new().store.clone()).await
+    store::open(&sqlite(directory, "harbor.db"), Metrics::new().store.clone()).await
+}
+
+fn sqlite(data_dir: &Path, file: &str) -> store::Settings {
+    store::Settings { url: format!("sqlite:{file}"), password: None, data_dir: data_dir.to_path_buf() }
 }
 
 fn pool() -> PoolName {
@@ -130,7 +142,7 @@ fn space(text: &str) -> SpaceId {
 }
 
 /// A service instance on a port that chance chose.
-fn instance(id: &str, port: u16) -> ServiceInstance {
+pub(crate) fn instance(id: &str, port: u16) -> ServiceInstance {
     ServiceInstance {
         id: self::id(id),
         plan_id: PlanId::new("plan").unwrap(),
@@ -171,7 +183,7 @@ fn reservation(name: &str, first_port: u16, last_port: u16) -> Reservation {
 }
 
 /// Provisions what must succeed.
-async fn made(store: &AnyStore, instance: &ServiceInstance) -> ServiceInstance {
+pub(crate) async fn made(store: &AnyStore, instance: &ServiceInstance) -> ServiceInstance {
     match store.provision(instance, false, NOW).await.unwrap() {
         Provision::Created(made) => made,
         other => panic!("{} was not provisioned: {other:?}", instance.id),
@@ -186,7 +198,7 @@ async fn bound(store: &AnyStore, binding: &Binding) -> Binding {
     }
 }
 
-async fn revision(store: &AnyStore) -> u64 {
+pub(crate) async fn revision(store: &AnyStore) -> u64 {
     store.everything().await.unwrap().revision.0
 }
 
@@ -667,7 +679,7 @@ async fn a_second_handle_in_the_same_process_is_refused_and_harms_nothing() {
     let store = open(directory.path()).await.unwrap();
     let error = open(directory.path()).await.unwrap_err();
     assert!(matches!(error, OpenError::InUse { .. }), "{error}");
-    let error = store::migrate("sqlite:harbor.db", directory.path()).await.unwrap_err();
+    let error = store::migrate(&sqlite(directory.path(), "harbor.db")).await.unwrap_err();
     assert!(matches!(error, OpenError::InUse { .. }), "{error}");
     made(&store, &instance("i", 20_000)).await;
     store.close().await;
@@ -680,7 +692,7 @@ async fn a_link_to_the_database_is_under_the_same_lock() {
     let store = open(directory.path()).await.unwrap();
     symlink(directory.path().join("harbor.db"), directory.path().join("other.db")).unwrap();
     let metrics = Metrics::new().store.clone();
-    let error = store::open("sqlite:other.db", directory.path(), metrics).await.unwrap_err();
+    let error = store::open(&sqlite(directory.path(), "other.db"), metrics).await.unwrap_err();
     assert!(matches!(error, OpenError::InUse { .. }), "{error}");
     store.close().await;
 }
@@ -795,7 +807,7 @@ async fn a_database_of_a_newer_version_is_refused_unchanged() {
         database.display()
     );
     assert_eq!(refusal(directory.path()).await.to_string(), expected);
-    let error = store::migrate("sqlite:harbor.db", directory.path()).await.unwrap_err();
+    let error = store::migrate(&sqlite(directory.path(), "harbor.db")).await.unwrap_err();
     assert_eq!(error.to_string(), expected);
 }
 
@@ -823,7 +835,7 @@ async fn a_directory_that_cannot_be_made_is_named() {
 #[tokio::test]
 async fn migrating_tells_the_versions_and_finds_damage() {
     let directory = tempfile::tempdir().unwrap();
-    let migrate = async || store::migrate("sqlite:harbor.db", directory.path()).await;
+    let migrate = async || store::migrate(&sqlite(directory.path(), "harbor.db")).await;
     assert_eq!(migrate().await.unwrap(), Migrated { from: 0, to: SCHEMA_VERSION });
     assert_eq!(migrate().await.unwrap(), Migrated { from: SCHEMA_VERSION, to: SCHEMA_VERSION });
     let store = open(directory.path()).await.unwrap();
@@ -854,7 +866,7 @@ async fn a_migration_that_was_edited_after_its_release_is_noticed() {
 async fn commits_and_faults_are_measured() {
     let directory = tempfile::tempdir().unwrap();
     let metrics = Metrics::new();
-    let store = store::open("sqlite:harbor.db", directory.path(), metrics.store.clone()).await.unwrap();
+    let store = store::open(&sqlite(directory.path(), "harbor.db"), metrics.store.clone()).await.unwrap();
     made(&store, &instance("i", 20_000)).await;
     store.provision(&instance("j", 20_000), false, NOW).await.unwrap();
     let text = metrics.encode();

@@ -7,6 +7,7 @@ pub mod harbor;
 pub mod http;
 pub mod life;
 pub mod nats;
+pub mod postgres;
 
 #[path = "../fixtures/announcements.rs"]
 pub mod announcements;

@@ -3,3 +3,4 @@
 mod allocation;
 mod authority;
 mod store;
+mod support;

@@ -1,4 +1,5 @@
-//! Random histories: whatever is done in whatever order, SQLite answers as the reference model does and holds the same.
+//! Random histories: whatever is done in whatever order, every engine answers as the reference model does and holds the
+//! same.
 
 use std::{collections::BTreeSet, fmt::Debug, path::Path, sync::Arc, time::Duration};
 
@@ -17,6 +18,8 @@ use harbor::{
     telemetry::metrics::Metrics,
 };
 use proptest::prelude::*;
+
+use crate::support::postgres::Postgres;
 
 const PORTS: std::ops::Range<u16> = 20_100..20_106;
 
@@ -83,12 +86,15 @@ fn node_id(number: u8) -> NodeId {
     NodeId::new(format!("node-{number}")).unwrap()
 }
 
+/// Ids hold any character; these sort by the ones that engines treat in their own ways.
+const CHARACTERS: [&str; 5] = ["\0", "\u{1}", "\u{1}\u{1}", "%", "☃"];
+
 fn instance_id(number: u8) -> ServiceInstanceId {
-    ServiceInstanceId::new(format!("instance/{number}")).unwrap()
+    ServiceInstanceId::new(format!("instance{}", CHARACTERS[usize::from(number) % CHARACTERS.len()])).unwrap()
 }
 
 fn binding_id(number: u8) -> BindingId {
-    BindingId::new(format!("binding %{number}")).unwrap()
+    BindingId::new(format!("{}binding{number}", CHARACTERS[usize::from(number) % CHARACTERS.len()])).unwrap()
 }
 
 fn pool_name(number: u8) -> PoolName {
@@ -258,27 +264,46 @@ fn fast_directory() -> tempfile::TempDir {
     if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
+/// Takes every step on `store` and on the reference model, and looks at all of both after each.
+async fn agree(store: AnyStore, steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let reference: AnyStore = Arc::new(MemoryStore::new());
+    let mut now = Timestamp::from_seconds(1_700_000_000);
+    for step in steps {
+        if let Step::Wait { minutes } = step {
+            now = now.plus(Duration::from_secs(60 * minutes));
+        }
+        prop_assert_eq!(act(&store, &step, now).await, act(&reference, &step, now).await, "{:?}", step);
+        prop_assert_eq!(all(&store, now).await, all(&reference, now).await, "after {:?}", step);
+    }
+    store.close().await;
+    Ok(())
+}
+
+async fn open(url: String, data_dir: &Path) -> AnyStore {
+    let settings = store::Settings { url, password: None, data_dir: data_dir.into() };
+    store::open(&settings, Metrics::new().store.clone()).await.unwrap()
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn sqlite_agrees_with_the_reference_model_on_every_history(steps in prop::collection::vec(step(), 1..60)) {
         let directory = fast_directory();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let reference: AnyStore = Arc::new(MemoryStore::new());
-            let metrics = Metrics::new().store.clone();
-            let sqlite = store::open("sqlite:harbor.db", directory.path(), metrics).await.unwrap();
-            let mut now = Timestamp::from_seconds(1_700_000_000);
-            for step in steps {
-                if let Step::Wait { minutes } = step {
-                    now = now.plus(Duration::from_secs(60 * minutes));
-                }
-                prop_assert_eq!(act(&sqlite, &step, now).await, act(&reference, &step, now).await, "{:?}", step);
-                prop_assert_eq!(all(&sqlite, now).await, all(&reference, now).await, "after {:?}", step);
-            }
-            sqlite.close().await;
-            Ok(())
-        })?;
+        runtime().block_on(async { agree(open("sqlite:harbor.db".into(), directory.path()).await, steps).await })?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn postgresql_agrees_with_the_reference_model_on_every_history(steps in prop::collection::vec(step(), 1..60)) {
+        let url = Postgres::shared().database();
+        runtime().block_on(async { agree(open(url, Path::new("")).await, steps).await })?;
     }
 }

@@ -2,7 +2,11 @@ use sqlx::{Executor as _, Row as _, SqlSafeStr as _};
 
 use super::*;
 use crate::{
-    model::{OrganizationId, PlanId, Protocol, SpaceId, parameters::Settings},
+    model::{
+        NodeId, OrganizationId, PlanId, PoolName, Protocol, Revision, ServiceInstanceId, SpaceId, Timestamp,
+        parameters::Settings, service_instance::ServiceInstance,
+    },
+    store::{Changes, Provision, Store as _, sql},
     telemetry::metrics::Metrics,
 };
 
@@ -37,13 +41,13 @@ async fn reading_changes_does_not_look_at_what_has_not_changed() {
 async fn a_disk_that_is_full_is_a_fault_that_passes() {
     let directory = tempfile::tempdir().unwrap();
     let metrics = Metrics::new().store.clone();
-    let store = SqliteStore::open(&directory.path().join("harbor.db"), metrics).await.unwrap();
-    let pages = sqlx::query_scalar::<_, i64>("PRAGMA page_count").fetch_one(&store.writer).await.unwrap();
+    let store = open(&directory.path().join("harbor.db"), metrics).await.unwrap();
+    let pages = sqlx::query_scalar::<_, i64>("PRAGMA page_count").fetch_one(&store.engine.writer).await.unwrap();
     let large = instance("a", 20_000, &"x".repeat(100_000));
     for _ in 0..3 {
         // To SQLite the same as a write that finds no room. Only the present connection has the limit.
         let full = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
-        sqlx::query(full).fetch_one(&store.writer).await.unwrap();
+        sqlx::query(full).fetch_one(&store.engine.writer).await.unwrap();
         let fault = store.provision(&large, false, Timestamp::default()).await.unwrap_err();
         assert!(fault.source.to_string().contains("database or disk is full"), "{fault}");
         assert_eq!(store.everything().await.unwrap(), Changes::default(), "nothing has changed");
@@ -59,8 +63,8 @@ async fn a_disk_that_is_full_is_a_fault_that_passes() {
 async fn after_a_fault_a_ping_tells_whether_changes_are_taken() {
     let directory = tempfile::tempdir().unwrap();
     let metrics = Metrics::new().store.clone();
-    let store = SqliteStore::open(&directory.path().join("harbor.db"), metrics).await.unwrap();
-    let read_only = async |flag: &'static str| sqlx::query(flag).execute(&store.writer).await.unwrap();
+    let store = open(&directory.path().join("harbor.db"), metrics).await.unwrap();
+    let read_only = async |flag: &'static str| sqlx::query(flag).execute(&store.engine.writer).await.unwrap();
     store.ping().await.unwrap();
     read_only("PRAGMA query_only = ON").await;
     store.provision(&instance("a", 20_000, "x"), false, Timestamp::default()).await.unwrap_err();
@@ -96,14 +100,14 @@ fn instance(id: &str, port: u16, name: &str) -> ServiceInstance {
 async fn commits_reach_the_disk_and_readers_cannot_write() {
     let directory = tempfile::tempdir().unwrap();
     let metrics = Metrics::new().store.clone();
-    let store = SqliteStore::open(&directory.path().join("harbor.db"), metrics).await.unwrap();
+    let store = open(&directory.path().join("harbor.db"), metrics).await.unwrap();
     for (pragma, expected) in
         [("PRAGMA journal_mode", "wal"), ("PRAGMA synchronous", "2"), ("PRAGMA foreign_keys", "1")]
     {
-        let row = sqlx::query(pragma).fetch_one(&store.writer).await.unwrap();
+        let row = sqlx::query(pragma).fetch_one(&store.engine.writer).await.unwrap();
         let value = row.try_get::<String, _>(0).or_else(|_| row.try_get::<i64, _>(0).map(|number| number.to_string()));
         assert_eq!(value.unwrap(), expected, "{pragma}");
     }
-    assert!(sqlx::query(sql::RAISE_REVISION).fetch_one(&store.readers).await.is_err());
+    assert!(sqlx::query(sql::RAISE_REVISION).fetch_one(&store.engine.readers).await.is_err());
     store.close().await;
 }

@@ -364,7 +364,7 @@ impl Breakable {
         let broken = *self.broken.lock().unwrap();
         assert_ne!(broken, Some("panic"), "as the test wants it");
         if broken == Some(call) {
-            return Err(Fault { doing: call, source: "the disk at /secret/path is full".into() });
+            return Err(Fault { doing: call.into(), source: "the disk at /secret/path is full".into() });
         }
         Ok(())
     }

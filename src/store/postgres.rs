@@ -1,0 +1,176 @@
+//! The store on PostgreSQL: many nodes, one database.
+//!
+//! A transaction that writes locks the revision counter's row with its first statement, so that of all nodes one writes at
+//! a time; readers see one snapshot and wait for nobody. Whatever PostgreSQL does or leaves undone, a call ends soon:
+//! see [`pool`].
+
+use std::{sync::Arc, time::Duration};
+
+use sqlx::{
+    Connection as _, Executor as _, PgConnection,
+    migrate::{MigrateError, Migrator},
+};
+
+use super::{
+    Feed, Migrated, OpenError, SCHEMA_VERSION,
+    engine::{Engine, Sql},
+    migrations,
+    relational::Relational,
+};
+use crate::telemetry::metrics::StoreMetrics;
+
+mod advice;
+mod feed;
+mod pool;
+mod target;
+
+use pool::{Lease, Pool};
+pub(super) use target::Target;
+
+/// Connections that read.
+const READERS: usize = 4;
+
+/// How long the first connection may take: nobody waits for an answer yet.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long the schema may take to be brought up to date, including the wait for others that do the same.
+const MIGRATE_WITHIN: Duration = Duration::from_secs(300);
+
+/// Whoever has this advisory lock may change the schema. Its number is `harbor` in ASCII.
+const LOCK_SCHEMA: &str = "SELECT pg_advisory_lock(114767740170098)";
+
+const UNLOCK_SCHEMA: &str = "SELECT pg_advisory_unlock(114767740170098)";
+
+/// Begins to read: all of it is of the moment of the first statement.
+const BEGIN_READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+/// Begins to write, in one round trip. Whoever has the row's lock is the only one who writes, and its later statements see
+/// all that was committed before it got the lock: that is what READ COMMITTED means, so it is said here, whatever the
+/// default of the database is.
+const BEGIN_WRITE: &str =
+    "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT revision FROM revision_counter FOR UPDATE";
+
+/// While the schema changes, its own bound is the only one.
+const WITHOUT_BOUNDS: &str =
+    "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0";
+
+/// The tables of the schema that Harbor's would be in, but for those of extensions.
+const TABLES: &str = "SELECT c.relname::text FROM pg_catalog.pg_class c \
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+    WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p') \
+    AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')";
+
+/// Connections to a PostgreSQL database.
+#[derive(Debug)]
+pub(super) struct PostgresEngine {
+    target: Target,
+    /// One connection: the next write of this node waits here, not at the database.
+    writer: Arc<Pool>,
+    readers: Arc<Pool>,
+}
+
+impl Engine for PostgresEngine {
+    const NAME: &'static str = "PostgreSQL";
+
+    const SERVES_MANY: bool = true;
+
+    type Session = Lease;
+
+    async fn read(&self) -> Sql<Lease> {
+        self.readers.begin(BEGIN_READ).await
+    }
+
+    async fn write(&self) -> Sql<Lease> {
+        self.writer.begin(BEGIN_WRITE).await
+    }
+
+    async fn feed(&self) -> Sql<Box<dyn Feed>> {
+        feed::listen(&self.target).await
+    }
+
+    async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}
+
+/// Opens the database, brought up to date.
+pub(super) async fn open(target: Target, metrics: Arc<StoreMetrics>) -> Result<Relational<PostgresEngine>, OpenError> {
+    let migrated = migrate(&target).await?;
+    tracing::info!(database = %target, schema = migrated.to, schema_before = migrated.from, "opened the store");
+    let pool = |size| Arc::new(Pool::new(target.clone(), size));
+    let engine = PostgresEngine { writer: pool(1), readers: pool(READERS), target };
+    Ok(Relational::new(engine, metrics))
+}
+
+/// Brings the database up to date. Of many processes that do so at once, one does it and the others find it done.
+pub(super) async fn migrate(target: &Target) -> Result<Migrated, OpenError> {
+    let unavailable = |error: &sqlx::Error| advice::unavailable(target, error);
+    let connecting = tokio::time::timeout(CONNECT_WITHIN, target.connect()).await;
+    let mut connection =
+        connecting.unwrap_or_else(|_| Err(pool::silent(CONNECT_WITHIN))).map_err(|e| unavailable(&e))?;
+    let work = async {
+        connection.execute(WITHOUT_BOUNDS).await.map_err(|e| unavailable(&e))?;
+        check_encoding(target, &mut connection).await?;
+        connection.execute(LOCK_SCHEMA).await.map_err(|e| unavailable(&e))?;
+        let from = schema_version(target, &mut connection).await?;
+        if from > SCHEMA_VERSION {
+            return Err(OpenError::Newer { database: target.to_string(), found: from, known: SCHEMA_VERSION });
+        }
+        migrator().run(&mut connection).await.map_err(|error| match sql_error(&error) {
+            Some(known) if advice::is_known(known) => unavailable(known),
+            _ => OpenError::Migrate { database: target.to_string(), source: error.into() },
+        })?;
+        connection.execute(UNLOCK_SCHEMA).await.map_err(|e| unavailable(&e))?;
+        connection.close().await.map_err(|e| unavailable(&e))?;
+        Ok(Migrated { from, to: SCHEMA_VERSION })
+    };
+    match tokio::time::timeout(MIGRATE_WITHIN, work).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(unavailable(&pool::silent(MIGRATE_WITHIN))),
+    }
+}
+
+/// sqlx would take a lock of its own; the one that is taken here also covers the look at the schema before it.
+fn migrator() -> Migrator {
+    let mut migrator = migrations::postgres();
+    migrator.set_locking(false);
+    migrator
+}
+
+/// Ids and names hold any character, so must the database.
+async fn check_encoding(target: &Target, connection: &mut PgConnection) -> Result<(), OpenError> {
+    let encoding = sqlx::query_scalar::<_, String>("SHOW server_encoding").fetch_one(connection).await;
+    match encoding.map_err(|error| advice::unavailable(target, &error))? {
+        utf8 if utf8 == "UTF8" => Ok(()),
+        found => Err(OpenError::Encoding { database: target.to_string(), found }),
+    }
+}
+
+/// The schema's number, without changing anything; 0 for an empty database.
+async fn schema_version(target: &Target, connection: &mut PgConnection) -> Result<i64, OpenError> {
+    let reading = |error: sqlx::Error| advice::unavailable(target, &error);
+    let tables = sqlx::query_scalar::<_, String>(TABLES).fetch_all(&mut *connection).await.map_err(reading)?;
+    let has = |name: &str| tables.iter().any(|table| table == name);
+    if has("_sqlx_migrations") {
+        let version = sqlx::query_scalar::<_, Option<i64>>("SELECT max(version) FROM _sqlx_migrations")
+            .fetch_one(connection)
+            .await
+            .map_err(reading)?;
+        // Other programs keep their steps under this name too; without any step there can be no table beside it.
+        if version.is_none_or(|_| has("revision_counter")) && (version.is_some() || tables.len() == 1) {
+            return Ok(version.unwrap_or(0));
+        }
+    } else if tables.is_empty() {
+        return Ok(0);
+    }
+    Err(OpenError::NotHarbor { database: target.to_string() })
+}
+
+/// The error of the database that a migration failed with, if it was that.
+fn sql_error(error: &MigrateError) -> Option<&sqlx::Error> {
+    match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => Some(error),
+        _ => None,
+    }
+}

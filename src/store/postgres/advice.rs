@@ -1,0 +1,57 @@
+//! Why a database cannot be opened, and what to do about it: one list.
+
+use std::io::ErrorKind;
+
+use super::Target;
+use crate::store::OpenError;
+
+/// The error for an operator.
+pub(super) fn unavailable(target: &Target, error: &sqlx::Error) -> OpenError {
+    let reason = match error {
+        sqlx::Error::Database(error) => error.message().to_owned(),
+        sqlx::Error::Io(error) => error.to_string(),
+        other => other.to_string(),
+    };
+    let advice = known(error).unwrap_or("check store.url, and what the server's log says");
+    OpenError::Unavailable { database: target.to_string(), reason, advice }
+}
+
+/// Whether there is advice for this very error.
+pub(super) fn is_known(error: &sqlx::Error) -> bool {
+    known(error).is_some()
+}
+
+fn known(error: &sqlx::Error) -> Option<&'static str> {
+    match error {
+        sqlx::Error::Io(error) => match error.kind() {
+            ErrorKind::ConnectionRefused | ErrorKind::NotFound => {
+                Some("start PostgreSQL, or correct host and port in store.url")
+            }
+            ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
+                Some("see whether the server runs and a firewall lets Harbor through to it")
+            }
+            ErrorKind::PermissionDenied => Some("let Harbor's user read the socket and the files that store.url names"),
+            ErrorKind::InvalidData => Some(TLS),
+            _ if error.to_string().contains("lookup address") => Some("correct the host in store.url, or DNS"),
+            _ => None,
+        },
+        sqlx::Error::Tls(_) => Some(TLS),
+        sqlx::Error::Configuration(_) => Some("correct store.url and the files that it names"),
+        sqlx::Error::Database(error) => match error.code().as_deref()? {
+            "28P01" => Some("correct user and password: store.password_file, or the URL, PGPASSWORD or ~/.pgpass"),
+            "28000" => Some("let this user in from here by pg_hba.conf, over TLS if it says hostssl"),
+            "3D000" => Some("create it: CREATE DATABASE … OWNER … ENCODING 'UTF8' TEMPLATE template0"),
+            "42501" | "3F000" => Some(
+                "make Harbor's user the database's owner, or let it make tables: GRANT USAGE, CREATE ON SCHEMA public TO …",
+            ),
+            "53300" => Some("raise max_connections of the server: each node wants six"),
+            "57P03" => Some("the server starts or stops: try again in a few seconds"),
+            "25006" => Some("this server stands by for another: let store.url name the one that takes changes"),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// For all that can be wrong with TLS.
+const TLS: &str = "check sslmode, sslrootcert, sslcert and sslkey in store.url against the server's certificate";

@@ -1,0 +1,217 @@
+//! Connections that are used again, and calls that end.
+//!
+//! A call is given up when nothing has come back for [`ANSWER_WITHIN`]: a server that is stopped, cut off or hangs shows
+//! itself by silence, one that is merely busy does not. Calls that wait for a connection are given up with the one that
+//! has it, so nobody stands in a queue of which each waits that long in turn.
+//!
+//! A connection comes back only when its transaction has ended; any other is closed, and the server rolls back what was
+//! on it. Its next transaction begins with the test of whether it still lives, at no cost.
+//!
+//! sqlx has a pool too. It keeps connecting to a server that refuses until its time-out, and then does not say why.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::TryStreamExt as _;
+use sqlx::{Arguments as _, Connection as _, Executor as _, PgConnection, postgres::PgArguments};
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+use super::{Target, feed};
+use crate::store::{
+    Hint,
+    engine::{Row, Session, Sql, Value},
+    text,
+};
+
+/// The longest silence: connecting, the wait for an answer, and the pause between two rows may each take so long. Short
+/// enough that the broker answers within a second.
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_millis(800);
+
+/// The longest wait for a connection while others are answered.
+const QUEUE_WITHIN: Duration = Duration::from_secs(10);
+
+/// What each connection asks of the server, beside what the client sees to itself: that a node which is gone, or was cut
+/// off, holds no lock and no connection for long. The wait for a lock ends before [`ANSWER_WITHIN`], for a better message.
+const SESSION: &str = "SET lock_timeout = '600ms'; \
+    SET statement_timeout = '10s'; \
+    SET idle_in_transaction_session_timeout = '2s'; \
+    SET tcp_keepalives_idle = 10; \
+    SET tcp_keepalives_interval = 5; \
+    SET tcp_keepalives_count = 3; \
+    SET tcp_user_timeout = '10s'";
+
+/// Connections to one database.
+#[derive(Debug)]
+pub(super) struct Pool {
+    target: Target,
+    permits: Arc<Semaphore>,
+    idle: Mutex<Vec<PgConnection>>,
+    /// Tells those that wait for a connection that one of them got no answer.
+    outage: Notify,
+}
+
+/// A connection in a transaction.
+#[derive(Debug)]
+pub(in crate::store) struct Lease {
+    pool: Arc<Pool>,
+    connection: PgConnection,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Pool {
+    /// At most `size` connections, made when they are needed.
+    pub(super) fn new(target: Target, size: usize) -> Self {
+        let permits = Arc::new(Semaphore::new(size));
+        Self { target, permits, idle: Mutex::default(), outage: Notify::new() }
+    }
+
+    /// Begins a transaction by `statement`.
+    pub(super) async fn begin(self: &Arc<Self>, statement: &'static str) -> Sql<Lease> {
+        let permit = self.permit().await?;
+        let connection = self.heard(self.begun(statement)).await?;
+        Ok(Lease { pool: Arc::clone(self), connection, permit })
+    }
+
+    /// Ends the connections that nobody uses; the others end with their transactions.
+    pub(super) async fn close(&self) {
+        self.permits.close();
+        let idle = std::mem::take(&mut *self.idle());
+        let farewell = async {
+            for connection in idle {
+                // It may have died long ago.
+                let _ = connection.close().await;
+            }
+        };
+        let _ = timeout(ANSWER_WITHIN, farewell).await;
+    }
+
+    async fn permit(&self) -> Sql<OwnedSemaphorePermit> {
+        let outage = self.outage.notified();
+        tokio::select! {
+            // In this order: the permit of the call that got no answer comes free at the same moment.
+            biased;
+            () = outage => Err(timed_out("PostgreSQL has not answered those who asked before".into())),
+            permit = Arc::clone(&self.permits).acquire_owned() => permit.map_err(|_| sqlx::Error::PoolClosed),
+            () = tokio::time::sleep(QUEUE_WITHIN) => {
+                Err(timed_out(format!("no connection to PostgreSQL was free for {QUEUE_WITHIN:?}")))
+            }
+        }
+    }
+
+    /// A connection on which `statement` has begun a transaction: one that has rested, or a new one.
+    async fn begun(&self, statement: &'static str) -> Sql<PgConnection> {
+        loop {
+            let rested = self.idle().pop();
+            let (mut connection, is_new) = match rested {
+                Some(connection) => (connection, false),
+                None => (self.connect().await?, true),
+            };
+            match connection.execute(statement).await {
+                Ok(_) => return Ok(connection),
+                // The server was restarted, or has ended the connection. So it has the others that rest, probably; each
+                // is taken out here, so this ends.
+                Err(sqlx::Error::Io(_)) if !is_new => {}
+                Err(sqlx::Error::Database(error)) if !is_new && is_farewell(error.code().as_deref()) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn connect(&self) -> Sql<PgConnection> {
+        let mut connection = self.target.connect().await?;
+        connection.execute(SESSION).await?;
+        Ok(connection)
+    }
+
+    /// The outcome of `answer`, or an error when it does not come.
+    async fn heard<T>(&self, answer: impl Future<Output = Sql<T>>) -> Sql<T> {
+        match timeout(ANSWER_WITHIN, answer).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                // Those that rest lead to the same server.
+                self.idle().clear();
+                self.outage.notify_waiters();
+                Err(silent(ANSWER_WITHIN))
+            }
+        }
+    }
+
+    fn rest(&self, connection: PgConnection) {
+        if !self.permits.is_closed() {
+            self.idle().push(connection);
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<PgConnection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lease {
+    async fn end(mut self, statement: &'static str) -> Sql<()> {
+        self.pool.heard(self.connection.execute(statement)).await?;
+        let Self { pool, connection, permit } = self;
+        pool.rest(connection);
+        drop(permit);
+        Ok(())
+    }
+}
+
+impl Session for Lease {
+    async fn rows<R: Row>(&mut self, statement: &'static str, values: &[Value<'_>]) -> Sql<Vec<R>> {
+        let mut found = sqlx::query_as_with::<_, R, _>(statement, arguments(values)?).fetch(&mut self.connection);
+        let mut rows = Vec::new();
+        while let Some(row) = self.pool.heard(found.try_next()).await? {
+            rows.push(row);
+        }
+        Ok(rows)
+    }
+
+    async fn execute(&mut self, statement: &'static str, values: &[Value<'_>]) -> Sql<u64> {
+        let query = sqlx::query_with(statement, arguments(values)?);
+        Ok(self.pool.heard(query.execute(&mut self.connection)).await?.rows_affected())
+    }
+
+    async fn commit(self, hint: Option<Hint>) -> Sql<()> {
+        self.end(match hint {
+            None => "COMMIT",
+            Some(hint) => feed::commit_with(hint),
+        })
+        .await
+    }
+
+    async fn roll_back(self) -> Sql<()> {
+        self.end("ROLLBACK").await
+    }
+}
+
+fn arguments(values: &[Value<'_>]) -> Sql<PgArguments> {
+    let mut arguments = PgArguments::default();
+    for value in values {
+        match value {
+            Value::Text(text) => arguments.add(text.map(text::to_postgres)),
+            Value::Number(number) => arguments.add(number),
+        }
+        .map_err(sqlx::Error::Encode)?;
+    }
+    Ok(arguments)
+}
+
+/// Whether a server says by this code that the connection is over: it stops, has crashed, or was told to end it.
+fn is_farewell(code: Option<&str>) -> bool {
+    matches!(code, Some("57P01" | "57P02" | "57P05" | "25P03" | "08003" | "08006"))
+}
+
+/// The error for an answer that has not come.
+pub(super) fn silent(within: Duration) -> sqlx::Error {
+    timed_out(format!("PostgreSQL has not answered for {within:?}"))
+}
+
+fn timed_out(message: String) -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, message))
+}

@@ -1,0 +1,348 @@
+//! What is PostgreSQL's own: how a node gets in, what it does when the server does not answer, migrations by many at once.
+//! The contract that it shares with every engine is in `store.rs`.
+
+use std::{
+    collections::BTreeSet,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use harbor::{
+    model::{Revision, ServiceInstanceId},
+    store::{self, AnyStore, Ending, Hint, Migrated, OpenError, Provision, SCHEMA_VERSION, STATEMENTS},
+    telemetry::metrics::Metrics,
+};
+use sqlx::{Connection as _, Executor as _, PgConnection, SqlSafeStr as _};
+use tokio::task::JoinSet;
+
+use crate::{
+    store::{NOW, instance, made, revision},
+    support::{
+        eventually::{PATIENCE, eventually_async},
+        harbor::Site,
+        postgres::{PASSWORD, Postgres, USER, settings},
+    },
+};
+
+/// How soon a broker has to answer, whatever PostgreSQL does.
+const ANSWERED: Duration = Duration::from_secs(1);
+
+async fn open(url: &str) -> Result<AnyStore, OpenError> {
+    store::open(&settings(url.into()), Metrics::new().store.clone()).await
+}
+
+/// What opening says.
+async fn refusal(url: &str) -> String {
+    open(url).await.expect_err("it should be refused").to_string()
+}
+
+/// The name of the database of a URL that [`Postgres::database`] gave.
+fn name(url: &str) -> &str {
+    url.split(['/', '?']).find(|part| part.starts_with('d') && part[1..].parse::<u32>().is_ok()).unwrap()
+}
+
+#[tokio::test]
+async fn every_statement_can_be_prepared() {
+    let url = Postgres::shared().database();
+    open(&url).await.unwrap().close().await;
+    let mut connection = PgConnection::connect(&url.replace("@/", "@localhost/")).await.unwrap();
+    for (name, text) in STATEMENTS {
+        let prepared = (&mut connection).prepare(text.into_sql_str()).await;
+        assert!(prepared.is_ok(), "{name}: {:?}", prepared.err());
+    }
+}
+
+#[tokio::test]
+async fn reading_changes_does_not_look_at_what_has_not_changed() {
+    let server = Postgres::shared();
+    let url = server.database();
+    open(&url).await.unwrap().close().await;
+    for statement in [
+        "INSTANCES_AFTER",
+        "BINDINGS_AFTER",
+        "TOMBSTONES_AFTER",
+        "DROP_TOMBSTONES",
+        "FREED_AFTER",
+        "INSTANCE",
+        "BINDING",
+    ] {
+        let (_, text) = STATEMENTS.iter().find(|(name, _)| *name == statement).unwrap();
+        let text = text.replace("$1", if statement.contains('_') { "7" } else { "'7'" });
+        // Tables of tests are so small that reading them whole is cheaper.
+        let plan = server.sql(name(&url), &format!("SET enable_seqscan = off; EXPLAIN {text}"));
+        assert!(!plan.contains("Seq Scan"), "{statement}: {plan}");
+    }
+}
+
+#[tokio::test]
+async fn of_many_that_open_an_empty_database_at_once_one_makes_the_schema() {
+    let url = Postgres::shared().database();
+    let openers = (0..8).map(async |number| {
+        let store = open(&url).await.unwrap();
+        made(&store, &instance(&format!("i{number}"), 20_000 + number)).await;
+        store.close().await;
+    });
+    // Other processes do the same.
+    let site = Site::new("23400-23409", "");
+    let mut commands = Vec::new();
+    for _ in 0..3 {
+        let mut command = site.command(&["migrate"]);
+        command.env("HARBOR_STORE__URL", &url).stdout(Stdio::piped()).stderr(Stdio::piped());
+        commands.push(command.spawn().unwrap());
+    }
+    join_all(openers).await;
+    for command in commands {
+        let output = command.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let store = open(&url).await.unwrap();
+    assert_eq!(store.everything().await.unwrap().instances.len(), 8);
+    store.close().await;
+    let steps = Postgres::shared().sql(name(&url), "SELECT count(*) FROM _sqlx_migrations WHERE success");
+    assert_eq!(steps.trim(), SCHEMA_VERSION.to_string());
+}
+
+#[tokio::test]
+async fn migrating_tells_the_versions() {
+    let settings = settings(Postgres::shared().database());
+    let last = SCHEMA_VERSION;
+    assert_eq!(store::migrate(&settings).await.unwrap(), Migrated { from: 0, to: last });
+    assert_eq!(store::migrate(&settings).await.unwrap(), Migrated { from: last, to: last });
+}
+
+#[tokio::test]
+async fn a_database_of_a_newer_version_is_refused_unchanged() {
+    let server = Postgres::shared();
+    let url = server.database();
+    open(&url).await.unwrap().close().await;
+    server.sql(
+        name(&url),
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+         VALUES (999, 'later', true, '\\x00', 0)",
+    );
+    let said = refusal(&url).await;
+    assert!(
+        said.contains(&format!("was made by a newer Harbor (schema 999, this one knows {SCHEMA_VERSION})")),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_harbors_database_is_refused_unchanged() {
+    let server = Postgres::shared();
+    let tables = "SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class WHERE relnamespace = 'public'::regnamespace \
+        AND relkind = 'r'";
+    for theirs in [
+        "CREATE TABLE customers (id bigint)",
+        "CREATE TABLE _sqlx_migrations (version bigint); INSERT INTO _sqlx_migrations VALUES (1)",
+        "CREATE TABLE _sqlx_migrations (version bigint); CREATE TABLE customers (id bigint)",
+    ] {
+        let url = server.database();
+        server.sql(name(&url), theirs);
+        let before = server.sql(name(&url), tables);
+        let said = refusal(&url).await;
+        assert!(said.ends_with("is of another program: let store.url name another one"), "{said}");
+        assert_eq!(server.sql(name(&url), tables), before);
+    }
+}
+
+#[tokio::test]
+async fn a_migration_that_was_edited_after_its_release_is_noticed() {
+    let server = Postgres::shared();
+    let url = server.database();
+    open(&url).await.unwrap().close().await;
+    server.sql(name(&url), "UPDATE _sqlx_migrations SET checksum = '\\x00'");
+    let error = open(&url).await.unwrap_err();
+    assert!(matches!(error, OpenError::Migrate { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn whoever_cannot_get_in_is_told_what_to_do() {
+    let server = Postgres::shared();
+    server.sql("postgres", "CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'");
+    server.sql("postgres", "CREATE ROLE guest LOGIN");
+    server.sql("postgres", "CREATE DATABASE closed");
+    let over_tcp = |login: &str| format!("postgres://{login}@127.0.0.1:{}/closed?sslmode=disable", server.port());
+    for (url, reason, advice) in [
+        (over_tcp(&format!("{USER}:wrong")), "password authentication failed", "correct user and password"),
+        (server.url_of("missing"), "database \"missing\" does not exist", "create it: CREATE DATABASE"),
+        (server.url_of("latin"), "has the encoding LATIN1", "create one with ENCODING 'UTF8'"),
+        (
+            server.url_of("closed").replace("harbor@", "guest@"),
+            "permission denied for schema public",
+            "GRANT USAGE, CREATE",
+        ),
+        ("postgres://harbor@127.0.0.1:1/d".into(), "Connection refused", "start PostgreSQL, or correct host and port"),
+        ("postgres://harbor@/d?host=/nowhere".into(), "No such file or directory", "start PostgreSQL"),
+        ("postgres://harbor@no-such-host.invalid/d".into(), "lookup address", "correct the host in store.url, or DNS"),
+        (over_tcp(USER).replace("disable", "require"), "server does not support TLS", "check sslmode"),
+    ] {
+        let said = refusal(&url).await;
+        assert!(said.contains(reason) && said.contains(advice), "{url}: {said}");
+        assert!(!said.contains("wrong") && said.lines().count() == 1, "{said}");
+    }
+}
+
+#[tokio::test]
+async fn the_password_of_the_file_wins_over_the_one_of_the_url() {
+    let server = Postgres::shared();
+    server.sql("postgres", "CREATE DATABASE guarded");
+    let url = format!("postgres://{USER}:wrong@127.0.0.1:{}/guarded", server.port());
+    let right = store::Settings { password: Some(PASSWORD.into()), ..settings(url) };
+    store::open(&right, Metrics::new().store.clone()).await.unwrap().close().await;
+}
+
+/// Does something that changes and something that reads, and says how long each took until it failed.
+async fn times_to_fault(store: &AnyStore) -> [Duration; 2] {
+    let start = Instant::now();
+    store.provision(&instance("never", 20_900), false, NOW).await.expect_err("PostgreSQL is away");
+    let write = start.elapsed();
+    let start = Instant::now();
+    store.changes_since(Revision(0)).await.expect_err("PostgreSQL is away");
+    [write, start.elapsed()]
+}
+
+#[tokio::test]
+async fn a_server_that_is_stopped_is_a_fault_within_a_second_and_passes_by_itself() {
+    let mut server = Postgres::start();
+    let store = open(&server.database()).await.unwrap();
+    made(&store, &instance("i", 20_000)).await;
+    for kill in [false, true] {
+        if kill {
+            server.kill()
+        } else {
+            server.stop()
+        }
+        for _ in 0..3 {
+            for took in times_to_fault(&store).await {
+                assert!(took < ANSWERED, "{took:?}");
+            }
+        }
+        server.start_again();
+        // The very next call, on connections of which each has died meanwhile.
+        let number = if kill { 2 } else { 1 };
+        made(&store, &instance(&format!("i{number}"), 20_000 + number)).await;
+        assert_eq!(store.everything().await.unwrap().instances.len(), 1 + usize::from(number));
+        store.ping().await.unwrap();
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_is_a_fault_within_a_second_for_everyone_who_waits() {
+    let server = Postgres::start();
+    let store = open(&server.database()).await.unwrap();
+    made(&store, &instance("i", 20_000)).await;
+    server.pause();
+    // Far more than there are connections: nobody stands in a queue of time-outs.
+    let mut calls = JoinSet::new();
+    for number in 0..50_u16 {
+        let store = store.clone();
+        calls.spawn(async move {
+            let start = Instant::now();
+            if number % 2 == 0 {
+                let outcome = store.provision(&instance(&format!("n{number}"), 20_100 + number), false, NOW).await;
+                outcome.expect_err("PostgreSQL hangs");
+            } else {
+                store.everything().await.expect_err("PostgreSQL hangs");
+            }
+            start.elapsed()
+        });
+    }
+    let slowest = calls.join_all().await.into_iter().max().unwrap();
+    assert!(slowest < ANSWERED, "{slowest:?}");
+    for took in times_to_fault(&store).await {
+        assert!(took < ANSWERED, "{took:?}");
+    }
+    server.resume();
+    made(&store, &instance("j", 20_001)).await;
+    let everything = store.everything().await.unwrap();
+    // Whatever was under way at the pause is done whole or not at all.
+    assert_eq!(everything.revision.0, everything.instances.len() as u64);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_busy_server_is_no_fault_however_long_the_queue() {
+    let store = open(&Postgres::shared().database()).await.unwrap();
+    let mut calls = JoinSet::new();
+    for number in 0..400_u16 {
+        let store = store.clone();
+        calls
+            .spawn(async move { store.provision(&instance(&format!("i{number}"), 20_000 + number), false, NOW).await });
+    }
+    let outcomes = calls.join_all().await;
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(Provision::Created(_)))));
+    assert_eq!(revision(&store).await, 400);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn another_who_holds_the_lock_is_a_fault_within_a_second_and_cannot_hold_it_for_long() {
+    let url = Postgres::shared().database();
+    let store = open(&url).await.unwrap();
+    // As a node would that was cut off half-way: it has a bound on that, which is its own.
+    let mut other = PgConnection::connect(&url.replace("@/", "@localhost/")).await.unwrap();
+    other
+        .execute("SET idle_in_transaction_session_timeout = '2s'; BEGIN; SELECT * FROM revision_counter FOR UPDATE")
+        .await
+        .unwrap();
+    let start = Instant::now();
+    let fault = store.provision(&instance("i", 20_000), false, NOW).await.unwrap_err();
+    assert!(start.elapsed() < ANSWERED, "{:?}", start.elapsed());
+    assert!(fault.source.to_string().contains("lock timeout"), "{}", fault.source);
+    store.everything().await.expect("readers wait for nobody");
+    eventually_async("the lock is free", || async { store.provision(&instance("i", 20_000), false, NOW).await.ok() })
+        .await;
+    store.close().await;
+}
+
+#[tokio::test]
+async fn changes_of_several_nodes_never_share_a_port_or_a_revision() {
+    let url = Postgres::shared().database();
+    let nodes = (0..4_u16).map(async |node| {
+        let store = open(&url).await.unwrap();
+        let mut revisions = Vec::new();
+        for number in 0..25_u16 {
+            let wish = instance(&format!("i{node}/{number}"), 20_000 + number);
+            match store.provision(&wish, false, NOW).await.unwrap() {
+                Provision::Created(made) => revisions.push(made.revision),
+                Provision::PortTaken => {}
+                Provision::Exists(other) => panic!("{} was there before", other.id),
+            }
+        }
+        store.close().await;
+        revisions
+    });
+    let revisions = join_all(nodes).await.concat();
+    assert_eq!(revisions.len(), 25);
+    assert_eq!(revisions.iter().collect::<BTreeSet<_>>().len(), 25);
+}
+
+#[tokio::test]
+async fn a_change_of_one_node_is_heard_by_others_and_so_is_a_loss_of_the_connection() {
+    let mut server = Postgres::start();
+    let url = server.database();
+    let (one, other) = (open(&url).await.unwrap(), open(&url).await.unwrap());
+    let mut feed = other.feed().await.unwrap();
+    let mut next = async || tokio::time::timeout(PATIENCE, feed.next()).await.expect("a hint");
+    made(&one, &instance("i", 20_000)).await;
+    assert_eq!(next().await, Hint::Desired);
+    assert_eq!(other.everything().await.unwrap().instances.len(), 1);
+    // What is refused tells nobody, what is done does.
+    one.provision(&instance("j", 20_000), false, NOW).await.unwrap();
+    one.set_drain(&harbor::model::NodeId::new("n").unwrap(), true).await.unwrap();
+    assert_eq!(next().await, Hint::Members);
+    server.stop();
+    server.start_again();
+    assert_eq!(next().await, Hint::Everything);
+    one.deprovision(&ServiceInstanceId::new("i").unwrap(), NOW, Ending::Unused).await.unwrap();
+    assert_eq!(next().await, Hint::Desired);
+    server.pause();
+    server.kill();
+    server.start_again();
+    assert_eq!(next().await, Hint::Everything);
+    one.close().await;
+    other.close().await;
+}
