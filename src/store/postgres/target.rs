@@ -1,6 +1,6 @@
 //! From `store.url` to a database and how to get in.
 
-use std::{fmt, str::FromStr as _};
+use std::{fmt, str::FromStr as _, sync::Arc};
 
 use sqlx::{
     ConnectOptions as _, PgConnection,
@@ -19,7 +19,7 @@ const PARAMETERS: &[&str] =
 /// A database, and how to get in. Shown, it is the database alone.
 #[derive(Clone)]
 pub(in crate::store) struct Target {
-    options: PgConnectOptions,
+    options: Arc<PgConnectOptions>,
 }
 
 impl Target {
@@ -48,7 +48,7 @@ impl Target {
         if let Some(password) = password {
             options = options.password(password);
         }
-        Ok(Self { options })
+        Ok(Self { options: Arc::new(options) })
     }
 
     /// Connects.
@@ -58,7 +58,7 @@ impl Target {
 
     /// How to connect.
     pub(super) fn options(&self) -> PgConnectOptions {
-        self.options.clone()
+        PgConnectOptions::clone(&self.options)
     }
 
     /// Where the server is; none when it is a socket of this machine.
