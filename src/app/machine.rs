@@ -1,12 +1,24 @@
 //! What the machine is asked at the start, and what the log says where it does not fit.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, fs::DirBuilder, net::IpAddr, os::unix::fs::DirBuilderExt as _};
+
+use anyhow::Context as _;
 
 use crate::{
     config::Config,
     host,
     model::{Transport, desired::RESERVED_DESCRIPTORS},
 };
+
+/// Makes the directory of the node's state where it is missing, for the node alone.
+///
+/// # Errors
+/// With the directory, when it cannot be made.
+pub(super) fn make_data_dir(config: &Config) -> anyhow::Result<()> {
+    let path = &config.node.data_dir;
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.with_context(|| format!("{} cannot be made: set harbor_node.data_dir to another directory", path.display()))
+}
 
 /// Takes the descriptors this process may have, and warns of what will hurt later.
 pub(super) fn prepare(config: &Config) {

@@ -68,6 +68,7 @@ pub(super) async fn run(config: Config, sources: &Sources, log: &Log, mut signal
         tracing::warn!("{warning}");
     }
     machine::prepare(&config);
+    machine::make_data_dir(&config)?;
     let metrics = Arc::new(Metrics::new());
     // Its lock keeps a second process on the same data from touching anything.
     let store = store::open(&settings::store(&config), Arc::clone(&metrics.store)).await?;

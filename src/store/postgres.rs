@@ -50,9 +50,9 @@ const BEGIN_READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 const BEGIN_WRITE: &str =
     "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT revision FROM revision_counter FOR UPDATE";
 
-/// While the schema changes, its own bound is the only one.
-const WITHOUT_BOUNDS: &str =
-    "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0";
+/// While the schema changes, its own bound is the only one. That a table is there already is no news.
+const WITHOUT_BOUNDS: &str = "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
+    SET client_min_messages = warning";
 
 /// The tables of the schema that Harbor's would be in, but for those of extensions.
 const TABLES: &str = "SELECT c.relname::text FROM pg_catalog.pg_class c \

@@ -9,18 +9,23 @@ use std::{
 
 use futures_util::future::join_all;
 use harbor::{
-    model::{Revision, ServiceInstanceId},
+    model::{Revision, ServiceInstanceId, plan::SERVICE_ID},
     store::{self, AnyStore, Ending, Hint, Migrated, OpenError, Provision, SCHEMA_VERSION, STATEMENTS},
     telemetry::metrics::Metrics,
 };
+use serde_json::json;
 use sqlx::{Connection as _, Executor as _, PgConnection, SqlSafeStr as _};
 use tokio::task::JoinSet;
 
 use crate::{
+    discovery::logins::{authority, issue},
+    end_to_end::{PLAN_TCP, at, bind, provision, served, status},
     store::{NOW, instance, made, revision},
     support::{
+        echo::{Echo, over_tcp},
         eventually::{PATIENCE, eventually_async},
         harbor::Site,
+        http::{Answer, Client},
         postgres::{PASSWORD, Postgres, USER, settings},
     },
 };
@@ -345,4 +350,168 @@ async fn a_change_of_one_node_is_heard_by_others_and_so_is_a_loss_of_the_connect
     assert_eq!(next().await, Hint::Everything);
     one.close().await;
     other.close().await;
+}
+
+/// What a node is configured with to use a store there.
+fn section(url: &str) -> String {
+    format!("[store]\nurl = {url:?}\n")
+}
+
+/// Asks for a service instance; how long that took, and the answer.
+async fn ask(client: &Client, id: &str) -> (Duration, Answer) {
+    let start = Instant::now();
+    let body = json!({ "service_id": SERVICE_ID, "plan_id": PLAN_TCP, "organization_guid": "o", "space_guid": "s" });
+    let answer = client.put(&format!("/v2/service_instances/{id}"), &body).await;
+    (start.elapsed(), answer)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_postgresql_is_away_traffic_goes_on_and_the_broker_asks_to_try_again() {
+    let mut server = Postgres::start();
+    let site = Site::new("23400-23419", &section(&server.database()));
+    let harbor = site.serve().await;
+    provision(&harbor, "a", PLAN_TCP).await;
+    let credentials = bind(&harbor, "a", "binding", PLAN_TCP).await;
+    let announcer = Client::new(harbor.address("announce"));
+    let token = credentials["announce"]["token"].as_str().unwrap();
+    let announcer = announcer.with("authorization", &format!("Bearer {token}"));
+    let app = Echo::start("app").await;
+    let announce = async || {
+        let body = json!({ "binding_id": "binding", "port": app.tcp.port() });
+        assert!(announcer.put("/announce/v1/instances/a", &body).await.status.is_success());
+    };
+    announce().await;
+    assert_eq!(served(at(&credentials)).await, "app: hello");
+
+    for (number, hang) in [(0, false), (1, true)] {
+        if hang {
+            server.pause()
+        } else {
+            server.stop()
+        }
+        for _ in 0..3 {
+            let (took, answer) = ask(&harbor.broker(), "b").await;
+            assert!(took < ANSWERED, "{took:?}");
+            let away = json!({ "description": "The store is away: try again in a few seconds." });
+            assert_eq!((answer.parts(), &answer.headers["retry-after"]), ((503, away), &"5".parse().unwrap()));
+        }
+        announce().await;
+        assert_eq!(over_tcp(at(&credentials), "hello").await.as_deref(), Some("app: hello"));
+        let state = async |expected: &str| {
+            let look = || async { (status(&harbor).await["store"]["state"] == expected).then_some(()) };
+            eventually_async(expected, look).await;
+        };
+        state("down").await;
+        if hang {
+            server.resume()
+        } else {
+            server.start_again()
+        }
+        provision(&harbor, &format!("after {number}").replace(' ', "%20"), PLAN_TCP).await;
+        state("up").await;
+    }
+    let (_, answer) = ask(&harbor.broker(), "b").await;
+    assert_eq!(answer.status, 201, "nothing half-done stands in the way");
+    assert!(harbor.terminate().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_on_one_database_agree() {
+    let url = Postgres::shared().database();
+    let sites = [("23420-23429", "node_1"), ("23420-23429", "node_2")].map(|(ports, id)| {
+        let site = Site::new(ports, &section(&url));
+        let config = std::fs::read_to_string(site.config()).unwrap();
+        // On one machine each binds the port on an address of its own.
+        let listen = format!("id = {id:?}\nlisten = [\"127.0.0.{}\"]", &id[5..]);
+        std::fs::write(site.config(), config.replace("id = \"harbor_node_1\"", &listen)).unwrap();
+        site
+    });
+    let (one, other) = (sites[0].serve().await, sites[1].serve().await);
+    provision(&one, "a", PLAN_TCP).await;
+    let (_, answer) = ask(&other.broker(), "a").await;
+    assert_eq!(answer.status, 200, "the other node knows it");
+    eventually_async("the other node listens too", || async {
+        (status(&other).await["listeners"]["bound"] == 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_is_shown_nowhere() {
+    let server = Postgres::shared();
+    server.sql("postgres", "CREATE DATABASE secret");
+    let password = percent_encoding::utf8_percent_encode(PASSWORD, percent_encoding::NON_ALPHANUMERIC).to_string();
+    let url = format!("postgres://{USER}:{password}@127.0.0.1:{}/secret?sslmode=prefer", server.port());
+    let site = Site::new("23430-23439", &section(&url));
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    std::fs::write(site.config(), config.replace("\"debug\"", "\"trace\"")).unwrap();
+    let shown = format!("postgres://{USER}@127.0.0.1:{}/secret", server.port());
+    let mut texts = Vec::new();
+    for (command, database) in [("migrate", "secret"), ("check-config", "secret"), ("migrate", "missing")] {
+        let url = url.replace("secret", database);
+        let output = site.command(&[command]).env("HARBOR_STORE__URL", &url).output().unwrap();
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(database == "missing" || text.contains(&shown), "{text}");
+        texts.push(text);
+    }
+    assert_eq!(texts[0], format!("The store {shown} has been made, at version {SCHEMA_VERSION}.\n"));
+    let harbor = site.serve().await;
+    provision(&harbor, "a", PLAN_TCP).await;
+    texts.push(status(&harbor).await.to_string());
+    texts.push(harbor.log());
+    assert!(harbor.terminate().success());
+    for text in texts {
+        assert!(!text.contains(&password) && !text.contains("hunter2"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn over_tls_each_shows_the_other_who_it_is() {
+    let files = tempfile::tempdir().unwrap();
+    let authority = authority();
+    for name in ["server", "node"] {
+        issue(&authority, files.path(), name);
+    }
+    let read = |name: &str| std::fs::read_to_string(files.path().join(name)).unwrap();
+    std::fs::write(files.path().join("ca.pem"), authority.pem()).unwrap();
+    let server = Postgres::start_with(
+        "ssl = on\nssl_cert_file = 'server.pem'\nssl_key_file = 'server.key'\nssl_ca_file = 'ca.pem'",
+        &[
+            ("server.pem", &read("server.pem")),
+            ("server.key", &read("server.key")),
+            ("ca.pem", &authority.pem()),
+            ("pg_hba.conf", "local all all trust\nhostssl all all 127.0.0.1/32 trust clientcert=verify-ca\n"),
+        ],
+    );
+    server.sql("postgres", "CREATE DATABASE d");
+    let path = |name: &str| files.path().join(name).display().to_string();
+    let (ca, identity) = (
+        format!("&sslrootcert={}", path("ca.pem")),
+        format!("&sslcert={}&sslkey={}", path("node.pem"), path("node.key")),
+    );
+    let url = |host: &str, mode: &str, more: &str| {
+        format!("postgres://{USER}@{host}:{}/d?sslmode={mode}{more}", server.port())
+    };
+    let right = url("127.0.0.1", "verify-full", &format!("{ca}{identity}"));
+    let store = open(&right).await.unwrap();
+    made(&store, &instance("i", 20_000)).await;
+    let encrypted = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl AND \
+        application_name = 'harbor' AND version LIKE 'TLSv1.%'";
+    assert!(server.sql("postgres", encrypted).trim().parse::<u32>().unwrap() >= 1);
+    let mut feed = store.feed().await.unwrap();
+    made(&store, &instance("j", 20_001)).await;
+    assert_eq!(feed.next().await, Hint::Desired);
+    store.close().await;
+    // The certificate is for 127.0.0.1.
+    open(&url("localhost", "verify-ca", &format!("{ca}{identity}"))).await.unwrap().close().await;
+    for (url, reason) in [
+        (url("localhost", "verify-full", &format!("{ca}{identity}")), "not valid for name"),
+        (url("127.0.0.1", "verify-full", &identity), "UnknownIssuer"),
+        (url("127.0.0.1", "require", &format!("&sslrootcert={}{identity}", path("node.pem"))), "UnknownIssuer"),
+        (url("127.0.0.1", "verify-full", &ca), "certificate"),
+        (url("127.0.0.1", "disable", ""), "no pg_hba.conf entry"),
+    ] {
+        let said = refusal(&url).await;
+        assert!(said.contains(reason), "{url}: {said}");
+    }
 }

@@ -6,7 +6,7 @@ use harbor::{
     discovery::nats::{self, Login, Tls},
     model::observed::Link,
 };
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair};
 
 use super::{Node, nats_settings};
 use crate::support::nats::NatsServer;
@@ -92,7 +92,11 @@ pub fn authority() -> CertifiedIssuer<'static, KeyPair> {
 
 pub fn issue(authority: &CertifiedIssuer<'static, KeyPair>, folder: &Path, name: &str) {
     let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap().signed_by(&key, authority).unwrap();
+    let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    // Not the authority's own name, which OpenSSL would take for a certificate that signs itself.
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    let certificate = params.signed_by(&key, authority).unwrap();
     std::fs::write(folder.join(format!("{name}.pem")), certificate.pem()).unwrap();
     std::fs::write(folder.join(format!("{name}.key")), key.serialize_pem()).unwrap();
 }

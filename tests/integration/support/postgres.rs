@@ -26,7 +26,7 @@ use super::eventually::eventually;
 /// Servers get their ports from here, below the range that the system gives out by itself: the port of a server that is
 /// down for a moment is nobody else's meanwhile.
 const FIRST_PORT: u16 = 23_100;
-const LAST_PORT: u16 = 23_499;
+const LAST_PORT: u16 = 23_399;
 
 static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
 static NEXT_DATABASE: AtomicUsize = AtomicUsize::new(0);
