@@ -15,5 +15,5 @@ mod settings;
 mod signals;
 mod tasks;
 
-pub use migrate::migrate;
+pub use migrate::{check_store, migrate};
 pub use serve::serve;

@@ -2,8 +2,11 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$root"
-# Where Debian has nats-server; not in the path of ordinary users.
+# Where Debian has nats-server and PostgreSQL; not in the path of ordinary users.
 PATH=$PATH:/usr/sbin
+for folder in /usr/lib/postgresql/*/bin; do
+    [ ! -d "$folder" ] || PATH=$PATH:$folder
+done
 
 # The oldest Rust that builds Harbor: `rust-version` of Cargo.toml.
 rust_version=$(sed -n 's/^rust-version = "\([0-9.]*\)".*/\1/p' Cargo.toml)

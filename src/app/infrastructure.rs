@@ -40,3 +40,30 @@ fn servers(config: &Config) -> Vec<(String, u16)> {
     }
     servers
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::config::{self, Sources};
+
+    #[test]
+    fn the_servers_of_the_store_and_of_nats_are_known_with_their_ports() {
+        let check = |store: &str, expected: &[(&str, u16)]| {
+            let text = format!(
+                "broker.password = \"secret\"\nstore.url = \"{store}\"\n\
+                 nats.servers = [\"nats://n1\", \"tls://[fd00::2]:4333\"]"
+            );
+            let sources = Sources { file: None, variables: Vec::new(), own_address: IpAddr::from([127, 0, 0, 1]) };
+            let config = config::check(&text, Some("harbor.toml"), &sources).unwrap();
+            let found = servers(&config);
+            let found = found.iter().map(|(host, port)| (host.as_str(), *port)).collect::<Vec<_>>();
+            assert_eq!(found, [expected, &[("n1", 4222), ("fd00::2", 4333)]].concat(), "{store}");
+        };
+        check("sqlite:harbor.db", &[]);
+        check("postgres://harbor:x@db.example.com/harbor", &[("db.example.com", 5432)]);
+        check("postgres://harbor@[fd00::7]:6432/harbor", &[("fd00::7", 6432)]);
+        check("postgres://harbor@/harbor?host=/run/postgresql", &[]);
+    }
+}

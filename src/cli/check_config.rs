@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::{FINE, Outcome, load, print};
+use super::{FINE, Failure, Outcome, load, print};
+use crate::app;
 
 /// Check the configuration and show what it comes to, without secrets.
 ///
@@ -12,7 +13,9 @@ pub struct CheckConfig {}
 
 impl CheckConfig {
     pub fn run(self, file: Option<PathBuf>) -> Outcome {
-        print(&format!("The configuration is valid.\n\n{}", load(file)?))?;
+        let config = load(file)?;
+        app::check_store(&config).map_err(|error| Failure::Usage(error.to_string()))?;
+        print(&format!("The configuration is valid.\n\n{config}"))?;
         Ok(FINE)
     }
 }

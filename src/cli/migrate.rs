@@ -7,7 +7,7 @@ use crate::app;
 
 /// Bring the store up to date, and check it.
 ///
-/// `serve` does the same at its start. No node may run on the store meanwhile.
+/// `serve` does the same at its start. No node may run on a SQLite file meanwhile; nodes on PostgreSQL go on.
 #[derive(Debug, clap::Args)]
 pub struct Migrate {}
 

@@ -40,3 +40,36 @@ fn migrator(steps: Steps) -> Migrator {
     };
     Migrator::with_migrations(steps.iter().map(step).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Steps that a release has: engine, number, and the beginning of the checksum that databases remember. A step is
+    /// added here with the release that has it, and never changed.
+    const RELEASED: &[(&str, i64, &str)] = &[("sqlite", 1, "475e7bccf5effe9b55f11d30")];
+
+    #[test]
+    fn every_engine_has_every_step_under_the_same_name() {
+        let names = |steps: Steps| steps.iter().map(|(number, name, _)| (*number, *name)).collect::<Vec<_>>();
+        assert_eq!(names(SQLITE), names(POSTGRES));
+        assert!(names(SQLITE).iter().map(|(number, _)| *number).eq(1..=SCHEMA_VERSION));
+        for (engine, steps) in [("sqlite", SQLITE), ("postgres", POSTGRES)] {
+            let files = std::fs::read_dir(format!("{}/migrations/{engine}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+            let mut files = files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>();
+            files.sort();
+            let expected = steps.iter().map(|(number, name, _)| format!("{number:04}_{name}.sql")).collect::<Vec<_>>();
+            assert_eq!(files, expected, "{engine}");
+        }
+    }
+
+    #[test]
+    fn what_was_released_is_as_it_was() {
+        for (engine, number, checksum) in RELEASED {
+            let migrator = if *engine == "sqlite" { sqlite() } else { postgres() };
+            let step = migrator.iter().find(|step| step.version == *number).expect("a step that was released stays");
+            let found = step.checksum.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+            assert!(found.starts_with(checksum), "{engine} {number}: {found}");
+        }
+    }
+}

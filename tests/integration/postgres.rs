@@ -14,7 +14,9 @@ use harbor::{
     telemetry::metrics::Metrics,
 };
 use serde_json::json;
-use sqlx::{Connection as _, Executor as _, PgConnection, SqlSafeStr as _};
+use sqlx::{
+    ConnectOptions as _, Connection as _, Executor as _, PgConnection, SqlSafeStr as _, sqlite::SqliteConnectOptions,
+};
 use tokio::task::JoinSet;
 
 use crate::{
@@ -56,6 +58,52 @@ async fn every_statement_can_be_prepared() {
         let prepared = (&mut connection).prepare(text.into_sql_str()).await;
         assert!(prepared.is_ok(), "{name}: {:?}", prepared.err());
     }
+}
+
+/// Columns, indexes and references of all tables, a line each.
+#[tokio::test]
+async fn both_engines_have_the_same_schema() {
+    let directory = tempfile::tempdir().unwrap();
+    let sqlite = store::Settings { url: "sqlite:harbor.db".into(), password: None, data_dir: directory.path().into() };
+    store::migrate(&sqlite).await.unwrap();
+    let mut connection =
+        SqliteConnectOptions::new().filename(directory.path().join("harbor.db")).connect().await.unwrap();
+    let of_sqlite =
+        "WITH tables AS (SELECT name FROM sqlite_master WHERE type = 'table' AND name <> '_sqlx_migrations')
+        SELECT t.name || '.' || c.name || ' ' || c.type || CASE c.\"notnull\" WHEN 1 THEN ' NOT NULL' ELSE '' END
+            FROM tables t, pragma_table_info(t.name) c
+        UNION ALL SELECT t.name || ' INDEX ' || (SELECT group_concat(name) FROM pragma_index_info(i.name))
+            || CASE i.\"unique\" WHEN 1 THEN ' UNIQUE' ELSE '' END || CASE i.partial WHEN 1 THEN ' PARTIAL' ELSE '' END
+            FROM tables t, pragma_index_list(t.name) i
+        UNION ALL SELECT t.name || '.' || f.\"from\" || ' REFERENCES ' || f.\"table\"
+            FROM tables t, pragma_foreign_key_list(t.name) f";
+    let mut of_sqlite = sqlx::query_scalar::<_, String>(of_sqlite).fetch_all(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+
+    let server = Postgres::shared();
+    let url = server.database();
+    store::migrate(&settings(url.clone())).await.unwrap();
+    let of_postgres = "WITH tables AS (SELECT oid, relname AS name FROM pg_class WHERE relkind = 'r'
+            AND relnamespace = 'public'::regnamespace AND relname <> '_sqlx_migrations')
+        SELECT t.name || '.' || c.attname || ' ' || upper(format_type(c.atttypid, NULL))
+            || CASE WHEN c.attnotnull THEN ' NOT NULL' ELSE '' END
+            FROM tables t JOIN pg_attribute c ON c.attrelid = t.oid AND c.attnum > 0 AND NOT c.attisdropped
+        UNION ALL SELECT t.name || ' INDEX ' || (SELECT string_agg(c.attname, ',' ORDER BY c.attnum) FROM pg_attribute c
+                WHERE c.attrelid = i.indexrelid) || CASE WHEN i.indisunique THEN ' UNIQUE' ELSE '' END
+            || CASE WHEN i.indpred IS NOT NULL THEN ' PARTIAL' ELSE '' END
+            FROM tables t JOIN pg_index i ON i.indrelid = t.oid
+        UNION ALL SELECT t.name || '.' || c.attname || ' REFERENCES ' || f.confrelid::regclass
+            FROM tables t JOIN pg_constraint f ON f.conrelid = t.oid AND f.contype = 'f'
+            JOIN pg_attribute c ON c.attrelid = t.oid AND c.attnum = f.conkey[1]";
+    let of_postgres = server.sql(name(&url), of_postgres);
+    let mut of_postgres = of_postgres.lines().map(str::to_owned).collect::<Vec<_>>();
+    (of_sqlite.sort(), of_postgres.sort());
+    assert!(of_sqlite.len() > 60, "{of_sqlite:?}");
+    assert_eq!(of_sqlite, of_postgres);
+    // Ids sort by their bytes, as they do everywhere else in Harbor.
+    let collations = "SELECT DISTINCT collation_name FROM information_schema.columns WHERE table_schema = 'public' \
+        AND data_type = 'text' AND table_name <> '_sqlx_migrations'";
+    assert_eq!(server.sql(name(&url), collations).trim(), "C");
 }
 
 #[tokio::test]
