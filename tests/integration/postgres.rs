@@ -97,7 +97,8 @@ async fn both_engines_have_the_same_schema() {
             JOIN pg_attribute c ON c.attrelid = t.oid AND c.attnum = f.conkey[1]";
     let of_postgres = server.sql(name(&url), of_postgres);
     let mut of_postgres = of_postgres.lines().map(str::to_owned).collect::<Vec<_>>();
-    (of_sqlite.sort(), of_postgres.sort());
+    of_sqlite.sort();
+    of_postgres.sort();
     assert!(of_sqlite.len() > 60, "{of_sqlite:?}");
     assert_eq!(of_sqlite, of_postgres);
     // Ids sort by their bytes, as they do everywhere else in Harbor.
