@@ -37,7 +37,7 @@ pub struct Settings {
     /// Its name.
     pub node: NodeId,
     /// Its process: of two that claim one name, the one that joined later speaks for it.
-    pub process: String,
+    pub incarnation: String,
     /// The version that it runs.
     pub version: String,
 }
@@ -143,10 +143,11 @@ impl Cluster {
 
     async fn join(&mut self) -> store::Result<()> {
         let now = self.clock.wall();
-        let Settings { node, process, version } = self.settings.clone();
+        let Settings { node, incarnation, version } = self.settings.clone();
         let pools = self.sources.served.borrow().iter().cloned().collect();
         let report = self.sources.report();
-        let member = Member { id: node, process, version, pools, report, drain: false, joined_at: now, seen_at: now };
+        let member =
+            Member { id: node, incarnation, version, pools, report, drain: false, joined_at: now, seen_at: now };
         self.store.join(&member).await
     }
 
@@ -155,8 +156,8 @@ impl Cluster {
         if !self.store.serves_many() {
             return Ok(());
         }
-        let Settings { node, process, .. } = &self.settings;
-        match self.store.report(node, process, &self.sources.report(), self.clock.wall()).await? {
+        let Settings { node, incarnation, .. } = &self.settings;
+        match self.store.report(node, incarnation, &self.sources.report(), self.clock.wall()).await? {
             Heard::Kept => self.superseded = false,
             Heard::Gone => self.join().await?,
             Heard::Superseded if !self.superseded => {

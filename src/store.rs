@@ -248,8 +248,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// no part of the desired state: the revision stays.
     async fn join(&self, member: &Member) -> Result<()>;
 
-    /// Keeps what the node says through its `process`.
-    async fn report(&self, node: &NodeId, process: &str, report: &Report, now: Timestamp) -> Result<Heard>;
+    /// Keeps what the node says through its `incarnation`.
+    async fn report(&self, node: &NodeId, incarnation: &str, report: &Report, now: Timestamp) -> Result<Heard>;
 
     /// Notes whether an operator wants the node drained. `false` when there is no such node.
     async fn set_drain(&self, node: &NodeId, drain: bool) -> Result<bool>;

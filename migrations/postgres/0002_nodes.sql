@@ -7,7 +7,7 @@ DROP TABLE nodes;
 CREATE TABLE nodes (
     id TEXT COLLATE "C" NOT NULL PRIMARY KEY,
     -- The process that speaks for the node: of two that claim one name, the later.
-    process TEXT COLLATE "C" NOT NULL,
+    incarnation TEXT COLLATE "C" NOT NULL,
     version TEXT COLLATE "C" NOT NULL,
     mode TEXT COLLATE "C" NOT NULL,
     -- The last revision that it has applied whole.

@@ -7,7 +7,7 @@ DROP TABLE nodes;
 CREATE TABLE nodes (
     id TEXT NOT NULL PRIMARY KEY,
     -- The process that speaks for the node: of two that claim one name, the later.
-    process TEXT NOT NULL,
+    incarnation TEXT NOT NULL,
     version TEXT NOT NULL,
     mode TEXT NOT NULL,
     -- The last revision that it has applied whole.

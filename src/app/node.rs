@@ -262,7 +262,7 @@ impl Node {
     fn cluster(&self, config: &Config, served: watch::Receiver<BTreeSet<PoolName>>) -> Cluster {
         let settings = cluster::Settings {
             node: config.node.id.clone(),
-            process: Uuid::new_v4().to_string(),
+            incarnation: Uuid::new_v4().to_string(),
             version: env!("CARGO_PKG_VERSION").into(),
         };
         let forwarder = Arc::clone(&self.forwarder);

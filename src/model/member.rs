@@ -27,7 +27,7 @@ pub struct Member {
     /// Its name.
     pub id: NodeId,
     /// The process that speaks for it: of two that claim one name, the later one does.
-    pub process: String,
+    pub incarnation: String,
     /// The version of Harbor that it runs.
     pub version: String,
     /// The pools that it serves, in order.
@@ -191,7 +191,7 @@ mod tests {
     fn member(id: &str, applied: u64) -> Member {
         Member {
             id: NodeId::new(id).unwrap(),
-            process: "1".into(),
+            incarnation: "1".into(),
             version: "0.1.0".into(),
             pools: vec![pool("default")],
             report: Report { mode: Mode::Serving, applied: Revision(applied), ..Report::default() },

@@ -189,7 +189,7 @@ mod tests {
     fn member(id: &str, alive: bool, pools: &[&str]) -> Known {
         let member = Member {
             id: NodeId::new(id).unwrap(),
-            process: String::new(),
+            incarnation: String::new(),
             version: String::new(),
             pools: pools.iter().map(|pool| name(pool)).collect(),
             report: Report::default(),

@@ -407,11 +407,11 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn report(&self, node: &NodeId, process: &str, report: &Report, now: Timestamp) -> Result<Heard> {
+    async fn report(&self, node: &NodeId, incarnation: &str, report: &Report, now: Timestamp) -> Result<Heard> {
         let mut heard = Heard::Gone;
         self.with_members(|members| {
             let Some(member) = members.get_mut(node) else { return false };
-            if member.process != process {
+            if member.incarnation != incarnation {
                 heard = Heard::Superseded;
                 return false;
             }

@@ -418,12 +418,12 @@ impl<E: Engine> Store for Relational<E> {
 
     async fn join(&self, member: &Member) -> Result<()> {
         self.run("joining in", async {
-            let Member { id, process, version, pools, report, drain, joined_at, seen_at } = member;
+            let Member { id, incarnation, version, pools, report, drain, joined_at, seen_at } = member;
             let mut tx = self.engine.write().await?;
             let failures = row::failures_to_json(&report.failures);
             let node = values![
                 id.as_str(),
-                process,
+                incarnation,
                 version,
                 report.mode.as_str(),
                 report.applied,
@@ -444,12 +444,12 @@ impl<E: Engine> Store for Relational<E> {
         .await
     }
 
-    async fn report(&self, node: &NodeId, process: &str, report: &Report, now: Timestamp) -> Result<Heard> {
+    async fn report(&self, node: &NodeId, incarnation: &str, report: &Report, now: Timestamp) -> Result<Heard> {
         self.run("reporting to", async {
             let mut tx = self.engine.write().await?;
-            match tx.text(sql::PROCESS_OF_NODE, values![node.as_str()]).await? {
+            match tx.text(sql::INCARNATION_OF_NODE, values![node.as_str()]).await? {
                 None => return leave(tx, Heard::Gone).await,
-                Some(speaks) if speaks != process => return leave(tx, Heard::Superseded).await,
+                Some(speaks) if speaks != incarnation => return leave(tx, Heard::Superseded).await,
                 Some(_) => {}
             }
             let failures = row::failures_to_json(&report.failures);

@@ -206,7 +206,7 @@ impl TryFrom<OperationRow> for Operation {
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct MemberRow {
     id: Text,
-    process: Text,
+    incarnation: Text,
     version: Text,
     mode: Text,
     applied: i64,
@@ -224,7 +224,7 @@ impl TryFrom<MemberRow> for Member {
     fn try_from(row: MemberRow) -> Result<Self, BadRow> {
         Ok(Self {
             id: NodeId::new(row.id)?,
-            process: row.process.into(),
+            incarnation: row.incarnation.into(),
             version: row.version.into(),
             pools: Vec::new(),
             report: Report {

@@ -111,14 +111,14 @@ statements! {
     UNBURY = "DELETE FROM tombstones WHERE kind = $1 AND id = $2";
     DROP_TOMBSTONES = "DELETE FROM tombstones WHERE revision <= $1";
 
-    MEMBERS = "SELECT id, process, version, mode, applied, flows, failed, failures, drain, joined_at, seen_at FROM nodes \
+    MEMBERS = "SELECT id, incarnation, version, mode, applied, flows, failed, failures, drain, joined_at, seen_at FROM nodes \
         ORDER BY id";
     POOLS_OF_NODES = "SELECT node_id, pool FROM node_pools ORDER BY node_id, pool";
-    PROCESS_OF_NODE = "SELECT process FROM nodes WHERE id = $1";
+    INCARNATION_OF_NODE = "SELECT incarnation FROM nodes WHERE id = $1";
     /// The wish to have it drained stays.
-    PUT_NODE = "INSERT INTO nodes (id, process, version, mode, applied, flows, failed, failures, drain, joined_at, \
+    PUT_NODE = "INSERT INTO nodes (id, incarnation, version, mode, applied, flows, failed, failures, drain, joined_at, \
         seen_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (id) DO UPDATE SET \
-        process = excluded.process, version = excluded.version, mode = excluded.mode, applied = excluded.applied, \
+        incarnation = excluded.incarnation, version = excluded.version, mode = excluded.mode, applied = excluded.applied, \
         flows = excluded.flows, failed = excluded.failed, failures = excluded.failures, \
         joined_at = excluded.joined_at, seen_at = excluded.seen_at";
     REPORT = "UPDATE nodes SET mode = $2, applied = $3, flows = $4, failed = $5, failures = $6, seen_at = $7 \

@@ -150,7 +150,7 @@ impl Node {
     pub async fn join(&self, id: &str, alive: bool) {
         let member = Member {
             id: NodeId::new(id).unwrap(),
-            process: "1".into(),
+            incarnation: "1".into(),
             version: "0.1.0".into(),
             pools: vec![PoolName::new("default").unwrap()],
             report: Report { applied: Revision(3), ..Report::default() },

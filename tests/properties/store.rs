@@ -190,7 +190,7 @@ async fn act(store: &AnyStore, step: &Step, now: Timestamp) -> String {
         Step::Join { node, ref pools } => {
             let member = Member {
                 id: node_id(node),
-                process: "0".into(),
+                incarnation: "0".into(),
                 version: "0.1.0".into(),
                 pools: pools.iter().map(|pool| pool_name(*pool)).collect(),
                 report: Report::default(),

@@ -484,11 +484,11 @@ impl Store for Breakable {
     async fn report(
         &self,
         node: &NodeId,
-        process: &str,
+        incarnation: &str,
         report: &Report,
         now: Timestamp,
     ) -> store::Result<store::Heard> {
-        self.inner.report(node, process, report, now).await
+        self.inner.report(node, incarnation, report, now).await
     }
 
     async fn set_drain(&self, node: &NodeId, drain: bool) -> store::Result<bool> {

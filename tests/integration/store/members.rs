@@ -19,7 +19,7 @@ fn node(text: &str) -> NodeId {
 pub(super) fn member(id: &str, pools: &[&str]) -> Member {
     Member {
         id: node(id),
-        process: "first".into(),
+        incarnation: "first".into(),
         version: "0.1.0".into(),
         pools: pools.iter().map(|name| PoolName::new(name).unwrap()).collect(),
         report: Report::default(),
@@ -33,7 +33,7 @@ pub(super) async fn a_node_is_known_by_its_last_word(store: AnyStore) {
     let later = NOW.plus(QUARANTINE);
     store.join(&member("b", &["default", "games"])).await.unwrap();
     store.join(&member("a", &["games"])).await.unwrap();
-    let anew = Member { process: "second".into(), joined_at: later, seen_at: later, ..member("a", &[]) };
+    let anew = Member { incarnation: "second".into(), joined_at: later, seen_at: later, ..member("a", &[]) };
     store.join(&anew).await.unwrap();
     assert_eq!(store.members().await.unwrap(), [anew, member("b", &["default", "games"])]);
 
@@ -64,7 +64,7 @@ pub(super) async fn an_operators_wish_outlives_the_process_and_ends_with_the_nod
     assert!(!store.set_drain(&node("a"), true).await.unwrap());
     store.join(&member("a", &["default"])).await.unwrap();
     assert!(store.set_drain(&node("a"), true).await.unwrap());
-    store.join(&Member { process: "second".into(), ..member("a", &["default"]) }).await.unwrap();
+    store.join(&Member { incarnation: "second".into(), ..member("a", &["default"]) }).await.unwrap();
     assert!(store.members().await.unwrap()[0].drain);
     assert!(store.remove_node(&node("a")).await.unwrap());
     assert!(!store.remove_node(&node("a")).await.unwrap());
