@@ -129,11 +129,11 @@ fn documents() -> Vec<String> {
 }
 
 fn scripts() -> Vec<String> {
-    [".ci", "script"]
+    [".ci", "script", "manifests/keepalived"]
         .iter()
         .flat_map(|folder| fs::read_dir(root().join(folder)).expect("the folder is there"))
         .map(|entry| entry.expect("the folder can be read").path())
-        .filter(|path| path.is_file())
+        .filter(|path| path.is_file() && path.extension().is_none())
         .map(|path| relative(&path))
         .collect()
 }

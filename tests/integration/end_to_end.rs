@@ -28,7 +28,12 @@ pub const PLAN_TCP: &str = "e1f6b1f0-57f3-5c0e-8a0b-6d3a6f0c1a02";
 pub const PLAN_BOTH: &str = "e1f6b1f0-57f3-5c0e-8a0b-6d3a6f0c1a04";
 
 pub async fn provision(harbor: &Harbor, id: &str, plan: &str) {
-    let body = json!({ "service_id": SERVICE_ID, "plan_id": plan, "organization_guid": "o", "space_guid": "s" });
+    provision_with(harbor, id, plan, json!({})).await;
+}
+
+pub async fn provision_with(harbor: &Harbor, id: &str, plan: &str, parameters: Value) {
+    let mut body = json!({ "service_id": SERVICE_ID, "plan_id": plan, "organization_guid": "o", "space_guid": "s" });
+    body["parameters"] = parameters;
     let answer = harbor.broker().put(&format!("/v2/service_instances/{id}"), &body).await;
     assert_eq!(answer.parts(), (201, json!({})));
 }

@@ -12,6 +12,7 @@ mod crash;
 mod discovery;
 mod docs;
 mod end_to_end;
+mod failover;
 mod forwarder;
 mod openapi;
 mod outages;

@@ -5,7 +5,9 @@ pub mod eventually;
 pub mod footprint;
 pub mod harbor;
 pub mod http;
+pub mod keepalived;
 pub mod life;
+pub mod namespaces;
 pub mod nats;
 pub mod postgres;
 

@@ -24,8 +24,13 @@ pub struct Echo {
 impl Echo {
     /// Starts one on free ports of loopback.
     pub async fn start(name: &'static str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a free port");
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), name).await
+    }
+
+    /// Starts one there; on free ports when that is 0.
+    pub async fn start_at(address: SocketAddr, name: &'static str) -> Self {
+        let listener = TcpListener::bind(address).await.expect("a free port");
+        let socket = UdpSocket::bind(address).await.expect("a free port");
         let (tcp, udp) = (listener.local_addr().expect("bound"), socket.local_addr().expect("bound"));
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {

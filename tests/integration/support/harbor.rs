@@ -25,6 +25,8 @@ pub const AUTHORIZATION: &str = "Basic aGFyYm9yOnNlY3JldA==";
 #[derive(Debug)]
 pub struct Site {
     directory: Arc<TempDir>,
+    /// Settings that come from the environment.
+    variables: Vec<(String, String)>,
 }
 
 /// One process on a [`Site`]; killed when dropped.
@@ -90,7 +92,14 @@ quarantine = "0s"
 "#
         );
         std::fs::write(directory.path().join("harbor.toml"), config).expect("the configuration can be written");
-        Self { directory }
+        Self { directory, variables: Vec::new() }
+    }
+
+    /// The same with another value of a key, as `forwarder.drain_wait`.
+    pub fn with(mut self, key: &str, value: &str) -> Self {
+        let name = format!("HARBOR_{}", key.to_uppercase().replace('.', "__"));
+        self.variables.push((name, value.into()));
+        self
     }
 
     /// Where the configuration is.
@@ -112,6 +121,7 @@ quarantine = "0s"
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_harbor"));
         command.args(arguments).env("HARBOR_CONFIG", self.config()).stdin(Stdio::null());
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 

@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU16, Ordering},
@@ -13,7 +13,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::eventually::eventually;
+use super::{eventually::eventually, namespaces::Machine};
 
 /// Servers get their ports from here, below the range that the system gives out by itself: the port of a server that
 /// is down for a moment is nobody else's meanwhile.
@@ -27,6 +27,7 @@ static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
 pub struct NatsServer {
     directory: TempDir,
     config: PathBuf,
+    machine: Option<Machine>,
     port: u16,
     child: Option<Child>,
 }
@@ -39,10 +40,19 @@ impl NatsServer {
 
     /// One with more lines in its configuration.
     pub fn start_with(more: &str) -> Self {
-        let mut server = Self::stopped_with(more);
+        Self::stopped_with(more, None).started()
+    }
+
+    /// One inside a machine, that the others of its network reach.
+    pub fn start_on(machine: &Machine) -> Self {
+        Self::stopped_with("", Some(machine.clone())).started()
+    }
+
+    fn started(mut self) -> Self {
+        let server = &mut self;
         for _ in FIRST_PORT..=LAST_PORT {
             if server.try_start() {
-                return server;
+                return self;
             }
             server.port = next_port();
         }
@@ -56,11 +66,11 @@ impl NatsServer {
         server
     }
 
-    fn stopped_with(more: &str) -> Self {
+    fn stopped_with(more: &str, machine: Option<Machine>) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let config = directory.path().join("nats.conf");
         fs::write(&config, more).expect("the directory is ours");
-        Self { directory, config, port: next_port(), child: None }
+        Self { directory, config, machine, port: next_port(), child: None }
     }
 
     /// Starts it again on the same port.
@@ -79,7 +89,8 @@ impl NatsServer {
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.port))
+        let address = self.machine.as_ref().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), Machine::address);
+        SocketAddr::new(address, self.port)
     }
 
     /// Its URL.
@@ -95,13 +106,18 @@ impl NatsServer {
     /// Whether it came up. It did not when its port is taken.
     fn try_start(&mut self) -> bool {
         let log = self.directory.path().join("log");
-        let mut child = Command::new("nats-server")
-            .args(["-a", "127.0.0.1", "-p", &self.port.to_string(), "--ports_file_dir"])
+        let mut command = Command::new("nats-server");
+        command
+            .args(["-a", &self.address().ip().to_string(), "-p", &self.port.to_string(), "--ports_file_dir"])
             .arg(self.directory.path())
             .arg("-l")
             .arg(log)
             .arg("-c")
-            .arg(&self.config)
+            .arg(&self.config);
+        if let Some(machine) = &self.machine {
+            command = machine.inside(&command);
+        }
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -1,0 +1,126 @@
+//! Two nodes behind one address that a real keepalived moves: what clients see of it.
+
+mod callers;
+mod pair;
+
+use std::{
+    fmt, fs,
+    io::Write as _,
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+
+use self::{
+    callers::Callers,
+    pair::{ADDRESS, ADDRESS_V6, PORT, Pair},
+};
+use crate::support::{
+    eventually::eventually,
+    keepalived::{configuration, objections},
+    namespaces::{INTERFACE, Network},
+};
+
+/// Rounds of each kind.
+const ROUNDS: usize = 10;
+/// How often a client opens a connection.
+const EVERY: Duration = Duration::from_millis(5);
+
+/// How the address comes to move.
+#[derive(Debug, Clone, Copy)]
+enum Cause {
+    /// The active node's cable is pulled out.
+    Cut,
+    /// Its Harbor is killed.
+    Kill,
+    /// Its Harbor is told to end, and waits with it until the address has moved.
+    Drain,
+}
+
+/// The longest times in which no new connection succeeded, of all rounds of a cause.
+struct Outages(Vec<Duration>);
+
+impl Outages {
+    fn median(&self) -> Duration {
+        let mut sorted = self.0.clone();
+        sorted.sort();
+        (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2
+    }
+
+    fn longest(&self) -> Duration {
+        *self.0.iter().max().expect("there are rounds")
+    }
+}
+
+impl fmt::Display for Outages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rounds = self.0.iter().map(|outage| outage.as_millis().to_string()).collect::<Vec<_>>().join(" ");
+        write!(f, "median {:.0?}, longest {:.0?} ({rounds} ms)", self.median(), self.longest())
+    }
+}
+
+/// Moves the address from one node to the other, and puts all back but the address. Returns the outage.
+fn round(pair: &mut Pair, callers: &Callers, cause: Cause) -> Duration {
+    let (active, standby) = pair.roles();
+    let begun = Instant::now();
+    match cause {
+        Cause::Cut => pair.nodes[active].machine.cut(),
+        Cause::Kill => pair.nodes[active].harbor().kill(),
+        Cause::Drain => pair.nodes[active].harbor.as_ref().expect("it runs").signal(Signal::TERM),
+    }
+    eventually("the address moves", || pair.nodes[standby].machine.has(ADDRESS).then_some(()));
+    callers.wait_for_answer_after(Instant::now());
+    let node = &mut pair.nodes[active];
+    match cause {
+        Cause::Cut => node.machine.mend(),
+        Cause::Kill => node.start_again(),
+        Cause::Drain => {
+            assert!(node.harbor().wait().success());
+            node.start_again();
+        }
+    }
+    // Ready to take the address again, and without it.
+    node.keepalived.wait_for("BACKUP");
+    assert!(!node.machine.has(ADDRESS) && !node.machine.has(ADDRESS_V6));
+    callers.wait_for_answer_after(Instant::now());
+    callers.longest_outage_since(begun)
+}
+
+#[test]
+fn a_virtual_address_moves_to_the_other_node_within_its_bounds() {
+    let Some(mut pair) = Pair::start("a_virtual_address_moves_to_the_other_node_within_its_bounds") else { return };
+    let callers = Callers::start(&pair.client, (ADDRESS, PORT).into(), EVERY);
+    let callers_v6 = Callers::start(&pair.client, (ADDRESS_V6, PORT).into(), EVERY * 4);
+    for (cause, most) in [(Cause::Cut, 1000), (Cause::Kill, 1200), (Cause::Drain, 200)] {
+        let (mut outages, mut outages_v6) = (Outages(Vec::new()), Outages(Vec::new()));
+        for _ in 0..ROUNDS {
+            let begun = Instant::now();
+            outages.0.push(round(&mut pair, &callers, cause));
+            callers_v6.wait_for_answer_after(Instant::now());
+            outages_v6.0.push(callers_v6.longest_outage_since(begun));
+        }
+        // Not captured as a print would be: the figures are what one runs this for.
+        writeln!(std::io::stderr(), "failover, {cause:?}, IPv4: {outages}; IPv6: {outages_v6}").unwrap();
+        assert!(outages.median() <= Duration::from_millis(most), "{cause:?}: {outages}");
+        for outages in [outages, outages_v6] {
+            assert!(outages.longest() <= Duration::from_millis(2500), "{cause:?}: {outages}");
+        }
+    }
+}
+
+#[test]
+fn keepalived_takes_every_configuration_that_comes_with_harbor() {
+    let Some(mut network) = Network::new("keepalived_takes_every_configuration_that_comes_with_harbor") else { return };
+    let machine = network.machine("node");
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/keepalived");
+    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let names = names.filter(|name| name.ends_with(".conf")).collect::<Vec<_>>();
+    assert!(names.len() >= 2, "{names:?}");
+    for name in names {
+        // What stands there is of nodes with names of their own.
+        let place = [("OWN", "10.0.0.11"), ("PEER", "10.0.0.12"), ("PRIORITY", "210"), ("INTERFACE", INTERFACE)];
+        let text = configuration(&name, &place);
+        assert_eq!(objections(&machine, &text), "", "{name}");
+        assert_ne!(objections(&machine, &text.replace("advert_int", "advert_intt")), "", "{name}: a mistake is found");
+    }
+}

@@ -1,0 +1,147 @@
+//! A real keepalived inside a machine, with the configuration that operators get.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    net::IpAddr,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::{
+    eventually::eventually,
+    namespaces::{INTERFACE, Machine},
+};
+
+/// Where the configurations are.
+const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/keepalived");
+
+/// A running one; ended when dropped.
+#[derive(Debug)]
+pub struct Keepalived {
+    child: Child,
+    directory: TempDir,
+}
+
+/// What its machine is to the pair.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    pub own: IpAddr,
+    pub peer: IpAddr,
+    pub priority: u8,
+    /// `admin.listen`, as the configuration has it.
+    pub admin: &'a str,
+}
+
+/// A configuration of `manifests/keepalived`, with these values instead of those of the example.
+pub fn configuration(name: &str, values: &[(&str, &str)]) -> String {
+    let mut text = fs::read_to_string(format!("{MANIFESTS}/{name}")).expect("it is there");
+    for (key, value) in values {
+        let (mut kept, mut found) = (String::new(), false);
+        for line in text.lines() {
+            // Those of one node have its name before them.
+            let defined = line.split_once('$').and_then(|(_, definition)| definition.split_once('='));
+            if defined.is_some_and(|(defined, _)| defined == *key) {
+                found = true;
+                continue;
+            }
+            kept += line;
+            kept += "\n";
+        }
+        assert!(found, "{name} has no ${key}");
+        text = format!("${key}={value}\n{kept}");
+    }
+    text
+}
+
+/// What keepalived says against a configuration on `machine`; nothing when it takes it.
+pub fn objections(machine: &Machine, configuration: &str) -> String {
+    let directory = prepared(configuration);
+    let mut command = Command::new("keepalived");
+    command.args(["--config-test", "--log-console", "--use-file"]).arg(directory.path().join("keepalived.conf"));
+    let output = machine.inside(&command).output().expect("keepalived is installed and on the PATH");
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert_eq!(output.status.success(), said.is_empty(), "{}: {said}", output.status);
+    said
+}
+
+/// A folder as /etc/keepalived is.
+fn prepared(configuration: &str) -> TempDir {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let script = directory.path().join("harbor-ready");
+    fs::write(directory.path().join("keepalived.conf"), configuration).expect("the directory is ours");
+    // Copied, as keepalived runs no script that others than root could have changed.
+    fs::copy(Path::new(MANIFESTS).join("harbor-ready"), &script).expect("it is there");
+    fs::set_permissions(script, fs::Permissions::from_mode(0o755)).expect("the directory is ours");
+    directory
+}
+
+impl Keepalived {
+    /// Starts it on `machine`, for a pair that shares `address` and `address_v6`, each with its length.
+    pub fn start(machine: &Machine, place: Place<'_>, address: &str, address_v6: &str) -> Self {
+        let Place { own, peer, priority, admin } = place;
+        let (own, peer, priority) = (own.to_string(), peer.to_string(), priority.to_string());
+        let directory = prepared(&configuration(
+            "keepalived.conf",
+            &[
+                ("OWN", &own),
+                ("PEER", &peer),
+                ("PRIORITY", &priority),
+                ("INTERFACE", INTERFACE),
+                ("ADDRESS", address),
+                ("ADDRESS_V6", address_v6),
+                ("ADMIN", admin),
+            ],
+        ));
+        let file = |name: &str| directory.path().join(name);
+        let log = File::create(file("log")).expect("the directory is ours");
+        let mut command = Command::new("keepalived");
+        command.args(["--dont-fork", "--log-console", "--log-detail", "--vrrp"]);
+        command.arg("--use-file").arg(file("keepalived.conf"));
+        command.arg("--pid").arg(file("pid")).arg("--vrrp_pid").arg(file("vrrp.pid"));
+        let child = machine
+            .inside(&command)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("descriptors are left"))
+            .stderr(log)
+            .spawn()
+            .expect("keepalived is installed and on the PATH");
+        Self { child, directory }
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// The state that it is in: `MASTER`, `BACKUP` or `FAULT`, and nothing before the first.
+    pub fn state(&self) -> String {
+        let log = self.log();
+        let last = log.lines().rev().find_map(|line| line.split_once("Entering ")?.1.strip_suffix(" STATE"));
+        last.unwrap_or_default().to_owned()
+    }
+
+    /// Waits until it is in this state.
+    #[track_caller]
+    pub fn wait_for(&self, state: &str) {
+        eventually(&format!("keepalived is {state}"), || (self.state() == state).then_some(()));
+    }
+}
+
+impl Drop for Keepalived {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let _ = writeln!(io::stderr(), "keepalived:\n{}", self.log());
+        }
+        // Told, not killed: it ends its own children.
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")).expect("not zero");
+        let _ = kill_process(pid, Signal::TERM);
+        let _ = self.child.wait();
+    }
+}
