@@ -435,7 +435,7 @@ fn no_text_promises_to_be_finished_later() {
     texts.extend(scripts());
     texts.extend(files("script/lib", &["sh"]));
     texts.extend(files("migrations", &["sql"]));
-    texts.extend(files("manifests", &["toml", "service", "conf"]));
+    texts.extend(files("manifests", &["toml", "service", "conf", "cfg"]));
     let mut found = Vec::new();
     for path in texts {
         for (number, line) in read(&path).lines().enumerate() {

@@ -1,22 +1,28 @@
 //! Two nodes behind one address that a real keepalived moves: what clients see of it.
 
+mod apps;
+mod backends;
 mod callers;
 mod pair;
 
 use std::{
     fmt, fs,
     io::Write as _,
+    net::SocketAddr,
+    process::Command,
     time::{Duration, Instant},
 };
 
 use rustix::process::Signal;
 
 use self::{
+    apps::PORT,
     callers::Callers,
-    pair::{ADDRESS, ADDRESS_V6, PORT, Pair},
+    pair::{ADDRESS, ADDRESS_V6, Pair},
 };
 use crate::support::{
     eventually::eventually,
+    harbor::Site,
     keepalived::{configuration, objections},
     namespaces::{INTERFACE, Network},
 };
@@ -65,7 +71,7 @@ fn round(pair: &mut Pair, callers: &Callers, cause: Cause) -> Duration {
     let begun = Instant::now();
     match cause {
         Cause::Cut => pair.nodes[active].machine.cut(),
-        Cause::Kill => pair.nodes[active].harbor().kill(),
+        Cause::Kill => pair.nodes[active].take_harbor().kill(),
         Cause::Drain => pair.nodes[active].harbor.as_ref().expect("it runs").signal(Signal::TERM),
     }
     eventually("the address moves", || pair.nodes[standby].machine.has(ADDRESS).then_some(()));
@@ -75,13 +81,14 @@ fn round(pair: &mut Pair, callers: &Callers, cause: Cause) -> Duration {
         Cause::Cut => node.machine.mend(),
         Cause::Kill => node.start_again(),
         Cause::Drain => {
-            assert!(node.harbor().wait().success());
+            assert!(node.take_harbor().wait().success());
             node.start_again();
         }
     }
     // Ready to take the address again, and without it.
-    node.keepalived.wait_for("BACKUP");
-    assert!(!node.machine.has(ADDRESS) && !node.machine.has(ADDRESS_V6));
+    pair.keepalived[active].wait_for("BACKUP");
+    let machine = &pair.nodes[active].machine;
+    assert!(!machine.has(ADDRESS) && !machine.has(ADDRESS_V6));
     callers.wait_for_answer_after(Instant::now());
     callers.longest_outage_since(begun)
 }
@@ -106,6 +113,31 @@ fn a_virtual_address_moves_to_the_other_node_within_its_bounds() {
             assert!(outages.longest() <= Duration::from_millis(2500), "{cause:?}: {outages}");
         }
     }
+}
+
+/// What `harbor-ready` says of the node whose `admin.listen` is there.
+fn is_ready(admin: SocketAddr) -> bool {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/keepalived/harbor-ready");
+    let (address, port) = (admin.ip().to_string(), admin.port().to_string());
+    let output = Command::new(script).args([address, port]).output().expect("there is bash");
+    assert_eq!([output.stdout, output.stderr].concat(), b"", "keepalived would log it, once a second");
+    output.status.success()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_check_for_keepalived_tells_ready_nodes_from_those_that_drain_hang_or_are_gone() {
+    let harbor = Site::new("31910-31911", "").with("forwarder.drain_wait", "1m").serve().await;
+    let admin = harbor.address("admin");
+    assert!(is_ready(admin));
+    harbor.signal(Signal::STOP);
+    assert!(!is_ready(admin), "it hangs");
+    harbor.signal(Signal::CONT);
+    assert!(is_ready(admin));
+    harbor.signal(Signal::TERM);
+    harbor.logged("draining");
+    assert!(!is_ready(admin), "it drains");
+    harbor.kill();
+    assert!(!is_ready(admin), "nobody is there");
 }
 
 #[test]
