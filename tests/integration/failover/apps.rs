@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     time::Duration,
 };
 
@@ -90,11 +90,20 @@ pub async fn provision(harbor: &Harbor, allow: &str) {
 
 /// Which instance answers a new connection from one address to another; none when it is turned away.
 pub fn over_tcp(from: IpAddr, to: SocketAddr) -> Option<String> {
+    ask(&mut connect(from, to)?)
+}
+
+/// A connection from one address to another; none when nobody takes it.
+pub fn connect(from: IpAddr, to: SocketAddr) -> Option<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).expect("descriptors are left");
     socket.bind(&SocketAddr::new(from, 0).into()).expect("the client has this address");
     socket.connect_timeout(&to.into(), PATIENCE).ok()?;
     socket.set_read_timeout(Some(PATIENCE)).expect("it is a duration");
-    let mut stream = std::net::TcpStream::from(socket);
+    Some(socket.into())
+}
+
+/// Which instance answers on an open connection; none when it has ended.
+pub fn ask(stream: &mut TcpStream) -> Option<String> {
     stream.write_all(b"hello").ok()?;
     let mut answer = [0; 64];
     let length = stream.read(&mut answer).ok().filter(|length| *length > 0)?;

@@ -55,27 +55,28 @@ impl Pair {
             let more = [("harbor_node.listen", listen), ("harbor_node.host", &host), ("log.level", "info")];
             Node::start(machine, &nats, &more, &client.address().to_string())
         });
-        let keepalived = [(&one, &two, 210), (&two, &one, 200)].map(|(machine, peer, priority)| {
+        let keepalived = [(&one, &two, 200), (&two, &one, 150)].map(|(machine, peer, priority)| {
             let place = Place { own: machine.address(), peer: peer.address(), priority, admin: "127.0.0.1 8081" };
             Keepalived::start(machine, place, &format!("{ADDRESS}/24"), &format!("{ADDRESS_V6}/64"))
         });
-        eventually("one has the address, and the other waits", || {
-            let states = keepalived.each_ref().map(Keepalived::state);
-            let mut states = states.each_ref().map(String::as_str);
-            states.sort_unstable();
-            (states == ["BACKUP", "MASTER"]).then_some(())
-        });
-        Some(Self { keepalived, nodes, client, _apps: apps, _nats: nats, _network: network })
+        let pair = Self { keepalived, nodes, client, _apps: apps, _nats: nats, _network: network };
+        pair.roles();
+        Some(pair)
     }
 
-    /// Which node has the address, and which one waits for it.
+    /// Which node has the address, and which one waits for it; once that is so.
     pub fn roles(&self) -> (usize, usize) {
-        let has = self.nodes.each_ref().map(|node| node.machine.has(ADDRESS));
-        match has {
-            [true, false] => (0, 1),
-            [false, true] => (1, 0),
-            _ => panic!("one node has the address, not {has:?}"),
-        }
+        let role = |node: usize| {
+            let machine = &self.nodes[node].machine;
+            (self.keepalived[node].state(), machine.has(ADDRESS), machine.has(ADDRESS_V6))
+        };
+        eventually("one node has the address, and the other waits", || {
+            let roles = [role(0), role(1)];
+            let is = |node: usize, state: &str, has: bool| roles[node] == (state.into(), has, has);
+            [(0, 1), (1, 0)]
+                .into_iter()
+                .find(|(active, standby)| is(*active, "MASTER", true) && is(*standby, "BACKUP", false))
+        })
     }
 }
 

@@ -1,22 +1,20 @@
 //! A real keepalived inside a machine, with the configuration that operators get.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write as _},
+    fs,
+    io::{self, BufRead as _, BufReader, Write as _},
     net::IpAddr,
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Child, Command, Stdio},
-    thread,
+    sync::{Arc, Mutex},
+    thread::{self, JoinHandle},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::{
-    eventually::eventually,
-    namespaces::{INTERFACE, Machine},
-};
+use super::namespaces::{INTERFACE, Machine};
 
 /// Where the configurations are.
 const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/keepalived");
@@ -25,7 +23,9 @@ const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/keepaliv
 #[derive(Debug)]
 pub struct Keepalived {
     child: Child,
-    directory: TempDir,
+    log: Arc<Mutex<Vec<String>>>,
+    reader: Option<JoinHandle<()>>,
+    _directory: TempDir,
 }
 
 /// What its machine is to the pair.
@@ -100,48 +100,46 @@ impl Keepalived {
             ],
         ));
         let file = |name: &str| directory.path().join(name);
-        let log = File::create(file("log")).expect("the directory is ours");
         let mut command = Command::new("keepalived");
         command.args(["--dont-fork", "--log-console", "--log-detail", "--vrrp"]);
         command.arg("--use-file").arg(file("keepalived.conf"));
         command.arg("--pid").arg(file("pid")).arg("--vrrp_pid").arg(file("vrrp.pid"));
-        let child = machine
-            .inside(&command)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("descriptors are left"))
-            .stderr(log)
-            .spawn()
-            .expect("keepalived is installed and on the PATH");
-        Self { child, directory }
-    }
-
-    /// What it has logged so far.
-    pub fn log(&self) -> String {
-        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+        // Through a pipe: it would wait for a disk that is busy, and not send its messages meanwhile.
+        let (reader, writer) = io::pipe().expect("descriptors are left");
+        let mut command = machine.inside(&command);
+        command.stdin(Stdio::null()).stdout(writer.try_clone().expect("descriptors are left")).stderr(writer);
+        let child = command.spawn().expect("keepalived is installed and on the PATH");
+        let log = Arc::<Mutex<Vec<String>>>::default();
+        let reader = thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                let lines = BufReader::new(reader).lines().map_while(Result::ok);
+                lines.for_each(|line| log.lock().expect("no panic under the lock").push(line));
+            }
+        });
+        Self { child, log, reader: Some(reader), _directory: directory }
     }
 
     /// The state that it is in: `MASTER`, `BACKUP` or `FAULT`, and nothing before the first.
     pub fn state(&self) -> String {
-        let log = self.log();
-        let last = log.lines().rev().find_map(|line| line.split_once("Entering ")?.1.strip_suffix(" STATE"));
+        let log = self.log.lock().expect("no panic under the lock");
+        let last = log.iter().rev().find_map(|line| line.split_once("Entering ")?.1.strip_suffix(" STATE"));
         last.unwrap_or_default().to_owned()
-    }
-
-    /// Waits until it is in this state.
-    #[track_caller]
-    pub fn wait_for(&self, state: &str) {
-        eventually(&format!("keepalived is {state}"), || (self.state() == state).then_some(()));
     }
 }
 
 impl Drop for Keepalived {
     fn drop(&mut self) {
         if thread::panicking() {
-            let _ = writeln!(io::stderr(), "keepalived:\n{}", self.log());
+            let log = self.log.lock().expect("no panic under the lock").join("\n");
+            let _ = writeln!(io::stderr(), "keepalived:\n{log}");
         }
         // Told, not killed: it ends its own children.
         let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")).expect("not zero");
         let _ = kill_process(pid, Signal::TERM);
         let _ = self.child.wait();
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("it does not panic");
+        }
     }
 }
