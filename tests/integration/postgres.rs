@@ -514,6 +514,22 @@ async fn a_password_is_shown_nowhere() {
     }
 }
 
+#[test]
+fn a_url_that_would_not_mean_what_it_says_is_found_before_it_is_used() {
+    let site = Site::new("23440-23449", "");
+    for command in ["check-config", "migrate"] {
+        let mut command = site.command(&[command]);
+        let url = "postgres://harbor:hunter2@db.example.com/harbor?connect_timeout=5";
+        let output = command.env("HARBOR_STORE__URL", url).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            said.starts_with("harbor: store.url has the parameter \"connect_timeout\", which is none of "),
+            "{said}"
+        );
+        assert!(!output.status.success() && !said.contains("hunter2"), "{said}");
+    }
+}
+
 #[tokio::test]
 async fn over_tls_each_shows_the_other_who_it_is() {
     let files = tempfile::tempdir().unwrap();
