@@ -36,7 +36,7 @@ mod sqlite;
 mod text;
 
 pub use migrations::SCHEMA_VERSION;
-pub use open::{Migrated, OpenError, Settings, migrate, open};
+pub use open::{ANSWER_WITHIN, Migrated, OpenError, Settings, migrate, open};
 pub use sql::ALL as STATEMENTS;
 
 /// How many revisions [`Store::changes_since`] can look back; tombstones older than that are dropped. A caller further

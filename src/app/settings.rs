@@ -31,6 +31,7 @@ pub(super) fn store(config: &Config) -> store::Settings {
         url: config.store.url.expose().to_owned(),
         password: config.store.password.as_ref().map(|password| password.expose().to_owned()),
         data_dir: config.node.data_dir.clone(),
+        answer_within: store::ANSWER_WITHIN,
     }
 }
 

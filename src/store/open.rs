@@ -1,6 +1,6 @@
 //! From `store.url` to a store that is ready: which engine, and what can stand in the way.
 
-use std::{fmt, io, path::PathBuf, sync::Arc};
+use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
 use super::{
     AnyStore, Fault,
@@ -118,7 +118,13 @@ pub struct Settings {
     pub password: Option<String>,
     /// What a relative path is relative to.
     pub data_dir: PathBuf,
+    /// The longest silence of PostgreSQL: connecting, the wait for an answer, and the pause between two rows may each take
+    /// so long.
+    pub answer_within: Duration,
 }
+
+/// The longest silence where nobody says otherwise: the broker then answers within a second.
+pub const ANSWER_WITHIN: Duration = Duration::from_millis(800);
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -155,7 +161,9 @@ impl Settings {
                 }
                 Ok(Place::Sqlite(self.data_dir.join(path)))
             }
-            "postgres" | "postgresql" => Target::new(&self.url, self.password.as_deref()).map(Place::Postgres),
+            "postgres" | "postgresql" => {
+                Target::new(&self.url, self.password.as_deref(), self.answer_within).map(Place::Postgres)
+            }
             _ => Err(OpenError::UnknownUrl),
         }
     }
@@ -188,7 +196,8 @@ mod tests {
     use super::*;
 
     fn check(url: &str, expected: &str) {
-        let settings = Settings { url: url.into(), password: None, data_dir: "/data".into() };
+        let settings =
+            Settings { url: url.into(), password: None, data_dir: "/data".into(), answer_within: ANSWER_WITHIN };
         let shown = match settings.place() {
             Ok(Place::Sqlite(path)) => path.display().to_string(),
             Ok(Place::Postgres(target)) => target.to_string(),

@@ -122,7 +122,7 @@ async fn open(directory: &Path) -> Result<AnyStore, OpenError> {
 }
 
 fn sqlite(data_dir: &Path, file: &str) -> store::Settings {
-    store::Settings { url: format!("sqlite:{file}"), password: None, data_dir: data_dir.to_path_buf() }
+    store::Settings { url: format!("sqlite:{file}"), data_dir: data_dir.to_path_buf(), ..settings(String::new()) }
 }
 
 fn pool() -> PoolName {

@@ -19,7 +19,7 @@ use harbor::{
 };
 use proptest::prelude::*;
 
-use crate::support::postgres::Postgres;
+use crate::support::postgres::{self, Postgres};
 
 const PORTS: std::ops::Range<u16> = 20_100..20_106;
 
@@ -280,7 +280,7 @@ async fn agree(store: AnyStore, steps: Vec<Step>) -> Result<(), TestCaseError> {
 }
 
 async fn open(url: String, data_dir: &Path) -> AnyStore {
-    let settings = store::Settings { url, password: None, data_dir: data_dir.into() };
+    let settings = store::Settings { data_dir: data_dir.into(), ..postgres::settings(url) };
     store::open(&settings, Metrics::new().store.clone()).await.unwrap()
 }
 

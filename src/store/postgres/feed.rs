@@ -12,10 +12,7 @@ use sqlx::{
 };
 use tokio::time::{sleep, timeout};
 
-use super::{
-    Target,
-    pool::{ANSWER_WITHIN, silent},
-};
+use super::{Target, pool::silent};
 use crate::store::{Feed, Hint, engine::Sql};
 
 /// The channel that all nodes of a database share.
@@ -69,7 +66,7 @@ impl Feed for PostgresFeed {
                 // The connection is lost, which the driver would mend by itself, and wait for as long as it takes.
                 Ok(Ok(None) | Err(_)) => self.listener = None,
                 Err(_) => {
-                    if !matches!(timeout(ANSWER_WITHIN, listener.execute("SELECT 1")).await, Ok(Ok(_))) {
+                    if !matches!(timeout(self.target.answer_within, listener.execute("SELECT 1")).await, Ok(Ok(_))) {
                         self.listener = None;
                     }
                 }
@@ -90,12 +87,12 @@ fn hint(word: &str) -> Hint {
 async fn connect(target: &Target) -> Sql<PgListener> {
     // The driver's listener wants its connection from a pool of the driver.
     let pool = PgPoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
-    let pool = pool.acquire_timeout(ANSWER_WITHIN).connect_lazy_with(target.options());
+    let pool = pool.acquire_timeout(target.answer_within).connect_lazy_with(target.options());
     let listening = async {
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.eager_reconnect(false);
         listener.listen(CHANNEL).await?;
         Ok(listener)
     };
-    timeout(ANSWER_WITHIN, listening).await.unwrap_or_else(|_| Err(silent(ANSWER_WITHIN)))
+    timeout(target.answer_within, listening).await.unwrap_or_else(|_| Err(silent(target.answer_within)))
 }

@@ -1,6 +1,6 @@
 //! Connections that are used again, and calls that end.
 //!
-//! A call is given up when nothing has come back for [`ANSWER_WITHIN`]: a server that is stopped, cut off or hangs shows
+//! A call is given up when nothing has come back for so long as [`Target`] says: a server that is stopped, cut off or hangs shows
 //! itself by silence, one that is merely busy does not. Calls that wait for a connection are given up with the one that
 //! has it, so nobody stands in a queue of which each waits that long in turn.
 //!
@@ -15,7 +15,7 @@ use std::{
 };
 
 use futures_util::TryStreamExt as _;
-use sqlx::{Arguments as _, Connection as _, Executor as _, PgConnection, postgres::PgArguments};
+use sqlx::{Arguments as _, AssertSqlSafe, Connection as _, Executor as _, PgConnection, postgres::PgArguments};
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -28,17 +28,12 @@ use crate::store::{
     text,
 };
 
-/// The longest silence: connecting, the wait for an answer, and the pause between two rows may each take so long. Short
-/// enough that the broker answers within a second.
-pub(super) const ANSWER_WITHIN: Duration = Duration::from_millis(800);
-
 /// The longest wait for a connection while others are answered.
 const QUEUE_WITHIN: Duration = Duration::from_secs(10);
 
 /// What each connection asks of the server, beside what the client sees to itself: that a node which is gone, or was cut
-/// off, holds no lock and no connection for long. The wait for a lock ends before [`ANSWER_WITHIN`], for a better message.
-const SESSION: &str = "SET lock_timeout = '600ms'; \
-    SET statement_timeout = '10s'; \
+/// off, holds no lock and no connection for long.
+const SESSION: &str = "SET statement_timeout = '10s'; \
     SET idle_in_transaction_session_timeout = '2s'; \
     SET tcp_keepalives_idle = 10; \
     SET tcp_keepalives_interval = 5; \
@@ -87,7 +82,7 @@ impl Pool {
                 let _ = connection.close().await;
             }
         };
-        let _ = timeout(ANSWER_WITHIN, farewell).await;
+        let _ = timeout(self.target.answer_within, farewell).await;
     }
 
     async fn permit(&self) -> Sql<OwnedSemaphorePermit> {
@@ -124,19 +119,22 @@ impl Pool {
 
     async fn connect(&self) -> Sql<PgConnection> {
         let mut connection = self.target.connect().await?;
-        connection.execute(SESSION).await?;
+        // The wait for a lock ends before it is taken for silence: the message is the better one.
+        let lock_timeout = self.target.answer_within.as_millis() * 3 / 4;
+        connection.execute(AssertSqlSafe(format!("{SESSION}; SET lock_timeout = {lock_timeout}"))).await?;
         Ok(connection)
     }
 
     /// The outcome of `answer`, or an error when it does not come.
     async fn heard<T>(&self, answer: impl Future<Output = Sql<T>>) -> Sql<T> {
-        match timeout(ANSWER_WITHIN, answer).await {
+        let answer_within = self.target.answer_within;
+        match timeout(answer_within, answer).await {
             Ok(outcome) => outcome,
             Err(_) => {
                 // Those that rest lead to the same server.
                 self.idle().clear();
                 self.outage.notify_waiters();
-                Err(silent(ANSWER_WITHIN))
+                Err(silent(answer_within))
             }
         }
     }

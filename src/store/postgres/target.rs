@@ -1,6 +1,6 @@
 //! From `store.url` to a database and how to get in.
 
-use std::{fmt, str::FromStr as _, sync::Arc};
+use std::{fmt, str::FromStr as _, sync::Arc, time::Duration};
 
 use sqlx::{
     ConnectOptions as _, PgConnection,
@@ -20,12 +20,14 @@ const PARAMETERS: &[&str] =
 #[derive(Clone)]
 pub(in crate::store) struct Target {
     options: Arc<PgConnectOptions>,
+    /// The longest silence.
+    pub(super) answer_within: Duration,
 }
 
 impl Target {
     /// Reads a URL. What it does not say comes from the environment (`PGHOST`, `PGPASSWORD`, …) and `.pgpass`, as for
     /// `psql`; a `password` wins over all of them.
-    pub(in crate::store) fn new(url: &str, password: Option<&str>) -> Result<Self, OpenError> {
+    pub(in crate::store) fn new(url: &str, password: Option<&str>, answer_within: Duration) -> Result<Self, OpenError> {
         let bad = |problem: String| OpenError::PostgresUrl { problem };
         if let Some(unknown) = parameters(url).find(|name| !PARAMETERS.contains(name)) {
             return Err(bad(format!("has the parameter {unknown:?}, which is none of {}", PARAMETERS.join(", "))));
@@ -48,7 +50,7 @@ impl Target {
         if let Some(password) = password {
             options = options.password(password);
         }
-        Ok(Self { options: Arc::new(options) })
+        Ok(Self { options: Arc::new(options), answer_within })
     }
 
     /// Connects.
@@ -105,9 +107,10 @@ fn parameters(url: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::ANSWER_WITHIN;
 
     fn target(url: &str) -> Target {
-        Target::new(url, Some("from a file")).unwrap()
+        Target::new(url, Some("from a file"), ANSWER_WITHIN).unwrap()
     }
 
     #[test]
@@ -159,7 +162,7 @@ mod tests {
             ),
             ("postgres://u:hunter2@h:port/d", "is not a URL of PostgreSQL"),
         ] {
-            let error = Target::new(url, None).unwrap_err().to_string();
+            let error = Target::new(url, None, ANSWER_WITHIN).unwrap_err().to_string();
             assert!(error.starts_with(&format!("store.url {expected}")) && !error.contains("hunter2"), "{error}");
         }
     }

@@ -21,7 +21,7 @@ use std::{
 use harbor::store;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::eventually::eventually;
+use super::eventually::{PATIENCE, eventually};
 
 /// Servers get their ports from here, below the range that the system gives out by itself: the port of a server that is
 /// down for a moment is nobody else's meanwhile.
@@ -302,9 +302,10 @@ impl Drop for Postgres {
     }
 }
 
-/// The settings of a store there.
+/// The settings of a store there, for tests that are not about time: on a machine that has others to serve, an answer may
+/// be late.
 pub fn settings(url: String) -> store::Settings {
-    store::Settings { url, password: None, data_dir: PathBuf::new() }
+    store::Settings { url, password: None, data_dir: PathBuf::new(), answer_within: PATIENCE }
 }
 
 /// As whom PostgreSQL runs, which refuses root: the owner of its own files on this machine, or nobody.
