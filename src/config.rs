@@ -164,7 +164,8 @@ fn read(mut root: Section<'_>, own_address: IpAddr) -> Option<Config> {
     let nats = Nats::read(root.section("nats"));
     let more_pools = root.named_sections("pools");
     let (node, pools) = Node::read(root.section("harbor_node"), more_pools, own_address);
-    let plans = plans::read(root.named_sections("plans"), &node.pools, &pools, &mut warnings);
+    let offered = plans::Offered { served: &node.pools, defined: &pools, of_others_too: store.serves_many() };
+    let plans = plans::read(root.named_sections("plans"), &offered, &mut warnings);
     let discovery = Discovery::read(root.section("discovery"));
     let forwarder = Forwarder::read(root.section("forwarder"));
     let log = log::read(root.section("log"));

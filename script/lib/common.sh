@@ -26,8 +26,9 @@ lacking() {
     exit 2
 }
 
+# PostgreSQL keeps its programs out of the way of commands.
 have() {
-    command -v "$1" >/dev/null 2>&1
+    command -v "$1" >/dev/null 2>&1 || compgen -G "/usr/lib/postgresql/*/bin/$1" >/dev/null
 }
 
 # need COMMAND PACKAGE …: installs the packages whose commands are missing, in one go.

@@ -13,23 +13,32 @@ use crate::model::{
     pool::Pool,
 };
 
-/// The whole catalog: the built-in plans on the first pool, which is `default` unless this node does not serve it, and
-/// operators' plans by name. A plan whose pool is defined but not served is left out with a warning: no port of it
-/// would ever open.
-pub fn read(
-    sections: Vec<(String, Section<'_>)>,
-    served: &[Pool],
-    defined: &BTreeSet<String>,
-    warnings: &mut Vec<String>,
-) -> Vec<Plan> {
-    let mut plans = served.first().map(|pool| Plan::built_in(&pool.name)).unwrap_or_default();
+/// The pools that plans can be of.
+#[derive(Debug)]
+pub struct Offered<'a> {
+    /// Those that this node serves; `default` first, when it is among them.
+    pub served: &'a [Pool],
+    /// The names of all of the file.
+    pub defined: &'a BTreeSet<String>,
+    /// Whether other nodes may serve the rest: any node then offers what all do.
+    pub of_others_too: bool,
+}
+
+/// The whole catalog: the built-in plans on the pool `default`, and operators' plans by name. Where no other node can
+/// serve it, a plan whose pool this one does not serve is left out with a warning, since no port of it would ever open,
+/// and the built-in plans are on the first pool that is served.
+pub fn read(sections: Vec<(String, Section<'_>)>, offered: &Offered<'_>, warnings: &mut Vec<String>) -> Vec<Plan> {
+    let &Offered { served, defined, of_others_too } = offered;
+    let default = PoolName::new(DEFAULT_POOL).expect("it is short");
+    let of_built_in = if of_others_too { Some(&default) } else { served.first().map(|pool| &pool.name) };
+    let mut plans = of_built_in.map(Plan::built_in).unwrap_or_default();
     for (name, section) in sections {
         if plans.iter().any(|plan| plan.name == name) {
             section.refuse(format!("{name} is a built-in plan: give yours another name"));
         } else if !is_name(&name) {
             section.refuse(format!("{name:?} is no name for a plan: {NAME_RULE}"));
         } else if let Some(plan) = plan(&name, section, defined) {
-            if served.iter().any(|pool| pool.name == plan.pool) {
+            if of_others_too || served.iter().any(|pool| pool.name == plan.pool) {
                 plans.push(plan);
             } else {
                 warnings.push(format!(

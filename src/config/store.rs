@@ -41,6 +41,13 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Whether it can be that of several nodes, which answer for one another's pools.
+    pub(super) fn serves_many(&self) -> bool {
+        !is_sqlite(self.url.expose())
+    }
+}
+
 impl fmt::Display for Store {
     /// The URL as far as its path, without a password. Parameters may hold one too.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

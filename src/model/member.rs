@@ -162,11 +162,16 @@ impl Members {
     ) -> Opening {
         let (mut open, mut waiting) = (0, Vec::new());
         for member in self.serving(pool).filter(|member| member.id != *but) {
+            // What it could not bind before it has applied the revision may have been of another one.
+            if member.report.applied < revision {
+                waiting.push(member.id.clone());
+                continue;
+            }
             let failed = |failure: &&PortFailure| failure.service_instance_id == *id && failure.port == port;
             if let Some(failure) = member.report.failures.iter().find(failed) {
                 return Opening::Failed(member.id.clone(), failure.clone());
             }
-            if member.report.applied >= revision { open += 1 } else { waiting.push(member.id.clone()) }
+            open += 1;
         }
         if waiting.is_empty() { Opening::Open(open) } else { Opening::Waiting(waiting) }
     }
@@ -238,13 +243,14 @@ mod tests {
             reason: "held".into(),
             since: Timestamp(0),
         };
-        let with = |port| {
-            let mut member = member("b", 5);
+        let with = |applied, port| {
+            let mut member = member("b", applied);
             member.report.failures.push(failure(port));
             opening(vec![self::member("a", 0), member])
         };
-        assert_eq!(with(1024), Opening::Failed(node("b"), failure(1024)));
-        assert_eq!(with(1025), Opening::Waiting(vec![node("a")]), "it was of the port before");
+        assert_eq!(with(5, 1024), Opening::Failed(node("b"), failure(1024)));
+        assert_eq!(with(5, 1025), Opening::Waiting(vec![node("a")]), "it was of the port before");
+        assert_eq!(with(4, 1024), Opening::Waiting(vec![node("a"), node("b")]), "it was of the revision before");
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod announce_http;
 mod announcer;
 mod broker;
 mod cli;
+mod cluster;
 mod config;
 mod crash;
 mod discovery;

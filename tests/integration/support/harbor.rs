@@ -57,6 +57,11 @@ impl Site {
     /// A site whose pool has `ports`, with `more` settings appended (TOML, starting with a section or with keys of
     /// `[harbor_node]`). All APIs listen on free ports of loopback; backends on loopback are allowed.
     pub fn new(ports: &str, more: &str) -> Self {
+        Self::named("harbor_node_1", ports, more)
+    }
+
+    /// The same of a node with this id.
+    pub fn named(id: &str, ports: &str, more: &str) -> Self {
         let directory = Arc::new(tempfile::tempdir().expect("a temporary directory"));
         let data = directory.path().join("data");
         let config = format!(
@@ -81,7 +86,7 @@ domain = "harbor.example.com"
 backend_networks = ["127.0.0.0/8", "::1/128"]
 
 [harbor_node]
-id = "harbor_node_1"
+id = {id:?}
 data_dir = {data:?}
 port_range = "{ports}"
 host = "127.0.0.1"

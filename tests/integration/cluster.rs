@@ -1,0 +1,7 @@
+//! Several nodes on one PostgreSQL, each a process with addresses of its own on loopback.
+
+mod away;
+mod membership;
+mod pools;
+mod provision;
+mod trio;

@@ -1,0 +1,102 @@
+//! Parts that go away and come back.
+
+use std::time::{Duration, Instant};
+
+use harbor::model::plan::SERVICE_ID;
+use serde_json::json;
+
+use super::trio::{Trio, address, listens, port_of, put};
+use crate::{
+    end_to_end::PLAN_TCP,
+    support::{
+        echo::{Echo, over_tcp},
+        eventually::eventually_async,
+        postgres::Postgres,
+    },
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_postgresql_traffic_goes_on_and_writes_are_refused_within_a_second() {
+    let mut postgres = Postgres::start();
+    let trio = Trio::start_with(&postgres, 2, "27240-27249", "cut_off_after = \"2s\"").await;
+    assert_eq!(put(&trio.nodes[0], "a", "").await.status, 201);
+    let port = port_of(&trio.nodes[0], "a").await;
+    let body = json!({ "service_id": SERVICE_ID, "plan_id": PLAN_TCP, "bind_resource": { "app_guid": "app" } });
+    let bound = trio.nodes[0].broker().put("/v2/service_instances/a/service_bindings/app", &body).await;
+    assert_eq!(bound.status, 201);
+    let nats = async_nats::connect(trio.nats.url()).await.unwrap();
+    let app = Echo::start("app").await;
+    let announce = async |port: u16| {
+        let message = json!({ "host": "127.0.0.1", "port": port, "app": "app", "harbor": { "instance_id": "a" } });
+        nats.publish("harbor.register", message.to_string().into()).await.unwrap();
+        nats.flush().await.unwrap();
+    };
+    // As apps do, again and again: a node may have to hear of the binding first.
+    let serves = async |app: &Echo, name: &str| {
+        for number in 0..2 {
+            eventually_async(&format!("{name} on {number}"), || async {
+                announce(app.tcp.port()).await;
+                let answer = over_tcp((address(number), port).into(), "hello").await?;
+                (answer == format!("{name}: hello")).then_some(())
+            })
+            .await;
+        }
+    };
+    serves(&app, "app").await;
+
+    for silent in [false, true] {
+        if silent {
+            postgres.pause()
+        } else {
+            postgres.kill()
+        }
+        for node in &trio.nodes {
+            for _ in 0..3 {
+                let start = Instant::now();
+                let answer = put(node, "b", "").await;
+                let took = start.elapsed();
+                assert_eq!(answer.status, 503, "{answer:?}");
+                assert!(answer.headers.contains_key("retry-after") && took < Duration::from_secs(1), "{took:?}");
+            }
+        }
+        // Announcements go on as traffic does.
+        let second = Echo::start("second").await;
+        serves(&second, "second").await;
+        second.stop().await;
+        if silent {
+            postgres.resume()
+        } else {
+            postgres.start_again()
+        }
+        for (number, node) in trio.nodes.iter().enumerate() {
+            let id = format!("back-{silent}-{number}");
+            eventually_async("it recovers by itself", || async {
+                [200, 201].contains(&put(node, &id, "").await.status.as_u16()).then_some(())
+            })
+            .await;
+        }
+        trio.meet().await;
+        let port = port_of(&trio.nodes[0], &format!("back-{silent}-1")).await;
+        eventually_async("both listen", || async { (listens(0, port).await && listens(1, port).await).then_some(()) })
+            .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_cut_off_from_both_goes_on_and_is_not_ready_after_a_while() {
+    let mut postgres = Postgres::start();
+    let mut trio = Trio::start_with(&postgres, 1, "27250-27259", "cut_off_after = \"1s\"").await;
+    assert_eq!(put(&trio.nodes[0], "a", "").await.status, 201);
+    let port = port_of(&trio.nodes[0], "a").await;
+    postgres.kill();
+    trio.nats.kill();
+    let admin = trio.nodes[0].admin();
+    let reasons = eventually_async("it is not ready", || async {
+        let answer = admin.get("/readyz").await;
+        (answer.status == 503).then(|| answer.json()["reasons"].clone())
+    });
+    assert_eq!(reasons.await, json!(["neither the store nor NATS has been reached for a while"]));
+    assert!(listens(0, port).await);
+    postgres.start_again();
+    eventually_async("it is ready again", || async { (admin.get("/readyz").await.status == 200).then_some(()) }).await;
+}

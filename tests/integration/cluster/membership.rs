@@ -1,0 +1,93 @@
+//! Who takes part: joins, dies, is drained, resumed and removed.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use super::trio::{Trio, listens, name, node, nodes, port_of, put};
+use crate::support::{eventually::eventually_async, harbor::Site, postgres::Postgres};
+
+/// What `harbor node …` says of a node, as JSON, and with which exit code it ends.
+fn told(site: &Site, arguments: &[&str]) -> (i32, Value) {
+    let output = site.command(&[&["node"], arguments, &["--json"]].concat()).output().expect("it is built");
+    let text = String::from_utf8(output.stdout).expect("text");
+    (output.status.code().expect("it ends"), serde_json::from_str(&text).unwrap_or(Value::Null))
+}
+
+/// The environment that says where a node is asked.
+fn reach(node: &crate::support::harbor::Harbor) -> String {
+    format!("http://{}", node.address("admin"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_node_is_not_ready_and_takes_nothing_new_until_it_is_resumed() {
+    let mut trio =
+        Trio::start_with(Postgres::shared(), 2, "27160-27169", "[forwarder]\ndrain_timeout = \"100ms\"").await;
+    assert_eq!(put(&trio.nodes[0], "a", "").await.status, 201);
+    let port = port_of(&trio.nodes[0], "a").await;
+    let (asked, id) = (reach(&trio.nodes[0]), name(1));
+    let (code, drained) = told(&trio.sites[0], &["drain", &id, "--admin", &asked]);
+    assert_eq!((code, &drained["nodes"][0]["drain"]), (0, &json!(true)), "{drained}");
+    let other = trio.nodes[1].admin();
+    eventually_async("it is not ready", || async { (other.get("/readyz").await.status == 503).then_some(()) }).await;
+    eventually_async("it takes nothing new", || async { (!listens(1, port).await).then_some(()) }).await;
+    assert!(listens(0, port).await);
+    // It is not waited for, and can be asked all the same.
+    assert_eq!(put(&trio.nodes[1], "b", "").await.status, 201);
+    let second = port_of(&trio.nodes[1], "b").await;
+    assert!(listens(0, second).await && !listens(1, second).await);
+
+    // The wish outlives the process.
+    let before = trio.nodes.remove(1);
+    before.signal(Signal::TERM);
+    assert_eq!(before.wait().code(), Some(0));
+    let again = trio.sites[1].start();
+    eventually_async("it has joined again", || async {
+        (again.admin().get("/admin/v1/status").await.json()["mode"] == "draining").then_some(())
+    })
+    .await;
+    assert_eq!(again.admin().get("/readyz").await.status, 503);
+    assert!(!listens(1, port).await);
+
+    let (code, resumed) = told(&trio.sites[0], &["resume", &id, "--admin", &asked]);
+    assert_eq!((code, &resumed["nodes"][0]["drain"]), (0, &json!(false)), "{resumed}");
+    again.ready().await;
+    for port in [port, second] {
+        eventually_async("it listens again", || async { listens(1, port).await.then_some(()) }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_node_is_waited_for_no_more_and_can_be_removed() {
+    let mut trio = Trio::start(Postgres::shared(), 2, "27170-27179").await;
+    let (asked, id) = (reach(&trio.nodes[0]), name(1));
+    let (code, _) = told(&trio.sites[0], &["remove", &id, "--admin", &asked]);
+    assert_eq!(code, 1, "it lives");
+    trio.nodes.remove(1).kill();
+    eventually_async("it is dead", || async { (node(&trio.nodes[0], 1).await["alive"] == false).then_some(()) }).await;
+    let (code, list) = told(&trio.sites[0], &["list", "--admin", &asked]);
+    assert_eq!((code, list["nodes"].as_array().map(Vec::len)), (1, Some(2)), "{list}");
+    let start = std::time::Instant::now();
+    assert_eq!(put(&trio.nodes[0], "a", "").await.status, 201);
+    assert!(start.elapsed() < Duration::from_secs(3), "nobody was waited for");
+    let (code, _) = told(&trio.sites[0], &["remove", &id, "--admin", &asked]);
+    assert_eq!(code, 0);
+    eventually_async("it is forgotten", || async { (nodes(&trio.nodes[0]).await.len() == 1).then_some(()) }).await;
+    let (code, _) = told(&trio.sites[0], &["list", "--admin", &asked]);
+    assert_eq!(code, 0);
+    let (code, _) = told(&trio.sites[0], &["remove", &id, "--admin", &asked]);
+    assert_eq!(code, 1, "there is none any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_process_of_the_same_name_speaks_for_it_and_the_first_says_so() {
+    let trio = Trio::start(Postgres::shared(), 1, "27180-27189").await;
+    // Another address, the same name.
+    let site = trio.site(0, "27180-27189", "");
+    let text = std::fs::read_to_string(site.config()).unwrap().replace("127.0.0.11", "127.0.0.12");
+    std::fs::write(site.config(), text).unwrap();
+    let second = site.serve().await;
+    trio.nodes[0].logged("another process has joined as this node");
+    assert_eq!(nodes(&second).await.len(), 1);
+}
