@@ -34,7 +34,7 @@ const QUEUE_WITHIN: Duration = Duration::from_secs(10);
 /// What each connection asks of the server, beside what the client sees to itself: that a node which is gone, or was cut
 /// off, holds no lock and no connection for long.
 const SESSION: &str = "SET statement_timeout = '10s'; \
-    SET idle_in_transaction_session_timeout = '2s'; \
+    SET idle_in_transaction_session_timeout = '400ms'; \
     SET tcp_keepalives_idle = 10; \
     SET tcp_keepalives_interval = 5; \
     SET tcp_keepalives_count = 3; \
