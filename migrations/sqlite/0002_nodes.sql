@@ -47,3 +47,11 @@ CREATE TABLE operations (
 -- The revision that freed a port, so that every node learns of it.
 ALTER TABLE allocations ADD COLUMN revision BIGINT NOT NULL DEFAULT 0;
 CREATE INDEX allocations_freed_by_revision ON allocations (revision) WHERE service_instance_id IS NULL;
+
+-- The oldest version of the schema whose nodes can work on this one. A step that only adds leaves it, so that nodes of the
+-- version before go on while others are upgraded; one that would break them raises it.
+CREATE TABLE compatibility (
+    id BIGINT NOT NULL PRIMARY KEY CHECK (id = 1),
+    oldest_schema BIGINT NOT NULL
+);
+INSERT INTO compatibility (id, oldest_schema) VALUES (1, 2);

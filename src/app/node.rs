@@ -6,7 +6,7 @@
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 use uuid::Uuid;
 
 use super::{
@@ -40,6 +40,12 @@ use crate::{
     telemetry::{log::Log, metrics::Metrics},
 };
 
+/// How long it is waited before a store that is away is tried again.
+const OPEN_AGAIN: Duration = Duration::from_secs(1);
+
+/// Of so many such attempts one is a warning in the log.
+const ATTEMPTS_PER_WARNING: u64 = 30;
+
 /// How long the operators' API may take to finish its requests, after everything else has ended.
 const ADMIN_STOPS_WITHIN: Duration = Duration::from_secs(1);
 
@@ -71,7 +77,7 @@ pub(super) async fn run(config: Config, sources: &Sources, log: &Log, mut signal
     machine::make_data_dir(&config)?;
     let metrics = Arc::new(Metrics::new());
     // Its lock keeps a second process on the same data from touching anything.
-    let store = store::open(&settings::store(&config), Arc::clone(&metrics.store)).await?;
+    let Some(store) = open_store(&config, &metrics, &mut signals).await? else { return Ok(()) };
     let outcome = async {
         let apis = Apis::bind(&config).await?;
         let node = Node::join(&config, sources, Arc::clone(&store), metrics, &apis).await?;
@@ -80,6 +86,27 @@ pub(super) async fn run(config: Config, sources: &Sources, log: &Log, mut signal
     let outcome = outcome.await;
     store.close().await;
     outcome
+}
+
+/// Opens the store; one that is away is waited for, as after a power failure of everything, unless the process is told to
+/// end.
+async fn open_store(config: &Config, metrics: &Metrics, signals: &mut Signals) -> anyhow::Result<Option<AnyStore>> {
+    let settings = settings::store(config);
+    for attempt in 0_u64.. {
+        match store::open(&settings, Arc::clone(&metrics.store)).await {
+            Ok(store) => return Ok(Some(store)),
+            Err(error) if error.passes() && attempt % ATTEMPTS_PER_WARNING == 0 => {
+                tracing::warn!(%error, "waiting for the store: nothing is served before it can be opened");
+            }
+            Err(error) if error.passes() => {}
+            Err(error) => return Err(error.into()),
+        }
+        tokio::select! {
+            () = sleep(OPEN_AGAIN) => {}
+            () = signals.end() => break,
+        }
+    }
+    Ok(None)
 }
 
 /// Each flow that ends is a line at the level `debug`: who came, where it went, how much, why it ended.

@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use super::Control;
 use crate::model::{
-    PoolName, Revision, ServiceInstanceId,
-    member::Opening,
-    observed::{ListenerState, Mode},
-    service_instance::ServiceInstance,
+    PoolName, Revision, ServiceInstanceId, member::Opening, observed::ListenerState, service_instance::ServiceInstance,
 };
 
 /// How long a port may take to open or to close. Binding takes milliseconds; this is for a machine in trouble.
@@ -21,6 +18,8 @@ pub const NODES_WAIT: Duration = Duration::from_secs(5);
 pub(super) enum Seen {
     /// It serves.
     Listening,
+    /// The node drains, and opens nothing.
+    Closed,
     /// Somebody else has the port.
     Held(String),
     /// It cannot be bound, for another reason.
@@ -40,8 +39,11 @@ impl Control {
 
     /// The same of this node; `None` when it does not serve the pool, or does not take part.
     pub(super) async fn opening_here(&self, id: &ServiceInstanceId) -> Option<Seen> {
-        let version = self.snapshot.version(id).await.filter(|_| self.takes_part())?;
-        Some(self.listener(id, version).await)
+        let version = self.snapshot.version(id).await?;
+        match self.listener(id, version).await {
+            Seen::Closed => None,
+            seen => Some(seen),
+        }
     }
 
     /// What has become of it on the other nodes.
@@ -78,13 +80,6 @@ impl Control {
         let _ = tokio::time::timeout(NODES_WAIT, told).await;
     }
 
-    /// Whether this node binds ports: it is neither drained nor ending.
-    fn takes_part(&self) -> bool {
-        let members = self.members.borrow();
-        let own = members.all.iter().map(|known| &known.member).find(|member| member.id == self.node);
-        own.is_none_or(|own| !own.drain && own.report.mode != Mode::Draining)
-    }
-
     /// What has become of the listener's `version`, or of a later one.
     pub(super) async fn listener(&self, id: &ServiceInstanceId, version: u64) -> Seen {
         let mut observations = self.observations.clone();
@@ -92,7 +87,7 @@ impl Control {
         match tokio::time::timeout(LISTENER_WAIT, told).await {
             Ok(Ok(all)) => match all.listeners.get(id).map(|seen| &seen.state) {
                 Some(ListenerState::Bound) => Seen::Listening,
-                Some(ListenerState::Closed) => Seen::Failed("the node is draining".into()),
+                Some(ListenerState::Closed) => Seen::Closed,
                 Some(ListenerState::Failed { held: true, reason }) => Seen::Held(reason.to_string()),
                 Some(ListenerState::Failed { held: false, reason }) => Seen::Failed(reason.to_string()),
                 None => unreachable!("it was there when the wait ended, and it is still locked"),

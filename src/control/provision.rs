@@ -197,6 +197,7 @@ impl Control {
                     return Ok(());
                 }
                 Seen::Held(reason) => reason,
+                Seen::Closed => return Err(Fault::NotListening { port, reason: "the node drains".into() }.into()),
                 Seen::Failed(reason) => return Err(Fault::NotListening { port, reason }.into()),
             };
             tracing::warn!(service_instance = %instance.id, port, reason, "the port is held by somebody else");

@@ -178,6 +178,7 @@ fn refusal(wanted: &ServiceInstance, seen: Seen) -> Failure<UpdateRefusal> {
             Failure::Refused(UpdateRefusal::PortHeld(port))
         }
         Seen::Failed(reason) => Fault::NotListening { port, reason }.into(),
+        Seen::Closed => Fault::NotListening { port, reason: "the node drains".into() }.into(),
         Seen::Listening => unreachable!("only what failed is refused"),
     }
 }

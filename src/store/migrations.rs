@@ -1,10 +1,14 @@
 //! The steps that bring a schema up to date, in order. A step that has been released is never edited: databases remember
 //! its checksum.
 
+use std::fmt;
+
 use sqlx::{
     SqlSafeStr as _,
     migrate::{Migration, MigrationType, Migrator},
 };
+
+use super::OpenError;
 
 /// The steps of one engine: number, name, text.
 type Steps = &'static [(i64, &'static str, &'static str)];
@@ -23,6 +27,29 @@ const POSTGRES: Steps = &[
 pub const SCHEMA_VERSION: i64 = SQLITE[SQLITE.len() - 1].0;
 
 const _: () = assert!(POSTGRES[POSTGRES.len() - 1].0 == SCHEMA_VERSION, "every engine has every step");
+
+/// What a database that has been migrated tells of itself.
+pub(super) const OLDEST_SCHEMA: &str = "SELECT oldest_schema FROM compatibility";
+
+/// Whether the steps have to be run on a database: not when a newer version has done so and leaves room for this one.
+/// `oldest` is what [`OLDEST_SCHEMA`] says, where there is that.
+pub(super) fn is_to_be_migrated(
+    database: &dyn fmt::Display,
+    found: i64,
+    oldest: Option<i64>,
+) -> Result<bool, OpenError> {
+    if found <= SCHEMA_VERSION {
+        return Ok(true);
+    }
+    if oldest.is_none_or(|oldest| oldest > SCHEMA_VERSION) {
+        return Err(OpenError::Newer { database: database.to_string(), found, known: SCHEMA_VERSION });
+    }
+    tracing::warn!(
+        %database, schema = found, known = SCHEMA_VERSION,
+        "a newer Harbor has changed the database, so that this version can still work on it: upgrade this node too"
+    );
+    Ok(false)
+}
 
 /// What runs SQLite's steps.
 pub(super) fn sqlite() -> Migrator {

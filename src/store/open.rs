@@ -30,6 +30,8 @@ pub enum OpenError {
         reason: String,
         /// What to do next.
         advice: &'static str,
+        /// Whether it may pass by itself, as when the server is being started.
+        passes: bool,
     },
     /// The database cannot hold every character.
     #[error(
@@ -98,6 +100,14 @@ pub enum OpenError {
     /// The engine does not answer.
     #[error(transparent)]
     Fault(#[from] Fault),
+}
+
+impl OpenError {
+    /// Whether it may pass by itself.
+    #[must_use]
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::Unavailable { passes: true, .. })
+    }
 }
 
 /// What a migration did: the schema's number before and after; 0 is an empty database.

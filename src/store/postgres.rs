@@ -113,9 +113,10 @@ pub(super) async fn migrate(target: &Target) -> Result<Migrated, OpenError> {
         connection.execute(WITHOUT_BOUNDS).await.map_err(|e| unavailable(&e))?;
         check_encoding(target, &mut connection).await?;
         connection.execute(LOCK_SCHEMA).await.map_err(|e| unavailable(&e))?;
-        let from = schema_version(target, &mut connection).await?;
-        if from > SCHEMA_VERSION {
-            return Err(OpenError::Newer { database: target.to_string(), found: from, known: SCHEMA_VERSION });
+        let (from, oldest) = schema_version(target, &mut connection).await?;
+        if !migrations::is_to_be_migrated(target, from, oldest)? {
+            connection.close().await.map_err(|e| unavailable(&e))?;
+            return Ok(Migrated { from, to: from });
         }
         migrator().run(&mut connection).await.map_err(|error| match sql_error(&error) {
             Some(known) if advice::is_known(known) => unavailable(known),
@@ -147,22 +148,26 @@ async fn check_encoding(target: &Target, connection: &mut PgConnection) -> Resul
     }
 }
 
-/// The schema's number, without changing anything; 0 for an empty database.
-async fn schema_version(target: &Target, connection: &mut PgConnection) -> Result<i64, OpenError> {
+/// The schema's number, without changing anything, and the oldest that works with it; 0 for an empty database.
+async fn schema_version(target: &Target, connection: &mut PgConnection) -> Result<(i64, Option<i64>), OpenError> {
     let reading = |error: sqlx::Error| advice::unavailable(target, &error);
     let tables = sqlx::query_scalar::<_, String>(TABLES).fetch_all(&mut *connection).await.map_err(reading)?;
     let has = |name: &str| tables.iter().any(|table| table == name);
     if has("_sqlx_migrations") {
         let version = sqlx::query_scalar::<_, Option<i64>>("SELECT max(version) FROM _sqlx_migrations")
-            .fetch_one(connection)
+            .fetch_one(&mut *connection)
             .await
             .map_err(reading)?;
+        let oldest = match has("compatibility") {
+            true => sqlx::query_scalar(migrations::OLDEST_SCHEMA).fetch_optional(connection).await.map_err(reading)?,
+            false => None,
+        };
         // Other programs keep their steps under this name too; without any step there can be no table beside it.
         if version.is_none_or(|_| has("revision_counter")) && (version.is_some() || tables.len() == 1) {
-            return Ok(version.unwrap_or(0));
+            return Ok((version.unwrap_or(0), oldest));
         }
     } else if tables.is_empty() {
-        return Ok(0);
+        return Ok((0, None));
     }
     Err(OpenError::NotHarbor { database: target.to_string() })
 }

@@ -18,8 +18,8 @@ use super::{
     Provision, Reservation, Result, Store,
     engine::{Engine, Session, Sql, values},
     row::{
-        self, AllocationRow, BindingRow, FreedRow, InstanceRow, MemberRow, OperationRow, PoolOfNodeRow, ReservationRow,
-        TombstoneRow,
+        self, AllocationRow, BadRow, BindingRow, FreedRow, InstanceRow, MemberRow, OperationRow, PoolOfNodeRow,
+        ReservationRow, TombstoneRow,
     },
     secret, sql,
     text::Text,
@@ -528,9 +528,26 @@ impl<E: Engine> Store for Relational<E> {
 
 fn decode_all<R, T>(rows: Vec<R>) -> Sql<Vec<T>>
 where
-    T: TryFrom<R, Error = Box<dyn std::error::Error + Send + Sync>>,
+    T: TryFrom<R, Error = BadRow>,
 {
     rows.into_iter().map(T::try_from).collect::<std::result::Result<_, _>>().map_err(sqlx::Error::Decode)
+}
+
+/// The rows that this version understands. One of a newer version that has a word which this one does not know is left
+/// alone: everything else goes on.
+fn decode_known<R, T>(rows: Vec<R>) -> Vec<T>
+where
+    T: TryFrom<R, Error = BadRow>,
+{
+    rows.into_iter().filter_map(|row| known(T::try_from(row))).collect()
+}
+
+fn known<T>(decoded: std::result::Result<T, BadRow>) -> Option<T> {
+    decoded
+        .inspect_err(|reason| {
+            tracing::error!(%reason, "a row of the store is left alone, as it cannot be understood: is another node newer?");
+        })
+        .ok()
 }
 
 /// An id of a row, which was an id when it was written.
@@ -557,17 +574,17 @@ async fn binding_by_id(tx: &mut impl Session, id: &BindingId) -> Sql<Option<Bind
 }
 
 async fn instances_after(tx: &mut impl Session, revision: Revision) -> Sql<Vec<ServiceInstance>> {
-    decode_all(tx.rows::<InstanceRow>(sql::INSTANCES_AFTER, values![revision]).await?)
+    Ok(decode_known(tx.rows::<InstanceRow>(sql::INSTANCES_AFTER, values![revision]).await?))
 }
 
 async fn bindings_after(tx: &mut impl Session, revision: Revision) -> Sql<Vec<Binding>> {
-    decode_all(tx.rows::<BindingRow>(sql::BINDINGS_AFTER, values![revision]).await?)
+    Ok(decode_known(tx.rows::<BindingRow>(sql::BINDINGS_AFTER, values![revision]).await?))
 }
 
 async fn pools_after(tx: &mut impl Session, revision: Revision) -> Sql<Vec<Pool>> {
     let definitions = tx.rows::<(Text,)>(sql::POOLS_AFTER, values![revision]).await?;
     let pools = definitions.iter().map(|(definition,)| row::pool_from_json(definition));
-    pools.collect::<std::result::Result<_, _>>().map_err(sqlx::Error::Decode)
+    Ok(pools.filter_map(known).collect())
 }
 
 async fn reserved_after(tx: &mut impl Session, revision: Revision) -> Sql<Vec<PoolName>> {

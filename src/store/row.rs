@@ -19,7 +19,7 @@ use crate::model::{
 };
 
 /// A row that Harbor cannot have written: the database was changed by hand or is damaged.
-type BadRow = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type BadRow = Box<dyn std::error::Error + Send + Sync>;
 
 /// A service instance with its port.
 #[derive(Debug, sqlx::FromRow)]

@@ -174,9 +174,9 @@ async fn lock_and_migrate(path: &Path) -> Result<(PathBuf, Lock, Migrated), Open
     let path = files::place(path)?;
     let lock = lock::take(&path)?;
     files::prepare(&path)?;
-    let from = schema_version(&path).await?;
-    if from > SCHEMA_VERSION {
-        return Err(OpenError::Newer { database: path.display().to_string(), found: from, known: SCHEMA_VERSION });
+    let (from, oldest) = schema_version(&path).await?;
+    if !migrations::is_to_be_migrated(&path.display(), from, oldest)? {
+        return Ok((path, lock, Migrated { from, to: from }));
     }
     let connecting = |source| fault("connecting to the SQLite store", source);
     let mut connection = options(&path).connect().await.map_err(connecting)?;
@@ -187,8 +187,8 @@ async fn lock_and_migrate(path: &Path) -> Result<(PathBuf, Lock, Migrated), Open
     Ok((path, lock, Migrated { from, to: SCHEMA_VERSION }))
 }
 
-/// The schema's number, without changing anything; 0 for an empty database.
-async fn schema_version(path: &Path) -> Result<i64, OpenError> {
+/// The schema's number, without changing anything, and the oldest that works with it; 0 for an empty database.
+async fn schema_version(path: &Path) -> Result<(i64, Option<i64>), OpenError> {
     let reading = |source| fault("reading the schema of the SQLite store", source);
     let read_only = SqliteConnectOptions::new().filename(path).read_only(true).disable_statement_logging();
     let mut connection = read_only.connect().await.map_err(reading)?;
@@ -207,8 +207,12 @@ async fn schema_version(path: &Path) -> Result<i64, OpenError> {
     } else {
         return Err(OpenError::NotHarbor { database: path.display().to_string() });
     };
+    let oldest = match tables.iter().any(|name| name == "compatibility") {
+        true => sqlx::query_scalar(migrations::OLDEST_SCHEMA).fetch_optional(&mut connection).await.map_err(reading)?,
+        false => None,
+    };
     connection.close().await.map_err(reading)?;
-    Ok(version)
+    Ok((version, oldest))
 }
 
 fn options(path: &Path) -> SqliteConnectOptions {

@@ -13,7 +13,20 @@ pub(super) fn unavailable(target: &Target, error: &sqlx::Error) -> OpenError {
         other => other.to_string(),
     };
     let advice = known(error).unwrap_or("check store.url, and what the server's log says");
-    OpenError::Unavailable { database: target.to_string(), reason, advice }
+    OpenError::Unavailable { database: target.to_string(), reason, advice, passes: passes(error) }
+}
+
+/// Whether it may pass by itself: the server is not there yet, or not ready.
+fn passes(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(error) => {
+            // Also a socket that is not there: the server makes it.
+            !matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::InvalidData)
+        }
+        // Too many clients, starting or stopping, standing by for another.
+        sqlx::Error::Database(error) => matches!(error.code().as_deref(), Some("53300" | "57P01" | "57P03" | "25006")),
+        _ => false,
+    }
 }
 
 /// Whether there is advice for this very error.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use harbor::model::plan::SERVICE_ID;
+use rustix::process::Signal;
 use serde_json::json;
 
 use super::trio::{Trio, address, listens, port_of, put};
@@ -99,4 +100,23 @@ async fn a_node_that_is_cut_off_from_both_goes_on_and_is_not_ready_after_a_while
     assert!(listens(0, port).await);
     postgres.start_again();
     eventually_async("it is ready again", || async { (admin.get("/readyz").await.status == 200).then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_starts_without_postgresql_waits_for_it() {
+    let mut postgres = Postgres::start();
+    let mut trio = Trio::start(&postgres, 1, "27260-27269").await;
+    assert_eq!(put(&trio.nodes[0], "a", "").await.status, 201);
+    let port = port_of(&trio.nodes[0], "a").await;
+    trio.nodes.remove(0).kill();
+    postgres.stop();
+    let waiting = trio.sites[0].start();
+    waiting.logged("waiting for the store");
+    waiting.signal(Signal::TERM);
+    assert_eq!(waiting.wait().code(), Some(0));
+    let waiting = trio.sites[0].start();
+    waiting.logged("waiting for the store");
+    postgres.start_again();
+    waiting.ready().await;
+    assert!(listens(0, port).await);
 }
