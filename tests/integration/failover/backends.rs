@@ -12,15 +12,14 @@ use tempfile::TempDir;
 
 use super::{
     Cause,
-    apps::{Apps, BACKENDS, HASHED_PORT, PORT, PORTS, PRIVATE_PORT, over_tcp, over_udp, udp_client},
+    apps::{BACKENDS, HASHED_PORT, PORT, PORTS, PRIVATE_PORT, over_tcp, over_udp, udp_client},
     callers::Callers,
-    pair::{ADDRESS, ADDRESS_V6, Node, Pair},
+    pair::{ADDRESS, ADDRESS_V6, Pair, Surroundings},
     round,
 };
 use crate::support::{
     eventually::eventually,
-    namespaces::{Machine, Network, address, address_v6},
-    nats::NatsServer,
+    namespaces::{Machine, address, address_v6},
 };
 
 /// Clients, by the last numbers of their addresses.
@@ -36,7 +35,7 @@ fn addresses_of_clients(machine: &Machine, of: impl Fn(u8) -> IpAddr) -> Vec<IpA
 #[test]
 fn a_client_keeps_its_backend_when_the_address_moves() {
     let Some(mut pair) = Pair::start("a_client_keeps_its_backend_when_the_address_moves") else { return };
-    let client = pair.client.clone();
+    let client = pair.around.client.clone();
     let mut clients = Vec::new();
     for (of, to) in [(address as fn(u8) -> IpAddr, ADDRESS), (address_v6, ADDRESS_V6)] {
         clients.extend(addresses_of_clients(&client, of).into_iter().map(|from| (from, to)));
@@ -101,14 +100,12 @@ impl Drop for Balancer {
 
 #[test]
 fn behind_a_balancer_nodes_see_the_client() {
-    let Some(mut network) = Network::new("behind_a_balancer_nodes_see_the_client") else { return };
-    let [client, bus, balancer, one, two] =
-        ["client", "nats", "balancer", "node-1", "node-2"].map(|name| network.machine(name));
-    let nats = NatsServer::start_on(&bus);
-    let _apps = Apps::start(&mut network, &nats);
-    let clients = addresses_of_clients(&client, address);
+    let Some(mut around) = Surroundings::start("behind_a_balancer_nodes_see_the_client") else { return };
+    let [balancer, one, two] = ["balancer", "node-1", "node-2"].map(|name| around.network.machine(name));
+    let client = &around.client;
+    let clients = addresses_of_clients(client, address);
     let settings = [("forwarder.proxy_from", &*balancer.address().to_string())];
-    let mut nodes = [&one, &two].map(|machine| Node::start(machine, &nats, &settings, &clients[0].to_string()));
+    let mut nodes = around.nodes([(&one, &settings), (&two, &settings)], &clients[0].to_string());
     let _balancer = Balancer::start(&balancer, [one.address(), two.address()]);
     let ask = |from: IpAddr, of: &Machine, port| client.run(|| over_tcp(from, SocketAddr::new(of.address(), port)));
     eventually("the balancer finds the nodes ready", || ask(clients[1], &balancer, PORT));

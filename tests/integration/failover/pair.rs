@@ -1,6 +1,11 @@
-//! Two nodes that share an address, with a client, an app and NATS, each on machines of its own.
+//! Nodes that share a store, with a client, an app, PostgreSQL and NATS, each on machines of its own; and two of them
+//! that share an address.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::unix::fs::PermissionsExt as _,
+};
 
 use serde_json::Value;
 
@@ -13,6 +18,7 @@ use crate::{
         keepalived::{Keepalived, Place},
         namespaces::{Machine, Network},
         nats::NatsServer,
+        postgres::{PASSWORD, Postgres},
     },
 };
 
@@ -23,43 +29,71 @@ pub const ADDRESS_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0
 /// How long a node that drains goes on: longer than an address takes to move.
 const DRAIN_WAIT: &str = "600ms";
 
-/// All of it; ends from the first field to the last.
+/// What nodes need and serve; ends from the first field to the last.
+pub struct Surroundings {
+    /// Where clients are.
+    pub client: Machine,
+    _apps: Apps,
+    nats: NatsServer,
+    _postgres: Postgres,
+    /// The URL of the nodes' store.
+    database: String,
+    pub network: Network,
+}
+
+/// Two nodes of one store that share an address.
 pub struct Pair {
     pub keepalived: [Keepalived; 2],
     pub nodes: [Node; 2],
-    pub client: Machine,
-    _apps: Apps,
-    _nats: NatsServer,
-    _network: Network,
+    pub around: Surroundings,
 }
 
-/// One node. With a store of its own: what both are to have is provisioned on both.
+/// One node.
 pub struct Node {
     pub machine: Machine,
     pub harbor: Option<Harbor>,
     site: Site,
 }
 
+impl Surroundings {
+    /// Starts all of it. None where `test` is skipped.
+    pub fn start(test: &str) -> Option<Self> {
+        let mut network = Network::new(test)?;
+        let [client, bus, store] = ["client", "nats", "postgres"].map(|name| network.machine(name));
+        let (nats, postgres) = (NatsServer::start_on(&bus), Postgres::start_at(store.address(), store.words().into()));
+        let database = postgres.database_over_tcp();
+        let apps = Apps::start(&mut network, &nats);
+        Some(Self { client, _apps: apps, nats, _postgres: postgres, database, network })
+    }
+
+    /// Starts one node on each of the machines, with these settings, and waits until both know the service instances
+    /// and all their backends. `allow` is the network of clients that the private one is for.
+    pub fn nodes(&self, settings: [(&Machine, &[(&str, &str)]); 2], allow: &str) -> [Node; 2] {
+        let nodes = settings.map(|(machine, settings)| Node::start(machine, self, settings));
+        // One store: what one node provisions is on both.
+        let harbor = nodes[0].harbor.as_ref().expect("it runs");
+        nodes[0].machine.block_on(|| provision(harbor, allow));
+        nodes.iter().for_each(Node::wait_for_backends);
+        nodes
+    }
+}
+
 impl Pair {
     /// Starts all of it, and waits until both nodes know all backends and one of them has the address. None where
     /// `test` is skipped.
     pub fn start(test: &str) -> Option<Self> {
-        let mut network = Network::new(test)?;
-        let [client, bus, one, two] = ["client", "nats", "node-1", "node-2"].map(|name| network.machine(name));
-        let nats = NatsServer::start_on(&bus);
-        let apps = Apps::start(&mut network, &nats);
+        let mut around = Surroundings::start(test)?;
+        let [one, two] = ["node-1", "node-2"].map(|name| around.network.machine(name));
+        let (host, virtual_ones) = (ADDRESS.to_string(), format!("{ADDRESS}, {ADDRESS_V6}"));
         // The one takes the ports of every address that it has, the other those of one that it does not have yet.
-        let virtual_ones = format!("{ADDRESS}, {ADDRESS_V6}");
-        let nodes = [(&one, "::"), (&two, &virtual_ones)].map(|(machine, listen)| {
-            let host = ADDRESS.to_string();
-            let more = [("harbor_node.listen", listen), ("harbor_node.host", &host), ("log.level", "info")];
-            Node::start(machine, &nats, &more, &client.address().to_string())
-        });
+        let settings = ["::", &virtual_ones]
+            .map(|listen| [("harbor_node.listen", listen), ("harbor_node.host", &*host), ("log.level", "info")]);
+        let nodes = around.nodes([(&one, &settings[0]), (&two, &settings[1])], &around.client.address().to_string());
         let keepalived = [(&one, &two, 200), (&two, &one, 150)].map(|(machine, peer, priority)| {
             let place = Place { own: machine.address(), peer: peer.address(), priority, admin: "127.0.0.1 8081" };
             Keepalived::start(machine, place, &format!("{ADDRESS}/24"), &format!("{ADDRESS_V6}/64"))
         });
-        let pair = Self { keepalived, nodes, client, _apps: apps, _nats: nats, _network: network };
+        let pair = Self { keepalived, nodes, around };
         pair.roles();
         Some(pair)
     }
@@ -81,13 +115,15 @@ impl Pair {
 }
 
 impl Node {
-    /// Starts one with these settings, and waits until it knows the service instances and all their backends. `allow`
-    /// is the network of clients that the private one is for.
-    pub fn start(machine: &Machine, nats: &NatsServer, settings: &[(&str, &str)], allow: &str) -> Self {
-        let site = Site::new(PORTS, &with_nats(nats));
-        let token_file = site.data().join("admin.token");
+    fn start(machine: &Machine, around: &Surroundings, settings: &[(&str, &str)]) -> Self {
+        let site = Site::new(PORTS, &with_nats(&around.nats));
+        let (token_file, password_file) = (site.data().join("admin.token"), site.path().join("password"));
+        fs::write(&password_file, PASSWORD).expect("the site is ours");
+        fs::set_permissions(&password_file, fs::Permissions::from_mode(0o600)).expect("the site is ours");
         let site = site
             .with("harbor_node.id", &format!("node-{}", machine.address()))
+            .with("store.url", &around.database)
+            .with("store.password_file", password_file.to_str().expect("a plain path"))
             .with("admin.listen", "0.0.0.0:8081")
             .with("admin.token_file", token_file.to_str().expect("a plain path"))
             .with("discovery.backend_networks", "10.77.0.0/24")
@@ -95,10 +131,13 @@ impl Node {
             .with("forwarder.drain_timeout", "0s");
         let site = settings.iter().fold(site, |site, (key, value)| site.with(key, value));
         let harbor = machine.serve(&site);
-        machine.block_on(|| provision(&harbor, allow));
-        let node = Self { machine: machine.clone(), harbor: Some(harbor), site };
-        node.wait_for_backends();
-        node
+        Self { machine: machine.clone(), harbor: Some(harbor), site }
+    }
+
+    /// Does what an operator does with `harbor`.
+    pub fn command(&self, arguments: &[&str]) {
+        let output = self.machine.inside(&self.site.command(arguments)).output().expect("the binary is there");
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// Takes its process away.

@@ -190,7 +190,13 @@ impl Log {
     }
 
     #[track_caller]
-    fn wait_for<T>(&self, what: &str, mut look: impl FnMut(&LogState) -> Option<T>) -> T {
+    fn wait_for<T>(&self, what: &str, look: impl FnMut(&LogState) -> Option<T>) -> T {
+        let (found, last) = self.look_for(look);
+        found.unwrap_or_else(|| panic!("harbor: no {what}; its log ends:\n{last}"))
+    }
+
+    /// Waits until `look` finds something, or there is nothing more to come. Returns the end of the log too.
+    fn look_for<T>(&self, mut look: impl FnMut(&LogState) -> Option<T>) -> (Option<T>, String) {
         let state = self.state.lock().expect("no panic under the lock");
         let mut found = None;
         let (state, _) = self
@@ -203,7 +209,7 @@ impl Log {
         // Not under the lock: the reader of the log needs it to the end.
         let last = state.lines[state.lines.len().saturating_sub(40)..].join("\n");
         drop(state);
-        found.unwrap_or_else(|| panic!("harbor: no {what}; its log ends:\n{last}"))
+        (found, last)
     }
 }
 
@@ -220,6 +226,12 @@ impl Harbor {
         self.log.wait_for(&format!("log line with {text:?}"), |state| {
             state.lines.iter().find(|line| line.contains(text)).cloned()
         })
+    }
+
+    /// Whether it becomes ready, rather than ending before.
+    pub fn comes_up(&self) -> bool {
+        let ready = |line: &String| line.contains(r#""message":"ready""#);
+        self.log.look_for(|state| state.lines.iter().any(ready).then_some(())).0.is_some()
     }
 
     /// All that it has logged so far.

@@ -21,7 +21,10 @@ use rustix::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::harbor::{Harbor, Site};
+use super::{
+    eventually::eventually,
+    harbor::{Harbor, Site},
+};
 
 /// Where `ip` keeps namespaces.
 const FOLDER: &str = "/run/netns";
@@ -164,8 +167,9 @@ impl Machine {
 
     /// The same command, run inside. Its process has the id of the child.
     pub fn inside(&self, command: &Command) -> Command {
-        let mut inside = Command::new("ip");
-        inside.args(["netns", "exec", &self.namespace]).arg(command.get_program()).args(command.get_args());
+        let [program, arguments @ ..] = self.words();
+        let mut inside = Command::new(program);
+        inside.args(arguments).arg(command.get_program()).args(command.get_args());
         for (name, value) in command.get_envs() {
             match value {
                 Some(value) => inside.env(name, value),
@@ -175,11 +179,16 @@ impl Machine {
         inside
     }
 
-    /// Starts `harbor serve` inside, and waits until it is ready.
+    /// What stands before the words of a command that is to run inside.
+    pub fn words(&self) -> [String; 4] {
+        ["ip", "netns", "exec", &self.namespace].map(String::from)
+    }
+
+    /// Starts `harbor serve` inside, and waits until it is ready. As systemd does, it starts it again when it ends: as it
+    /// may where its store says nothing in time on a busy machine.
     pub fn serve(&self, site: &Site) -> Harbor {
-        let harbor = site.start_with(self.inside(&site.command(&["serve"])));
-        self.block_on(|| harbor.ready());
-        harbor
+        let start = || site.start_with(self.inside(&site.command(&["serve"])));
+        eventually("harbor comes up and stays", || Some(start()).filter(Harbor::comes_up))
     }
 
     /// Does `work` on a thread inside: sockets that it makes are the machine's, and stay so wherever they are used.

@@ -9,6 +9,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
+    net::{IpAddr, Ipv4Addr},
     os::unix::fs::{PermissionsExt as _, chown},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -76,6 +77,9 @@ static SHARED: LazyLock<Postgres> = LazyLock::new(Postgres::start);
 #[derive(Debug)]
 pub struct Postgres {
     folder: Folder,
+    /// Where it listens, and what runs a command there.
+    address: IpAddr,
+    inside: Vec<String>,
     port: u16,
     server: Option<Child>,
 }
@@ -146,6 +150,16 @@ impl Postgres {
 
     /// The same with more lines in its configuration, and files that those name, which end up beside it.
     pub fn start_with(configuration: &str, files: &[(&str, &str)]) -> Self {
+        Self::make(configuration, files, Ipv4Addr::LOCALHOST.into(), Vec::new())
+    }
+
+    /// One that listens elsewhere, where the words `inside` run a command; its password lets in all of its network.
+    pub fn start_at(address: IpAddr, inside: Vec<String>) -> Self {
+        let who = "local all all trust\nhost all all samenet scram-sha-256\n";
+        Self::make("", &[("pg_hba.conf", who)], address, inside)
+    }
+
+    fn make(configuration: &str, files: &[(&str, &str)], address: IpAddr, inside: Vec<String>) -> Self {
         let folder = Folder::new();
         let status = Command::new("cp").arg("-a").arg(TEMPLATE.path.join("data")).arg(&folder.path).status();
         assert!(status.expect("there is cp").success(), "the cluster cannot be copied");
@@ -163,7 +177,7 @@ impl Postgres {
         );
         let path = data.join("postgresql.auto.conf");
         fs::write(&path, more).expect("the folder is ours");
-        let mut server = Self { folder, port: next_port(), server: None };
+        let mut server = Self { folder, address, inside, port: next_port(), server: None };
         for _ in FIRST_PORT..=LAST_PORT {
             if server.try_start() {
                 return server;
@@ -188,6 +202,13 @@ impl Postgres {
     /// The URL of a database, over the server's socket.
     pub fn url_of(&self, database: &str) -> String {
         format!("postgres://{USER}@/{database}?host={}&port={}", self.folder.path.display(), self.port)
+    }
+
+    /// The URL of a new database over TCP, but for its password.
+    pub fn database_over_tcp(&self) -> String {
+        let database = self.database();
+        let name = database.split(['/', '?']).nth(3).expect("it is a part of the URL");
+        format!("postgres://{USER}@{}:{}/{name}", self.address, self.port)
     }
 
     /// Where it listens for TCP.
@@ -267,12 +288,17 @@ impl Postgres {
     /// Whether it came up. It did not when its port is taken.
     fn try_start(&mut self) -> bool {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.folder.path.join("log")).expect("ours");
-        let mut child = self
-            .folder
-            .command("postgres")
-            .arg("-D")
-            .arg(self.folder.path.join("data"))
-            .args(["-p", &self.port.to_string(), "-h", "127.0.0.1"])
+        let mut command = self.folder.command("postgres");
+        command.arg("-D").arg(self.folder.path.join("data"));
+        command.args(["-p", &self.port.to_string(), "-h", &self.address.to_string()]);
+        if let [program, arguments @ ..] = &*self.inside {
+            let mut inside = Command::new(program);
+            inside.args(arguments).arg(command.get_program()).args(command.get_args());
+            command = inside;
+        }
+        let mut child = command
+            .current_dir(&self.folder.path)
+            .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
