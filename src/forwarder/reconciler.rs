@@ -170,14 +170,16 @@ impl Reconciler {
             if wishes.stop {
                 return;
             }
-            match wishes.closed {
-                Some(true) if !self.state.closed => self.close_listeners(),
-                Some(false) if self.state.closed => self.reopen_listeners(),
-                _ => {}
+            if wishes.closed == Some(true) && !self.state.closed {
+                self.close_listeners();
             }
+            // After the last of them has been taken, and before the first of those that come again.
             if wishes.end_flows {
                 self.engine.end_flows();
                 self.engine.settle();
+            }
+            if wishes.closed == Some(false) && self.state.closed {
+                self.reopen_listeners();
             }
             if let Some(desired) = wishes.desired {
                 self.reconcile(desired);

@@ -210,6 +210,13 @@ fn closed_listeners_take_nothing_new_and_what_is_open_goes_on() {
     assert_eq!(node.sample("harbor_sessions_closed_total{reason=\"stopped\"}"), 1);
 }
 
+/// Waits until so many datagrams have found no session, and none has begun with them.
+#[track_caller]
+fn dropped_while_draining(node: &Node, datagrams: u64) {
+    let dropped = || node.sample("harbor_datagrams_dropped_total{reason=\"draining\"}") == datagrams;
+    eventually("a datagram is dropped", || dropped().then_some(()));
+}
+
 #[test]
 fn listeners_that_are_open_again_have_what_was_changed_meanwhile() {
     let (tcp, udp) = (TcpPeer::echo(V4), UdpPeer::echo(V4));
@@ -242,6 +249,7 @@ fn listeners_that_are_open_again_have_what_was_changed_meanwhile() {
     assert!(is_reset(removed) && is_reset(narrowed), "what is taken away ends, listeners or not");
     let late = udp_client(V4, 22073);
     late.send(b"late").unwrap();
+    dropped_while_draining(&node, 1);
     assert_eq!(ask(&session, b"goes on"), b"goes on");
 
     node.forwarder.reopen_listeners();
@@ -277,6 +285,7 @@ fn flows_can_be_ended_without_an_end_of_the_forwarder() {
     assert_eq!(node.sample("harbor_connections_closed_total{reason=\"drained\"}"), 10);
     assert_eq!(node.sample("harbor_sessions_closed_total{reason=\"drained\"}"), 1);
     session.send(b"late").unwrap();
+    dropped_while_draining(&node, 1);
 
     node.forwarder.end_flows();
     node.forwarder.reopen_listeners();
