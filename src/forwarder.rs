@@ -42,12 +42,13 @@ use self::{
 };
 use crate::{
     backends::Backends,
-    model::{Clock, PortSet, Transport, desired::DesiredState, observed::Observations},
+    model::{Clock, PortSet, Transport, announcement::Endpoint, desired::DesiredState, observed::Observations},
     telemetry::metrics::ForwarderMetrics,
 };
 
-pub use binder::{Binder, SystemBinder};
+pub use binder::{Binder, InheritedSockets, PortSockets, SystemBinder};
 pub use engine::{ClosingRecord, ExportedSession, FlowEnd, OnClose};
+pub use sockets::Spread;
 
 /// Says who holds a port of this machine, if it can.
 pub type HolderLookup = dyn Fn(u16, Transport) -> Option<String> + Send + Sync;
@@ -64,6 +65,8 @@ pub struct Settings {
     pub workers: usize,
     /// Ports that no outgoing socket may take, until [`Forwarder::set_pool_ports`].
     pub pool_ports: PortSet,
+    /// Whether ports are bound only, and nothing is accepted or received before [`Forwarder::go_on`].
+    pub held: bool,
 }
 
 /// What the forwarder asks of and tells the rest of the process.
@@ -89,6 +92,7 @@ pub struct Forwarder {
     inbox: Arc<Inbox>,
     engine: Arc<dyn Engine>,
     shared: Arc<Shared>,
+    backends: Backends,
     reconciler: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -120,12 +124,12 @@ impl Forwarder {
             0 => thread::available_parallelism().map_or(1, NonZero::get),
             count => count,
         };
-        let engine: Arc<dyn Engine> = Arc::new(Epoll::start(workers, &shared, &backends)?);
+        let engine: Arc<dyn Engine> = Arc::new(Epoll::start(workers, &shared, &backends, settings.held)?);
         let reconciler = Reconciler {
             inbox: Arc::clone(&inbox),
             engine: Arc::clone(&engine),
             shared: Arc::clone(&shared),
-            backends,
+            backends: backends.clone(),
             binder,
             listen: settings.listen,
             holder,
@@ -133,7 +137,7 @@ impl Forwarder {
             state: State::default(),
         };
         let thread = thread::Builder::new().name("reconcile".into()).spawn(|| reconciler.run())?;
-        Ok(Self { inbox, engine, shared, reconciler: Mutex::new(Some(thread)) })
+        Ok(Self { inbox, engine, shared, backends, reconciler: Mutex::new(Some(thread)) })
     }
 
     /// Makes the node have what `desired` says. Returns at once; the latest call wins.
@@ -178,10 +182,52 @@ impl Forwarder {
         self.shared.admission.flows()
     }
 
+    /// Over how many threads it forwards.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.engine.spreads_over()
+    }
+
+    /// Copies of the sockets of all ports, for another process. Until [`Forwarder::go_on`] none is bound or closed;
+    /// traffic goes on.
+    #[must_use]
+    pub fn export_sockets(&self) -> PortSockets {
+        self.inbox.export()
+    }
+
+    /// From now on nothing is accepted and no datagram received, until [`Forwarder::go_on`]: it waits in the kernel.
+    /// Open connections go on. Waits for every worker's turn.
+    pub fn hold(&self) {
+        self.engine.hold();
+    }
+
     /// Copies of all UDP sessions, with the descriptors of their sockets. Waits for every worker's turn.
     #[must_use]
     pub fn export_sessions(&self) -> Vec<ExportedSession> {
         self.engine.export_sessions()
+    }
+
+    /// Goes on with sessions of another process, on ports that are open here; those whose backend is not known here, or
+    /// for which there is no room, end. Waits for every worker's turn.
+    pub fn import_sessions(&self, sessions: Vec<ExportedSession>) {
+        let with_backend = sessions.into_iter().filter_map(|session| {
+            let endpoint = Endpoint { transport: Transport::Udp, address: session.backend };
+            let backend = self.backends.find(&session.service_instance_id, &endpoint)?;
+            Some((session, backend))
+        });
+        self.engine.import_sessions(with_backend.collect());
+    }
+
+    /// Undoes [`Forwarder::hold`] and [`Forwarder::export_sockets`], and ends a start that was held. What came meanwhile
+    /// is taken up. Waits for every worker's turn.
+    pub fn go_on(&self) {
+        self.inbox.go_on();
+    }
+
+    /// Lets go of all ports and all UDP sessions, which another process has; open connections go on. There is no way
+    /// back.
+    pub fn let_go(&self) {
+        self.inbox.let_go();
     }
 
     /// Whether a thread has ended by itself, which only a bug makes it do. Its flows and ports are unattended then.

@@ -50,6 +50,7 @@ pub(super) fn forwarder(config: &Config) -> forwarder::Settings {
         listen: config.node.listen.clone(),
         workers: config.forwarder.workers,
         pool_ports: pool_ports(&config.node.pools),
+        held: false,
     }
 }
 

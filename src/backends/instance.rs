@@ -189,6 +189,7 @@ impl Instance {
         }
         if state.state == AnnouncedState::Draining {
             state.backend.set_phase(Phase::Draining);
+            state.backend.set_drain_deadline(Some(state.state_since + limits.drain_timeout));
         }
         self.insert(state);
         true

@@ -176,6 +176,14 @@ impl Backends {
         }
     }
 
+    /// The backend at an address, draining or not.
+    #[must_use]
+    pub fn find(&self, id: &ServiceInstanceId, endpoint: &Endpoint) -> Option<Arc<Backend>> {
+        let table = self.table();
+        let members = table.entries.get(id)?.instance.members();
+        members.iter().find(|member| member.backend.endpoint == *endpoint).map(|member| Arc::clone(&member.backend))
+    }
+
     /// Removes those that have not been announced in time, unless that is suspended.
     pub fn sweep(&self, now: Instant) {
         self.for_each(|common, _, instance| {

@@ -1,12 +1,14 @@
 //! Where bound sockets come from: the machine, or whoever hands them in.
 
 use std::{
+    collections::{HashMap, VecDeque},
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::{BorrowedFd, OwnedFd},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    sync::{Mutex, MutexGuard},
 };
 
-use super::sockets;
+use super::sockets::{self, Spread};
 use crate::model::Transport;
 
 /// Binds ports. Tests and a restart that keeps its sockets have their own.
@@ -25,6 +27,17 @@ pub trait Binder: Send + Sync {
     fn bind_beside(&self, first: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         sockets::bind_beside(first)
     }
+
+    /// By what rule sockets that are handed in share a UDP port.
+    fn spread(&self, _port: u16) -> Option<Spread> {
+        None
+    }
+
+    /// Hears that these sockets, one for each address, serve a port from now on.
+    fn opened(&self, _port: u16, _transport: Transport, _sockets: &[BorrowedFd<'_>]) {}
+
+    /// Hears that a port is no longer wanted. Its sockets are closed after it.
+    fn closed(&self, _port: u16, _transport: Transport) {}
 }
 
 /// Asks the machine.
@@ -40,5 +53,66 @@ impl Binder for SystemBinder {
             }
             result => result,
         }
+    }
+}
+
+/// The bound sockets of ports, for another process.
+#[derive(Debug, Default)]
+pub struct PortSockets {
+    /// Those of one port and address in the order in which they were bound.
+    pub sockets: Vec<OwnedFd>,
+    /// The UDP ports that have more than one for an address, and by what rule they share it.
+    pub spreads: Vec<(u16, Spread)>,
+}
+
+/// Hands in the sockets of another process, and asks the machine for all others.
+#[derive(Debug, Default)]
+pub struct InheritedSockets {
+    sockets: Mutex<HashMap<(Transport, SocketAddr), VecDeque<OwnedFd>>>,
+    spreads: HashMap<u16, Spread>,
+}
+
+impl InheritedSockets {
+    /// What is no bound UDP socket and no listening TCP socket is closed.
+    #[must_use]
+    pub fn new(inherited: PortSockets) -> Self {
+        let mut by_address = HashMap::<_, VecDeque<_>>::new();
+        for socket in inherited.sockets {
+            if let Some(place) = sockets::place(socket.as_fd()) {
+                by_address.entry(place).or_default().push_back(socket);
+            }
+        }
+        Self { sockets: Mutex::new(by_address), spreads: inherited.spreads.into_iter().collect() }
+    }
+
+    /// Closes what nobody has asked for, and says what that was.
+    pub fn close_rest(&self) -> Vec<(Transport, SocketAddr)> {
+        self.sockets().drain().filter(|(_, rest)| !rest.is_empty()).map(|(place, _)| place).collect()
+    }
+
+    fn take(&self, transport: Transport, address: SocketAddr) -> Option<OwnedFd> {
+        self.sockets().get_mut(&(transport, address))?.pop_front()
+    }
+
+    fn sockets(&self) -> MutexGuard<'_, HashMap<(Transport, SocketAddr), VecDeque<OwnedFd>>> {
+        self.sockets.lock().expect("nothing panics while it holds the sockets")
+    }
+}
+
+impl Binder for InheritedSockets {
+    fn bind(&self, address: IpAddr, port: u16, transport: Transport) -> io::Result<OwnedFd> {
+        let all = (address == Ipv6Addr::UNSPECIFIED).then_some(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let mut inherited = [Some(address), all].into_iter().flatten();
+        let inherited = inherited.find_map(|address| self.take(transport, SocketAddr::new(address, port)));
+        inherited.map_or_else(|| SystemBinder.bind(address, port, transport), Ok)
+    }
+
+    fn bind_beside(&self, first: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        let inherited = sockets::local_address(first).and_then(|address| self.take(Transport::Udp, address));
+        inherited.map_or_else(|| SystemBinder.bind_beside(first), Ok)
+    }
+
+    fn spread(&self, port: u16) -> Option<Spread> {
+        self.spreads.get(&port).copied()
     }
 }

@@ -11,14 +11,16 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{
     listener::Listener,
+    sessions::Past,
     sockets::{DatagramSocket, Spread},
 };
 use crate::{
+    backends::Backend,
     model::{ServiceInstanceId, Transport},
     telemetry::metrics::{ConnectionEnd, SessionEnd, Words as _},
 };
@@ -54,8 +56,20 @@ pub(super) trait Engine: Send + Sync {
     /// Makes everything that was asked for before take effect, and returns when it has.
     fn settle(&self);
 
+    /// Accepts and receives nothing from now on; it waits in the kernel. Open connections go on, sessions rest.
+    fn hold(&self);
+
+    /// Goes on after [`Engine::hold`].
+    fn go_on(&self);
+
+    /// Lets go of UDP sockets, and of the sessions on them, which another process has.
+    fn let_go_of_udp(&self);
+
     /// Copies of all UDP sessions, with the descriptors of their sockets. Waits for them.
     fn export_sessions(&self) -> Vec<ExportedSession>;
+
+    /// Goes on with sessions of another process, each with its backend. Those whose listener or room is not there end.
+    fn import_sessions(&self, sessions: Vec<(ExportedSession, Arc<Backend>)>);
 
     /// Whether it has ended by itself, which only a bug makes it do.
     fn has_failed(&self) -> bool;
@@ -82,12 +96,20 @@ pub struct ExportedSession {
     pub client: SocketAddr,
     /// The address that the client sends to, where the kernel says.
     pub local: Option<IpAddr>,
+    /// Which of the addresses that the node listens on that is.
+    pub address: u8,
     /// Where its datagrams go.
     pub backend: SocketAddr,
     /// A copy of the descriptor of the socket that is connected to the backend.
     pub upstream: OwnedFd,
-    /// When it ends unless a datagram comes.
-    pub deadline: Instant,
+    /// Whether the kernel joins what that socket receives.
+    pub joins: bool,
+    /// What it has been through.
+    pub past: Past,
+    /// Bytes carried so far, to the backend.
+    pub to_backend: u64,
+    /// Bytes carried so far, to the client.
+    pub to_client: u64,
 }
 
 /// What there is to say of a flow when it ends.

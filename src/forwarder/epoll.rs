@@ -24,7 +24,7 @@ use std::{
 use self::{
     barrier::Barrier,
     handover::{Desk, Desks},
-    udp::Share,
+    udp::{Imports, Share},
     worker::{Command, MAX_COMMANDS, Waker, Worker},
 };
 use super::{
@@ -34,7 +34,7 @@ use super::{
     sockets::{DatagramSocket, Spread},
 };
 use crate::{
-    backends::Backends,
+    backends::{Backend, Backends},
     model::{ServiceInstanceId, Transport},
 };
 
@@ -52,11 +52,11 @@ struct Handle {
 }
 
 impl Epoll {
-    /// Starts so many threads.
+    /// Starts so many threads; `held`: as if after [`Engine::hold`].
     ///
     /// # Errors
     /// When threads and their descriptors cannot be had.
-    pub(super) fn start(workers: usize, shared: &Arc<Shared>, backends: &Backends) -> io::Result<Self> {
+    pub(super) fn start(workers: usize, shared: &Arc<Shared>, backends: &Backends, held: bool) -> io::Result<Self> {
         // Made first: whatever fails from here on, dropping it ends the threads that run by then.
         let mut engine = Self { workers: Vec::with_capacity(workers), threads: Mutex::default() };
         let wakers = (0..workers).map(|_| Waker::new().map(Arc::new)).collect::<io::Result<Vec<_>>>()?;
@@ -64,7 +64,7 @@ impl Epoll {
         for (number, waker) in wakers.iter().cloned().enumerate() {
             let (commands, orders) = sync_channel(MAX_COMMANDS);
             let desks = Desks::new(Arc::clone(&desks), number);
-            let worker = Worker::new(Arc::clone(shared), desks, Arc::clone(&waker), orders)?;
+            let worker = Worker::new(Arc::clone(shared), desks, Arc::clone(&waker), orders, held)?;
             engine.workers.push(Handle { waker, commands });
             let thread = thread::Builder::new().name(format!("forward-{number}")).spawn(|| worker.run())?;
             engine.threads().push(thread);
@@ -152,6 +152,32 @@ impl Engine for Epoll {
 
     fn settle(&self) {
         Barrier::wait(|barrier| self.tell(|| Command::Barrier(Arc::clone(barrier))));
+    }
+
+    fn hold(&self) {
+        self.queue(|| Command::Hold);
+        // All rest; then all have what was on its way from one to another.
+        self.settle();
+        self.settle();
+    }
+
+    fn go_on(&self) {
+        self.queue(|| Command::GoOn);
+        self.settle();
+    }
+
+    fn let_go_of_udp(&self) {
+        self.queue(|| Command::LetGoOfUdp);
+    }
+
+    fn import_sessions(&self, sessions: Vec<(ExportedSession, Arc<Backend>)>) {
+        let mut by_id = Imports::new();
+        for session in sessions {
+            by_id.entry(session.0.service_instance_id.clone()).or_default().push(session);
+        }
+        let imports = Arc::new(Mutex::new(by_id));
+        self.queue(|| Command::Import(Arc::clone(&imports)));
+        self.settle();
     }
 
     fn export_sessions(&self) -> Vec<ExportedSession> {

@@ -7,13 +7,16 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     net::IpAddr,
-    os::fd::AsFd as _,
-    sync::{Arc, Condvar, Mutex, MutexGuard},
+    os::fd::{AsFd as _, OwnedFd},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        mpsc::{SyncSender, sync_channel},
+    },
     time::{Duration, Instant},
 };
 
 use super::{
-    Binder, HolderLookup, Observe,
+    Binder, HolderLookup, Observe, PortSockets,
     admission::Supply,
     engine::{Engine, Sockets},
     listener::Listener,
@@ -46,13 +49,26 @@ struct Wishes {
     outgrown: HashSet<ServiceInstanceId>,
     closed: Option<bool>,
     end_flows: bool,
+    errands: Vec<Errand>,
     stop: bool,
 }
 
 impl Wishes {
-    fn are_none(&self) -> bool {
-        self.desired.is_none() && self.outgrown.is_empty() && self.closed.is_none() && !self.end_flows && !self.stop
+    /// Whether there is nothing to do; while `frozen`, changes wait.
+    fn are_none(&self, frozen: bool) -> bool {
+        let unchanged = self.desired.is_none() && self.outgrown.is_empty() && self.closed.is_none() && !self.end_flows;
+        (frozen || unchanged) && self.errands.is_empty() && !self.stop
     }
+}
+
+/// What somebody waits for.
+enum Errand {
+    /// Hand out copies of all bound sockets, and change nothing from then on.
+    Export(SyncSender<PortSockets>),
+    /// Go on after that, or after a start that was held.
+    GoOn(SyncSender<()>),
+    /// Let go of everything that is bound: another process has it.
+    LetGo(SyncSender<()>),
 }
 
 impl Inbox {
@@ -77,6 +93,28 @@ impl Inbox {
         self.tell(|wishes| wishes.end_flows = true);
     }
 
+    /// Copies of all bound sockets. Nothing is bound or closed from then on.
+    pub(super) fn export(&self) -> PortSockets {
+        self.ask(Errand::Export)
+    }
+
+    /// Undoes that; or ends a start that was held.
+    pub(super) fn go_on(&self) {
+        self.ask(Errand::GoOn)
+    }
+
+    /// Lets go of what another process has.
+    pub(super) fn let_go(&self) {
+        self.ask(Errand::LetGo)
+    }
+
+    /// Waits until an errand is done. A reconciler that has ended does none.
+    fn ask<T: Default>(&self, errand: impl FnOnce(SyncSender<T>) -> Errand) -> T {
+        let (reply, answer) = sync_channel(1);
+        self.tell(|wishes| wishes.errands.push(errand(reply)));
+        answer.recv().unwrap_or_default()
+    }
+
     pub(super) fn stop(&self) {
         self.tell(|wishes| wishes.stop = true);
     }
@@ -90,9 +128,9 @@ impl Inbox {
         self.wishes.lock().expect("nothing panics while it holds the wishes")
     }
 
-    /// Waits for a wish, at most so long.
-    fn take(&self, patience: Option<Duration>) -> Wishes {
-        let quiet = |wishes: &mut Wishes| wishes.are_none();
+    /// Waits for a wish, at most so long. While `frozen`, those for changes wait.
+    fn take(&self, frozen: bool, patience: Option<Duration>) -> Wishes {
+        let quiet = |wishes: &mut Wishes| wishes.are_none(frozen);
         let wishes = self.wishes();
         let mut wishes = match patience {
             Some(patience) => {
@@ -100,6 +138,10 @@ impl Inbox {
             }
             None => self.news.wait_while(wishes, quiet).expect("nothing panics while it holds them"),
         };
+        if frozen {
+            let (errands, stop) = (std::mem::take(&mut wishes.errands), wishes.stop);
+            return Wishes { errands, stop, ..Wishes::default() };
+        }
         std::mem::take(&mut wishes)
     }
 }
@@ -130,6 +172,8 @@ pub(super) struct State {
     retry_at: Option<Instant>,
     /// Nothing is opened for now: the node drains.
     closed: bool,
+    /// Nothing is changed for now: another process is being told what there is.
+    frozen: bool,
 }
 
 /// One listener that is wanted.
@@ -140,13 +184,24 @@ struct Entry {
     /// listeners are closed: answers of its open sessions leave by it.
     tcp: Option<Sockets>,
     udp: Option<Sockets>,
-    /// Sockets that its UDP port has got beside those.
-    more_sockets: usize,
+    /// Sockets that its UDP port has got beside those, in the order in which they were bound.
+    more: Option<(Spread, Vec<Arc<[DatagramSocket]>>)>,
     /// A part of what the specification wants is not there.
     incomplete: bool,
 }
 
 impl Entry {
+    fn has(&self, transport: Transport) -> bool {
+        match transport {
+            Transport::Tcp => self.tcp.is_some(),
+            Transport::Udp => self.udp.is_some(),
+        }
+    }
+
+    fn more_sockets(&self) -> usize {
+        self.more.iter().flat_map(|(_, more)| more).map(|sockets| sockets.len()).sum()
+    }
+
     const fn sockets(&mut self, transport: Transport) -> &mut Option<Sockets> {
         match transport {
             Transport::Tcp => &mut self.tcp,
@@ -166,7 +221,8 @@ impl Reconciler {
     pub(super) fn run(mut self) {
         loop {
             let now = self.shared.clock.now();
-            let wishes = self.inbox.take(self.state.retry_at.map(|at| at.saturating_duration_since(now)));
+            let retry_at = self.state.retry_at.filter(|_| !self.state.frozen);
+            let wishes = self.inbox.take(self.state.frozen, retry_at.map(|at| at.saturating_duration_since(now)));
             if wishes.stop {
                 return;
             }
@@ -185,11 +241,58 @@ impl Reconciler {
                 self.reconcile(desired);
             }
             wishes.outgrown.iter().for_each(|id| self.spread(id));
+            wishes.errands.into_iter().for_each(|errand| self.run_errand(errand));
             // Also while changes come without a pause.
-            if self.state.retry_at.is_some_and(|at| at <= self.shared.clock.now()) {
+            if !self.state.frozen && self.state.retry_at.is_some_and(|at| at <= self.shared.clock.now()) {
                 self.retry();
             }
         }
+    }
+
+    /// Whoever has asked may have given up.
+    fn run_errand(&mut self, errand: Errand) {
+        match errand {
+            Errand::Export(reply) => {
+                self.state.frozen = true;
+                let _ = reply.try_send(self.export());
+            }
+            Errand::GoOn(reply) => {
+                self.state.frozen = false;
+                self.engine.go_on();
+                let _ = reply.try_send(());
+            }
+            Errand::LetGo(reply) => {
+                (self.state.frozen, self.state.closed, self.state.retry_at) = (false, true, None);
+                self.engine.close_listeners();
+                self.engine.let_go_of_udp();
+                for entry in self.state.entries.values_mut() {
+                    (entry.tcp, entry.udp, entry.more) = (None, None, None);
+                }
+                self.engine.settle();
+                tracing::info!(open = self.shared.admission.flows(), "handed over, finishing what is open");
+                let _ = reply.try_send(());
+            }
+        }
+    }
+
+    /// Copies of all bound sockets. One that cannot be copied is bound anew by whoever gets the others.
+    fn export(&self) -> PortSockets {
+        let mut exported = PortSockets::default();
+        let copy = |socket: &OwnedFd| socket.try_clone().ok();
+        for entry in self.state.entries.values() {
+            if let Some(Sockets::Tcp(sockets)) = &entry.tcp {
+                exported.sockets.extend(sockets.iter().filter_map(copy));
+            }
+            if let Some(Sockets::Udp(sockets)) = &entry.udp {
+                exported.sockets.extend(sockets.iter().filter_map(|socket| copy(&socket.descriptor)));
+            }
+            if let Some((spread, more)) = &entry.more {
+                let more = more.iter().flat_map(|sockets| sockets.iter());
+                exported.sockets.extend(more.filter_map(|socket| copy(&socket.descriptor)));
+                exported.spreads.push((entry.listener.port, *spread));
+            }
+        }
+        exported
     }
 
     fn reconcile(&mut self, desired: Arc<DesiredState>) {
@@ -259,9 +362,12 @@ impl Reconciler {
     /// Removes a listener that is wanted no more, or elsewhere.
     fn remove(&mut self, id: &ServiceInstanceId) {
         let Some(entry) = self.state.entries.remove(id) else { return };
-        self.state.more_sockets -= entry.more_sockets;
+        self.state.more_sockets -= entry.more_sockets();
         for transport in Protocol::Both.transports() {
             self.engine.close(id, *transport);
+            if entry.has(*transport) {
+                self.binder.closed(entry.spec.port, *transport);
+            }
         }
         self.state.observations.listeners.remove_mut(id);
         tracing::info!(service_instance = %id, port = entry.spec.port, "port closed");
@@ -277,9 +383,11 @@ impl Reconciler {
             if entry.spec.protocol.has(*transport) && !spec.protocol.has(*transport) {
                 *entry.sockets(*transport) = None;
                 self.engine.close(id, *transport);
+                self.binder.closed(entry.listener.port, *transport);
                 narrowed = true;
                 if *transport == Transport::Udp {
-                    self.state.more_sockets -= std::mem::take(&mut entry.more_sockets);
+                    self.state.more_sockets -= entry.more_sockets();
+                    entry.more = None;
                 }
             }
         }
@@ -294,7 +402,7 @@ impl Reconciler {
             spec: Arc::clone(&spec),
             tcp: None,
             udp: None,
-            more_sockets: 0,
+            more: None,
             incomplete: false,
         });
         if !Arc::ptr_eq(&entry.spec, &spec) {
@@ -353,33 +461,38 @@ impl Reconciler {
     fn spread(&mut self, id: &ServiceInstanceId) {
         let threads = self.engine.spreads_over();
         let Some(entry) = self.state.entries.get(id) else { return };
-        let (Some(Sockets::Udp(first)), 2.., 0) = (&entry.udp, threads, entry.more_sockets) else { return };
-        let (listener, sockets) = (&entry.listener, (threads - 1) * first.len());
+        let (Some(Sockets::Udp(first)), 2.., None) = (&entry.udp, threads, &entry.more) else { return };
+        let (port, sockets) = (entry.listener.port, (threads - 1) * first.len());
         if !self.shared.admission.may_spread(count(self.state.more_sockets + sockets), count(sockets)) {
             tracing::warn!(
-                service_instance = %id, port = listener.port, sockets,
+                service_instance = %id, port, sockets,
                 "a UDP port that one thread cannot keep up with stays on it, as sockets are scarce"
             );
             return;
         }
-        let spread = Spread::new(threads, fastrand::u32(..));
-        let port = listener.port;
-        match self.bind_more(first, threads - 1, spread) {
-            Ok(more) => {
-                self.engine.spread(listener, more, spread);
-                // The thread that has its sessions gives the others theirs; then they have them.
-                self.engine.settle();
-                self.engine.settle();
-                tracing::info!(service_instance = %id, port, threads, "UDP port spread over several threads");
-                self.state.entries.get_mut(id).expect("it was just there").more_sockets = sockets;
-                self.state.more_sockets += sockets;
-                self.set_capacity();
-            }
+        match self.spread_by(id, Spread::new(threads, fastrand::u32(..))) {
+            Ok(()) => tracing::info!(service_instance = %id, port, threads, "UDP port spread over several threads"),
             Err(error) => tracing::warn!(
                 service_instance = %id, port, %error,
                 "a UDP port that one thread cannot keep up with stays on it, as it gets no more sockets"
             ),
         }
+    }
+
+    /// Spreads a UDP port by this rule.
+    fn spread_by(&mut self, id: &ServiceInstanceId, spread: Spread) -> io::Result<()> {
+        let Some(entry) = self.state.entries.get(id) else { return Ok(()) };
+        let Some(Sockets::Udp(first)) = &entry.udp else { return Ok(()) };
+        let more = self.bind_more(first, spread.sockets() - 1, spread)?;
+        self.engine.spread(&entry.listener, more.clone(), spread);
+        // The thread that has its sessions gives the others theirs; then they have them.
+        self.engine.settle();
+        self.engine.settle();
+        let entry = self.state.entries.get_mut(id).expect("it was just there");
+        entry.more = Some((spread, more));
+        self.state.more_sockets += entry.more_sockets();
+        self.set_capacity();
+        Ok(())
     }
 
     /// So many sets of sockets, each with one beside each of `first`.
@@ -399,7 +512,19 @@ impl Reconciler {
     fn open(&mut self, id: &ServiceInstanceId, transport: Transport, sockets: Sockets) {
         let entry = self.state.entries.get_mut(id).expect("its sockets were bound for it");
         self.engine.open(&entry.listener, sockets.clone());
+        let descriptors = match &sockets {
+            Sockets::Tcp(sockets) => sockets.iter().map(OwnedFd::as_fd).collect::<Vec<_>>(),
+            Sockets::Udp(sockets) => sockets.iter().map(|socket| socket.descriptor.as_fd()).collect(),
+        };
+        let port = entry.listener.port;
+        self.binder.opened(port, transport, &descriptors);
         *entry.sockets(transport) = Some(sockets);
+        let inherited = self.binder.spread(port).filter(|_| transport == Transport::Udp);
+        if let Some(spread) = inherited.filter(|spread| spread.sockets() == self.engine.spreads_over())
+            && let Err(error) = self.spread_by(id, spread)
+        {
+            tracing::warn!(service_instance = %id, port, %error, "a UDP port that was spread is on one thread again");
+        }
     }
 
     /// What a failure means, with the holder where it can be found out. Logged when it is new.
@@ -449,7 +574,9 @@ impl Reconciler {
         self.state.retry_at = None;
         self.engine.close_listeners();
         for entry in self.state.entries.values_mut() {
-            entry.tcp = None;
+            if entry.tcp.take().is_some() {
+                self.binder.closed(entry.spec.port, Transport::Tcp);
+            }
         }
         self.engine.settle();
         let specs = self.state.entries.values().map(|entry| Arc::clone(&entry.spec)).collect::<Vec<_>>();

@@ -64,16 +64,31 @@ pub struct Sessions<P, T> {
 #[derive(Debug)]
 pub struct Session<P, T> {
     peer: P,
-    source: Source,
     value: T,
-    opened_at: Instant,
-    active_at: Instant,
-    answered: bool,
+    past: Past,
     drain_by: Option<Instant>,
     alarm: Instant,
 }
 
+/// What a session has been through, as far as it matters for its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Past {
+    /// Whom it counts for.
+    pub source: Source,
+    /// When it began.
+    pub opened_at: Instant,
+    /// When a datagram was last carried.
+    pub active_at: Instant,
+    /// Whether the backend has ever answered.
+    pub answered: bool,
+}
+
 impl<P, T> Session<P, T> {
+    /// One that has been through that.
+    pub const fn new(peer: P, value: T, past: Past) -> Self {
+        Self { peer, value, past, drain_by: None, alarm: past.active_at }
+    }
+
     /// The shell's value.
     #[must_use]
     pub const fn value(&self) -> &T {
@@ -86,9 +101,9 @@ impl<P, T> Session<P, T> {
     }
 
     fn deadline(&self, idle_timeout: Duration) -> (Instant, SessionEnd) {
-        let idle = (self.active_at + idle_timeout, SessionEnd::Idle);
-        let unanswered =
-            (!self.answered).then(|| (self.opened_at + UNANSWERED_SESSION_TIMEOUT, SessionEnd::Unanswered));
+        let Past { opened_at, active_at, answered, .. } = self.past;
+        let idle = (active_at + idle_timeout, SessionEnd::Idle);
+        let unanswered = (!answered).then(|| (opened_at + UNANSWERED_SESSION_TIMEOUT, SessionEnd::Unanswered));
         let drained = self.drain_by.map(|drain_by| (drain_by, SessionEnd::Drained));
         let sooner = |a: (Instant, SessionEnd), b: (Instant, SessionEnd)| if b.0 < a.0 { b } else { a };
         [unanswered, drained].into_iter().flatten().fold(idle, sooner)
@@ -163,15 +178,20 @@ impl<P: Copy + Eq + Hash, T> Sessions<P, T> {
         self.sessions.get(key).map(|session| session.deadline(self.idle_timeout).0)
     }
 
+    /// What a session has been through.
+    #[must_use]
+    pub fn past(&self, key: Key) -> Option<Past> {
+        self.sessions.get(key).map(|session| session.past)
+    }
+
     /// Begins a session for a peer that has none.
     pub fn open(&mut self, peer: P, source: Source, value: T, now: Instant) -> Key {
-        let (opened_at, active_at) = (now, now);
-        self.adopt(Session { peer, source, value, opened_at, active_at, answered: false, drain_by: None, alarm: now })
+        self.adopt(Session::new(peer, value, Past { source, opened_at: now, active_at: now, answered: false }))
     }
 
     /// Takes over a session that another table had, for a peer that has none.
     pub fn adopt(&mut self, session: Session<P, T>) -> Key {
-        let Session { peer, source, opened_at, answered, alarm, .. } = session;
+        let Session { peer, past: Past { source, opened_at, answered, .. }, alarm, .. } = session;
         *self.by_source.entry(source).or_default() += 1;
         let key = self.sessions.insert(session);
         let before = self.by_peer.insert(peer, key);
@@ -187,17 +207,17 @@ impl<P: Copy + Eq + Hash, T> Sessions<P, T> {
     /// The peer has sent a datagram. Gives the shell's value.
     pub fn sent(&mut self, key: Key, now: Instant) -> Option<&mut T> {
         let session = self.sessions.get_mut(key)?;
-        session.active_at = now;
+        session.past.active_at = now;
         Some(&mut session.value)
     }
 
     /// The backend has answered.
     pub fn answered(&mut self, key: Key, now: Instant) {
         if let Some(session) = self.sessions.get_mut(key) {
-            session.active_at = now;
-            if !session.answered {
-                session.answered = true;
-                self.unanswered.remove(&(session.opened_at, key));
+            session.past.active_at = now;
+            if !session.past.answered {
+                session.past.answered = true;
+                self.unanswered.remove(&(session.past.opened_at, key));
             }
         }
     }
@@ -257,14 +277,14 @@ impl<P: Copy + Eq + Hash, T> Sessions<P, T> {
     pub fn take(&mut self, key: Key) -> Option<Session<P, T>> {
         let session = self.sessions.remove(key)?;
         self.by_peer.remove(&session.peer);
-        if let Entry::Occupied(mut sessions) = self.by_source.entry(session.source) {
+        if let Entry::Occupied(mut sessions) = self.by_source.entry(session.past.source) {
             *sessions.get_mut() -= 1;
             if *sessions.get() == 0 {
                 sessions.remove();
             }
         }
         self.alarms.remove(&(session.alarm, key));
-        self.unanswered.remove(&(session.opened_at, key));
+        self.unanswered.remove(&(session.past.opened_at, key));
         Some(session)
     }
 

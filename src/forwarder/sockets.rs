@@ -20,7 +20,7 @@ use rustix::{
     io::Errno,
     net::{self, AddressFamily, SocketFlags, SocketType, sockopt},
 };
-pub(super) use spread::Spread;
+pub use spread::Spread;
 
 use crate::model::{PortSet, Transport};
 
@@ -145,6 +145,16 @@ pub(super) fn acknowledge(socket: BorrowedFd<'_>) {
 /// Where a connection arrived.
 pub(super) fn local_address(socket: BorrowedFd<'_>) -> Option<SocketAddr> {
     net::getsockname(socket).ok().and_then(|address| SocketAddr::try_from(address).ok())
+}
+
+/// What a socket serves: none that is neither bound for UDP nor listening for TCP.
+pub(super) fn place(socket: BorrowedFd<'_>) -> Option<(Transport, SocketAddr)> {
+    let address = local_address(socket).filter(|address| address.port() != 0)?;
+    match sockopt::socket_type(socket).ok()? {
+        SocketType::STREAM if sockopt::socket_acceptconn(socket).ok()? => Some((Transport::Tcp, address)),
+        SocketType::DGRAM => Some((Transport::Udp, address)),
+        _ => None,
+    }
 }
 
 /// How many descriptors this process may have.

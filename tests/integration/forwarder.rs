@@ -10,6 +10,7 @@ mod node;
 mod proxy_protocol;
 mod records;
 mod spread;
+mod succession;
 mod switch;
 mod tcp;
 mod udp;

@@ -51,7 +51,7 @@ impl Node {
         let address = own_address();
         let last = FIRST_PORT + PORTS - 1;
         let pool_ports: PortSet = format!("{FIRST_PORT}-{last}").parse().context("the ports are a range")?;
-        let settings = ForwarderSettings { listen: vec![address], workers: 1, pool_ports };
+        let settings = ForwarderSettings { listen: vec![address], workers: 1, pool_ports, held: false };
         let seen = Arc::<Seen>::default();
         let surroundings = Surroundings {
             binder: Arc::new(SystemBinder),

@@ -196,6 +196,20 @@ impl Tcp {
         self.ports.keys().into_iter().for_each(|port| self.stop_accepting(port, tools));
     }
 
+    /// Accepts nothing for now; connections go on.
+    pub(super) fn hold(&mut self, tools: &mut Tools) {
+        for key in self.ports.keys() {
+            let Some(entry) = self.ports.get_mut(key) else { continue };
+            entry.unwatch(tools);
+            tools.timers.set(&mut entry.paused_until, None, Token::Accept(key, 0));
+        }
+    }
+
+    /// Accepts again, what has come meanwhile too.
+    pub(super) fn go_on(&mut self, tools: &mut Tools) {
+        self.ports.keys().into_iter().for_each(|port| self.start_accepting(port, tools));
+    }
+
     /// Ends all connections.
     pub(super) fn end_all(&mut self, end: ConnectionEnd, tools: &mut Tools) {
         self.ports.keys().into_iter().for_each(|port| self.stop_connections(port, end, tools));
@@ -238,6 +252,9 @@ impl Tcp {
     }
 
     fn start_accepting(&mut self, port: Key, tools: &mut Tools) {
+        if tools.held {
+            return;
+        }
         let Some(sockets) = self.ports.get(port).and_then(|port| port.sockets.as_ref()) else { return };
         for (address, socket) in (0..).zip(sockets.iter()) {
             // Exclusive: a new connection wakes one worker, not all of them.

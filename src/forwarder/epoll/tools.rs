@@ -91,12 +91,14 @@ pub(super) struct Tools {
     pub pipes: Pipes,
     pub desks: Desks,
     pub chooser: Chooser,
+    /// Nothing is accepted and nothing received over UDP for now.
+    pub held: bool,
     /// The time of this turn.
     pub now: Instant,
 }
 
 impl Tools {
-    pub(super) fn new(shared: Arc<Shared>, desks: Desks) -> io::Result<Self> {
+    pub(super) fn new(shared: Arc<Shared>, desks: Desks, held: bool) -> io::Result<Self> {
         Ok(Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             tally: shared.metrics.tally(),
@@ -105,6 +107,7 @@ impl Tools {
             pipes: Pipes::new(desks.len()),
             desks,
             chooser: Chooser::default(),
+            held,
             now: shared.clock.now(),
             shared,
         })
@@ -117,6 +120,11 @@ impl Tools {
         flags: epoll::EventFlags,
     ) -> rustix::io::Result<()> {
         epoll::add(&self.epoll, descriptor, epoll::EventData::new_u64(token.pack()), flags)
+    }
+
+    /// Has the kernel tell of datagrams at a socket: not while the worker is held.
+    pub(super) fn receive_from(&self, socket: impl AsFd, token: Token) -> rustix::io::Result<()> {
+        if self.held { Ok(()) } else { self.register(socket, token, epoll::EventFlags::IN) }
     }
 
     pub(super) fn unregister(&self, descriptor: impl AsFd) {

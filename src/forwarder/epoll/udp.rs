@@ -8,6 +8,7 @@ mod inbox;
 mod outbox;
 mod runs;
 mod share;
+mod succession;
 mod to_backend;
 mod to_client;
 
@@ -15,19 +16,22 @@ use std::{
     collections::HashMap,
     hash::{Hash, Hasher},
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use rustix::{event::epoll::EventFlags, io::Errno};
+use rustix::io::Errno;
 
-pub(super) use self::share::{Mailbox, Share};
 use self::{inbox::Inbox, outbox::Outbox};
+pub(super) use self::{
+    share::{Mailbox, Share},
+    succession::Imports,
+};
 use super::{
     super::{
         admission::Permit,
-        engine::{ClosingRecord, ExportedSession, FlowEnd, canonical},
+        engine::{ClosingRecord, FlowEnd, canonical},
         listener::{Listener, OnBackend},
         sessions::Sessions,
         slab::{Key, Slab},
@@ -203,7 +207,7 @@ impl Udp {
         let Some(entry) = self.ports.get_mut(port) else { return };
         entry.unwatched = None;
         for (address, socket) in (0..).zip(entry.sockets.iter()) {
-            match tools.register(&socket.descriptor, Token::Datagrams(port, address), EventFlags::IN) {
+            match tools.receive_from(&socket.descriptor, Token::Datagrams(port, address)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => {
                     tracing::error!(
@@ -219,8 +223,13 @@ impl Udp {
 
     /// Lets go of a listener and ends its sessions.
     pub(super) fn close(&mut self, id: &ServiceInstanceId, tools: &mut Tools) {
-        let Some(port) = self.by_id.remove(id) else { return };
-        self.end_sessions(port, SessionEnd::Removed, tools);
+        if let Some(port) = self.by_id.remove(id) {
+            self.let_go_of(port, SessionEnd::Removed, tools);
+        }
+    }
+
+    fn let_go_of(&mut self, port: Key, end: SessionEnd, tools: &mut Tools) {
+        self.end_sessions(port, end, tools);
         let Some(mut entry) = self.ports.remove(port) else { return };
         tools.timers.set(&mut entry.alarm, None, Token::Datagrams(port, 0));
         entry.sockets.iter().for_each(|socket| tools.unregister(&socket.descriptor));
@@ -265,24 +274,6 @@ impl Udp {
             }
         }
         self.arm(port, tools);
-    }
-
-    /// Copies of all sessions.
-    pub(super) fn export(&self) -> Vec<ExportedSession> {
-        let sessions = self.ports.iter().flat_map(|(_, port)| {
-            port.sessions.keys().into_iter().filter_map(|key| {
-                let (peer, upstream) = port.sessions.get(key)?;
-                Some(ExportedSession {
-                    service_instance_id: port.listener.id.clone(),
-                    client: peer.client,
-                    local: peer.local,
-                    backend: upstream.backend.endpoint.address,
-                    upstream: upstream.socket.as_fd().try_clone_to_owned().ok()?,
-                    deadline: port.sessions.deadline(key)?,
-                })
-            })
-        });
-        sessions.collect()
     }
 
     /// Sessions' time may be up.

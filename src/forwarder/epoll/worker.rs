@@ -27,7 +27,7 @@ use super::{
     handover::Desks,
     tcp::Tcp,
     tools::{Token, Tools},
-    udp::{Mailbox, Share, Udp},
+    udp::{Imports, Mailbox, Share, Udp},
 };
 use crate::{
     model::{ServiceInstanceId, Transport},
@@ -56,6 +56,14 @@ pub(super) enum Command {
     ReopenListeners,
     /// End what is open, and go on serving.
     EndFlows,
+    /// Accept and receive nothing for now.
+    Hold,
+    /// Go on.
+    GoOn,
+    /// Let go of UDP sockets and of the sessions on them, which another process has.
+    LetGoOfUdp,
+    /// Take those sessions out that are this worker's, and go on with them.
+    Import(Arc<Mutex<Imports>>),
     /// Say when everything before has been done.
     Barrier(Arc<Barrier>),
     /// Hand out copies of all sessions.
@@ -120,8 +128,9 @@ impl Worker {
         desks: Desks,
         waker: Arc<Waker>,
         commands: Receiver<Command>,
+        held: bool,
     ) -> io::Result<Self> {
-        let tools = Tools::new(shared, desks)?;
+        let tools = Tools::new(shared, desks, held)?;
         tools.register(&waker.descriptor, Token::Wake, epoll::EventFlags::IN)?;
         Ok(Self { tools, tcp: Tcp::default(), udp: Udp::default(), waker, commands })
     }
@@ -221,6 +230,18 @@ impl Worker {
                     tcp.end_all(ConnectionEnd::Drained, tools);
                     udp.end_all(SessionEnd::Drained, tools);
                 }
+                Ok(Command::Hold) => {
+                    tools.held = true;
+                    tcp.hold(tools);
+                    udp.hold(tools);
+                }
+                Ok(Command::GoOn) => {
+                    tools.held = false;
+                    tcp.go_on(tools);
+                    udp.go_on(tools);
+                }
+                Ok(Command::LetGoOfUdp) => udp.let_go(tools),
+                Ok(Command::Import(imports)) => udp.import(&imports, tools),
                 Ok(Command::Barrier(barrier)) => {
                     // What was handed over before the barrier was asked for is before it.
                     read_letters(udp, tools);

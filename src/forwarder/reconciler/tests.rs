@@ -79,9 +79,17 @@ impl Engine for Ledger {
 
     fn settle(&self) {}
 
+    fn hold(&self) {}
+
+    fn go_on(&self) {}
+
+    fn let_go_of_udp(&self) {}
+
     fn export_sessions(&self) -> Vec<ExportedSession> {
         Vec::new()
     }
+
+    fn import_sessions(&self, _: Vec<(ExportedSession, Arc<crate::backends::Backend>)>) {}
 
     fn has_failed(&self) -> bool {
         false

@@ -18,8 +18,8 @@ const FIRST_FACTOR: u32 = 0x9e37_79b1;
 const SECOND_FACTOR: u32 = 0x85eb_ca6b;
 
 /// Gives each client, by its address and port, one of some sockets.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::forwarder) struct Spread {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spread {
     sockets: u32,
     /// So that nobody knows beforehand which clients share a socket.
     seed: u32,
@@ -27,9 +27,25 @@ pub(in crate::forwarder) struct Spread {
 
 impl Spread {
     /// Over so many sockets, one at least.
-    pub(in crate::forwarder) fn new(sockets: usize, seed: u32) -> Self {
+    ///
+    /// # Panics
+    /// Where there are more than 32 bits can count.
+    #[must_use]
+    pub fn new(sockets: usize, seed: u32) -> Self {
         let sockets = u32::try_from(sockets).expect("no machine has so many cores").max(1);
         Self { sockets, seed }
+    }
+
+    /// How many sockets for each address.
+    #[must_use]
+    pub const fn sockets(self) -> usize {
+        self.sockets as usize
+    }
+
+    /// What [`Spread::new`] was told beside that.
+    #[must_use]
+    pub const fn seed(self) -> u32 {
+        self.seed
     }
 
     /// Which socket a client's datagrams arrive at, in the order in which they were bound.

@@ -99,6 +99,8 @@ words!(
         Revoked = "revoked",
         /// The listener was removed.
         Removed = "removed",
+        /// Another process goes on with it.
+        HandedOver = "handed_over",
         /// The forwarder stopped.
         Stopped = "stopped",
     }

@@ -13,7 +13,10 @@ use std::{
 
 use harbor::{
     backends::Backends,
-    forwarder::{Binder, ClosingRecord, FlowEnd, Forwarder, Settings as ForwarderSettings, Surroundings, SystemBinder},
+    forwarder::{
+        Binder, ClosingRecord, FlowEnd, Forwarder, InheritedSockets, PortSockets, Settings as ForwarderSettings,
+        Surroundings, SystemBinder,
+    },
     model::{
         Clock, PoolName, PortSet, Protocol, Revision, ServiceInstanceId, Timestamp, Transport,
         announcement::{AnnouncedState, Authority, Endpoint, Origin, Registration, Withdrawal},
@@ -97,17 +100,30 @@ impl Node {
     }
 
     pub fn with_binder(workers: usize, limits: ForwarderLimits, binder: Arc<dyn Binder>) -> Self {
-        Self::with_all(workers, limits, binder, "21000-22999".parse().unwrap())
+        Self::with_all(workers, limits, binder, "21000-22999".parse().unwrap(), false)
+    }
+
+    /// One that has the sockets of another, and accepts and receives nothing yet.
+    pub fn successor(workers: usize, sockets: PortSockets) -> Self {
+        let binder = Arc::new(InheritedSockets::new(sockets));
+        Self::with_all(workers, ForwarderLimits::default(), binder, "21000-22999".parse().unwrap(), true)
     }
 
     pub fn with_pool_ports(pool_ports: PortSet) -> Self {
-        Self::with_all(2, ForwarderLimits::default(), Arc::new(SystemBinder), pool_ports)
+        Self::with_all(2, ForwarderLimits::default(), Arc::new(SystemBinder), pool_ports, false)
     }
 
-    fn with_all(workers: usize, limits: ForwarderLimits, binder: Arc<dyn Binder>, pool_ports: PortSet) -> Self {
+    fn with_all(
+        workers: usize,
+        limits: ForwarderLimits,
+        binder: Arc<dyn Binder>,
+        pool_ports: PortSet,
+        held: bool,
+    ) -> Self {
         let (backends, metrics, clock) = (Backends::new(256), Metrics::new(), Arc::new(TestClock::default()));
         let (seen, closed) = (Arc::new(Seen::default()), Arc::<Mutex<Vec<Closed>>>::default());
-        let settings = ForwarderSettings { listen: vec![IpAddr::V6(Ipv6Addr::UNSPECIFIED)], workers, pool_ports };
+        let listen = vec![IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        let settings = ForwarderSettings { listen, workers, pool_ports, held };
         let surroundings = Surroundings {
             binder,
             backends: backends.clone(),

@@ -11,8 +11,6 @@ use std::{
     time::Duration,
 };
 
-use rustix::event::epoll::EventFlags;
-
 use super::{Behind, Peer, Udp, UdpPort, Upstream, runs::Piece};
 use crate::{
     forwarder::{
@@ -51,7 +49,7 @@ pub(in crate::forwarder::epoll) struct Share {
 
 impl Share {
     /// The place of the worker whose client it is, if that is another one.
-    fn elsewhere(&self, peer: Peer) -> Option<usize> {
+    pub(super) fn elsewhere(&self, peer: Peer) -> Option<usize> {
         Some(self.spread.place_of(peer.client)).filter(|place| *place != self.place)
     }
 }
@@ -201,7 +199,7 @@ impl Udp {
         for mut session in sessions {
             let place = self.upstreams.insert((port, Key { index: 0, generation: 0 }));
             session.value_mut().key = place;
-            let watched = tools.register(&session.value().socket, Token::Upstream(place), EventFlags::IN);
+            let watched = tools.receive_from(&session.value().socket, Token::Upstream(place));
             let key = entry.sessions.adopt(session);
             *self.upstreams.get_mut(place).expect("just put in") = (port, key);
             if watched.is_err() {

@@ -7,7 +7,6 @@ use std::{
 };
 
 use rustix::{
-    event::epoll::EventFlags,
     io::{Errno, retry_on_intr},
     net::{self, SendAncillaryBuffer, SendFlags},
 };
@@ -186,7 +185,7 @@ impl Udp {
             };
             let entry = self.ports.get_mut(port).ok_or(Refusal::Draining)?;
             let key = self.upstreams.insert((port, Key { index: 0, generation: 0 }));
-            if tools.register(&socket, Token::Upstream(key), EventFlags::IN).is_err() {
+            if tools.receive_from(&socket, Token::Upstream(key)).is_err() {
                 self.upstreams.remove(key);
                 return Err(Refusal::Exhausted);
             }
