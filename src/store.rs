@@ -5,7 +5,7 @@
 //!
 //! [`memory`] is the reference model: the contract suite and random histories hold every engine against it.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
@@ -268,6 +268,18 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Whether several nodes can share it.
     fn serves_many(&self) -> bool;
+
+    /// Lets go of what only one process may have, so that a successor can open the store; returns what must travel there
+    /// for that, if anything. Calls fail from then on, until [`Store::take_back`]; without it, [`Store::close`] leaves to
+    /// the successor what is its own. An engine that serves several processes at a time needs neither.
+    async fn hand_over(&self) -> Result<Option<OwnedFd>> {
+        Ok(None)
+    }
+
+    /// Goes on after [`Store::hand_over`], when there is no successor after all.
+    async fn take_back(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Ends its connections. Calls after it fail.
     async fn close(&self);

@@ -93,7 +93,7 @@ pub(super) async fn run(config: Config, sources: &Sources, log: &Log, mut signal
 async fn open_store(config: &Config, metrics: &Metrics, signals: &mut Signals) -> anyhow::Result<Option<AnyStore>> {
     let settings = settings::store(config);
     for attempt in 0_u64.. {
-        match store::open(&settings, Arc::clone(&metrics.store)).await {
+        match store::open(&settings, Arc::clone(&metrics.store), None).await {
             Ok(store) => return Ok(Some(store)),
             Err(error) if error.passes() && attempt % ATTEMPTS_PER_WARNING == 0 => {
                 tracing::warn!(%error, "waiting for the store: nothing is served before it can be opened");

@@ -1,7 +1,7 @@
 //! What the store asks of an SQL engine: transactions in which statements run. [`super::relational`] says what is done in
 //! them, once for all engines.
 
-use std::fmt;
+use std::{fmt, os::fd::OwnedFd};
 
 use sqlx::{FromRow, postgres::PgRow, sqlite::SqliteRow};
 
@@ -30,6 +30,16 @@ pub(super) trait Engine: fmt::Debug + Send + Sync + 'static {
 
     /// Hears the hints of all commits from now on.
     fn feed(&self) -> impl Future<Output = Sql<Box<dyn Feed>>> + Send;
+
+    /// [`Store::hand_over`](super::Store::hand_over).
+    fn hand_over(&self) -> impl Future<Output = Sql<Option<OwnedFd>>> + Send {
+        async { Ok(None) }
+    }
+
+    /// [`Store::take_back`](super::Store::take_back).
+    fn take_back(&self) -> impl Future<Output = Sql<()>> + Send {
+        async { Ok(()) }
+    }
 
     /// Ends all connections. What begins after it fails.
     fn close(&self) -> impl Future<Output = ()> + Send;

@@ -1,6 +1,6 @@
 //! From `store.url` to a store that is ready: which engine, and what can stand in the way.
 
-use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, io, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 
 use super::{
     AnyStore, Fault,
@@ -179,13 +179,18 @@ impl Settings {
     }
 }
 
-/// Opens a store, brought up to date.
+/// Opens a store, brought up to date. `inherited` is what a predecessor on the same store has let go of by
+/// [`Store::hand_over`](super::Store::hand_over).
 ///
 /// # Errors
 /// [`OpenError`].
-pub async fn open(settings: &Settings, metrics: Arc<StoreMetrics>) -> Result<AnyStore, OpenError> {
+pub async fn open(
+    settings: &Settings,
+    metrics: Arc<StoreMetrics>,
+    inherited: Option<OwnedFd>,
+) -> Result<AnyStore, OpenError> {
     Ok(match settings.place()? {
-        Place::Sqlite(path) => Arc::new(sqlite::open(&path, metrics).await?),
+        Place::Sqlite(path) => Arc::new(sqlite::open(&path, metrics, inherited).await?),
         Place::Postgres(target) => Arc::new(postgres::open(target, metrics).await?),
     })
 }

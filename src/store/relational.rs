@@ -4,6 +4,7 @@
 //! its end, no two of them can stand in each other's way, and none has to be repeated.
 
 use std::{
+    os::fd::OwnedFd,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -519,6 +520,14 @@ impl<E: Engine> Store for Relational<E> {
 
     fn serves_many(&self) -> bool {
         E::SERVES_MANY
+    }
+
+    async fn hand_over(&self) -> Result<Option<OwnedFd>> {
+        self.run("handing over", self.engine.hand_over()).await
+    }
+
+    async fn take_back(&self) -> Result<()> {
+        self.run("taking back", self.engine.take_back()).await
     }
 
     async fn close(&self) {

@@ -4,11 +4,13 @@
 //! before it is answered.
 
 use std::{
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use sqlx::{
     Arguments as _, ConnectOptions as _, Connection as _, Sqlite, SqlitePool, Transaction,
     sqlite::{SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
@@ -44,11 +46,18 @@ const PREPARED_STATEMENTS: usize = 64;
 /// Connections to a SQLite file.
 #[derive(Debug)]
 pub(super) struct SqliteEngine {
-    writer: SqlitePool,
-    readers: SqlitePool,
+    path: PathBuf,
+    connections: ArcSwap<Connections>,
     bell: Arc<Bell>,
     /// None once closed.
     lock: Mutex<Option<Lock>>,
+}
+
+/// Open connections to one database.
+#[derive(Debug)]
+struct Connections {
+    writer: SqlitePool,
+    readers: SqlitePool,
 }
 
 /// A transaction, and whom to tell of it.
@@ -58,29 +67,50 @@ pub(super) struct SqliteSession {
     bell: Arc<Bell>,
 }
 
-/// Opens or makes the database at `path`: takes its lock, then brings its schema up to date.
-pub(super) async fn open(path: &Path, metrics: Arc<StoreMetrics>) -> Result<Relational<SqliteEngine>, OpenError> {
-    let (path, lock, migrated) = lock_and_migrate(path).await?;
+/// Opens or makes the database at `path`: takes its lock, or has `inherited` it, then brings its schema up to date.
+pub(super) async fn open(
+    path: &Path,
+    metrics: Arc<StoreMetrics>,
+    inherited: Option<OwnedFd>,
+) -> Result<Relational<SqliteEngine>, OpenError> {
+    let (path, lock, migrated) = lock_and_migrate(path, inherited).await?;
     tracing::info!(path = %path.display(), schema = migrated.to, schema_before = migrated.from, "opened the store");
-    let pool = || {
-        SqlitePoolOptions::new()
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .test_before_acquire(false)
-            // A full disk makes SQLite end a transaction by itself. The driver goes on counting it, and every later
-            // one on the connection would fail, or be part of it.
-            .before_acquire(|connection, _| Box::pin(async { Ok(!connection.is_in_transaction()) }))
-    };
     let connecting = |source| fault("connecting to the SQLite store", source);
-    let writer = pool().max_connections(1).connect_with(options(&path)).await.map_err(connecting)?;
-    let reading = options(&path).pragma("query_only", "ON");
-    let readers = pool().max_connections(READERS).connect_with(reading).await.map_err(connecting)?;
-    let engine = SqliteEngine { writer, readers, bell: Arc::default(), lock: Mutex::new(Some(lock)) };
+    let connections = ArcSwap::from_pointee(Connections::open(&path).await.map_err(connecting)?);
+    let engine = SqliteEngine { path, connections, bell: Arc::default(), lock: Mutex::new(Some(lock)) };
     Ok(Relational::new(engine, metrics))
 }
 
+impl Connections {
+    async fn open(path: &Path) -> Sql<Self> {
+        let pool = || {
+            SqlitePoolOptions::new()
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .test_before_acquire(false)
+                // A full disk makes SQLite end a transaction by itself. The driver goes on counting it, and every later
+                // one on the connection would fail, or be part of it.
+                .before_acquire(|connection, _| Box::pin(async { Ok(!connection.is_in_transaction()) }))
+        };
+        let writer = pool().max_connections(1).connect_with(options(path)).await?;
+        let reading = options(path).pragma("query_only", "ON");
+        let readers = pool().max_connections(READERS).connect_with(reading).await?;
+        Ok(Self { writer, readers })
+    }
+
+    async fn close(&self) {
+        // The last connection folds the log into the database; a reader could not.
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}
+
 impl SqliteEngine {
+    fn lock(&self) -> MutexGuard<'_, Option<Lock>> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn session(&self, tx: Transaction<'static, Sqlite>) -> SqliteSession {
         SqliteSession { tx, bell: Arc::clone(&self.bell) }
     }
@@ -94,22 +124,32 @@ impl Engine for SqliteEngine {
     type Session = SqliteSession;
 
     async fn read(&self) -> Sql<SqliteSession> {
-        Ok(self.session(self.readers.begin().await?))
+        Ok(self.session(self.connections.load_full().readers.begin().await?))
     }
 
     async fn write(&self) -> Sql<SqliteSession> {
-        Ok(self.session(self.writer.begin_with("BEGIN IMMEDIATE").await?))
+        Ok(self.session(self.connections.load_full().writer.begin_with("BEGIN IMMEDIATE").await?))
     }
 
     async fn feed(&self) -> Sql<Box<dyn Feed>> {
         Ok(self.bell.listen())
     }
 
+    async fn hand_over(&self) -> Sql<Option<OwnedFd>> {
+        self.connections.load_full().close().await;
+        Ok(self.lock().as_mut().map(Lock::lend).transpose()?)
+    }
+
+    async fn take_back(&self) -> Sql<()> {
+        self.lock().as_mut().map(Lock::take_back).transpose()?;
+        // The schema is not looked at: migrations are additive, so that what a successor has done can be worked with.
+        self.connections.store(Arc::new(Connections::open(&self.path).await?));
+        Ok(())
+    }
+
     async fn close(&self) {
-        // The last connection folds the log into the database; a reader could not.
-        self.readers.close().await;
-        self.writer.close().await;
-        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.connections.load_full().close().await;
+        drop(self.lock().take());
     }
 }
 
@@ -149,7 +189,7 @@ fn arguments(values: &[Value<'_>]) -> Sql<SqliteArguments> {
 
 /// Brings the database at `path` up to date, and checks all of it.
 pub(super) async fn migrate(path: &Path) -> Result<Migrated, OpenError> {
-    let (path, _lock, migrated) = lock_and_migrate(path).await?;
+    let (path, _lock, migrated) = lock_and_migrate(path, None).await?;
     let checking = |source| fault("checking the SQLite store", source);
     let mut connection = options(&path).connect().await.map_err(checking)?;
     let findings = sqlx::query_scalar::<_, String>("PRAGMA integrity_check(1)")
@@ -170,9 +210,9 @@ pub(super) async fn migrate(path: &Path) -> Result<Migrated, OpenError> {
 }
 
 /// In this order: a second process is refused before it touches the database, and a newer database before it is changed.
-async fn lock_and_migrate(path: &Path) -> Result<(PathBuf, Lock, Migrated), OpenError> {
+async fn lock_and_migrate(path: &Path, inherited: Option<OwnedFd>) -> Result<(PathBuf, Lock, Migrated), OpenError> {
     let path = files::place(path)?;
-    let lock = lock::take(&path)?;
+    let lock = lock::take(&path, inherited)?;
     files::prepare(&path)?;
     let (from, oldest) = schema_version(&path).await?;
     if !migrations::is_to_be_migrated(&path.display(), from, oldest)? {

@@ -40,13 +40,13 @@ const ANSWERED: Duration = Duration::from_secs(1);
 const LATE: Duration = Duration::from_secs(3);
 
 async fn open(url: &str) -> Result<AnyStore, OpenError> {
-    store::open(&settings(url.into()), Metrics::new().store.clone()).await
+    store::open(&settings(url.into()), Metrics::new().store.clone(), None).await
 }
 
 /// The same as a node has it.
 async fn open_as_a_node(url: &str) -> AnyStore {
     let settings = store::Settings { answer_within: ANSWER_WITHIN, ..settings(url.into()) };
-    store::open(&settings, Metrics::new().store.clone()).await.unwrap()
+    store::open(&settings, Metrics::new().store.clone(), None).await.unwrap()
 }
 
 /// Checks what several attempts took.
@@ -264,7 +264,7 @@ async fn the_password_of_the_file_wins_over_the_one_of_the_url() {
     server.sql("postgres", "CREATE DATABASE guarded");
     let url = format!("postgres://{USER}:wrong@127.0.0.1:{}/guarded", server.port());
     let right = store::Settings { password: Some(PASSWORD.into()), ..settings(url) };
-    store::open(&right, Metrics::new().store.clone()).await.unwrap().close().await;
+    store::open(&right, Metrics::new().store.clone(), None).await.unwrap().close().await;
 }
 
 /// Does something that changes and something that reads, and says how long each took until it failed.

@@ -107,7 +107,7 @@ async fn start_memory() -> Engine {
 }
 
 async fn start_postgres() -> Engine {
-    let store = store::open(&settings(Postgres::shared().database()), Metrics::new().store.clone()).await;
+    let store = store::open(&settings(Postgres::shared().database()), Metrics::new().store.clone(), None).await;
     Engine { store: store.unwrap(), _directory: None }
 }
 
@@ -119,7 +119,7 @@ async fn start_sqlite() -> Engine {
 }
 
 async fn open(directory: &Path) -> Result<AnyStore, OpenError> {
-    store::open(&sqlite(directory, "harbor.db"), Metrics::new().store.clone()).await
+    store::open(&sqlite(directory, "harbor.db"), Metrics::new().store.clone(), None).await
 }
 
 fn sqlite(data_dir: &Path, file: &str) -> store::Settings {
@@ -693,7 +693,7 @@ async fn a_link_to_the_database_is_under_the_same_lock() {
     let store = open(directory.path()).await.unwrap();
     symlink(directory.path().join("harbor.db"), directory.path().join("other.db")).unwrap();
     let metrics = Metrics::new().store.clone();
-    let error = store::open(&sqlite(directory.path(), "other.db"), metrics).await.unwrap_err();
+    let error = store::open(&sqlite(directory.path(), "other.db"), metrics, None).await.unwrap_err();
     assert!(matches!(error, OpenError::InUse { .. }), "{error}");
     store.close().await;
 }
@@ -846,7 +846,7 @@ async fn a_migration_that_was_edited_after_its_release_is_noticed() {
 async fn commits_and_faults_are_measured() {
     let directory = tempfile::tempdir().unwrap();
     let metrics = Metrics::new();
-    let store = store::open(&sqlite(directory.path(), "harbor.db"), metrics.store.clone()).await.unwrap();
+    let store = store::open(&sqlite(directory.path(), "harbor.db"), metrics.store.clone(), None).await.unwrap();
     made(&store, &instance("i", 20_000)).await;
     store.provision(&instance("j", 20_000), false, NOW).await.unwrap();
     let text = metrics.encode();

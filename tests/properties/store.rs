@@ -281,7 +281,7 @@ async fn agree(store: AnyStore, steps: Vec<Step>) -> Result<(), TestCaseError> {
 
 async fn open(url: String, data_dir: &Path) -> AnyStore {
     let settings = store::Settings { data_dir: data_dir.into(), ..postgres::settings(url) };
-    store::open(&settings, Metrics::new().store.clone()).await.unwrap()
+    store::open(&settings, Metrics::new().store.clone(), None).await.unwrap()
 }
 
 fn runtime() -> tokio::runtime::Runtime {
