@@ -1,7 +1,7 @@
 //! What operators ask: health, metrics, and a status that the command line shows.
 //!
 //! Most of it only looks: each answer is made of what the other parts publish, at the moment it is asked for. What an
-//! operator has done, the use cases of control do.
+//! operator has done, the use cases of control do; a restart, the process itself.
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{delete, get, post},
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     backends::Backends,
@@ -35,6 +35,20 @@ mod token;
 pub mod wire;
 
 pub use token::{Token, TokenError};
+
+/// Somebody asks for a hot restart, and hears there what has come of it.
+pub type RestartRequest = oneshot::Sender<Result<wire::Restarted, RestartError>>;
+
+/// Why there was no hot restart.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RestartError {
+    /// There is one already.
+    #[error("a restart is under way")]
+    UnderWay,
+    /// The new process has failed, and all is as before.
+    #[error("{0}")]
+    Failed(String),
+}
 
 /// Where answers come from.
 pub struct Sources {
@@ -62,6 +76,8 @@ pub struct Sources {
     pub nats: watch::Receiver<Link>,
     /// For how long both may be away before the node is not ready.
     pub cut_off_after: Duration,
+    /// Where hot restarts are asked for.
+    pub restart: mpsc::Sender<RestartRequest>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// What operators show.
@@ -86,7 +102,8 @@ pub fn router(sources: Sources) -> Router {
         .route(wire::NODES_PATH, get(nodes::list))
         .route(&format!("{}/{{id}}", wire::NODES_PATH), delete(nodes::remove))
         .route(&format!("{}/{{id}}/drain", wire::NODES_PATH), post(nodes::drain))
-        .route(&format!("{}/{{id}}/resume", wire::NODES_PATH), post(nodes::resume));
+        .route(&format!("{}/{{id}}/resume", wire::NODES_PATH), post(nodes::resume))
+        .route(wire::RESTART_PATH, post(restart));
     with_fallbacks(routes.with_state(Arc::new(sources)))
 }
 
@@ -118,6 +135,24 @@ async fn show_status(State(sources): State<Arc<Sources>>, headers: HeaderMap) ->
     match refused(&headers, &sources.token) {
         None => Json(status::status(&sources).await).into_response(),
         Some(refused) => refused,
+    }
+}
+
+/// Answers when another process serves, or has failed to.
+async fn restart(State(sources): State<Arc<Sources>>, headers: HeaderMap) -> Response {
+    if let Some(refused) = refused(&headers, &sources.token) {
+        return refused;
+    }
+    let (reply, answer) = oneshot::channel();
+    let outcome = match sources.restart.try_send(reply) {
+        Ok(()) => answer.await.unwrap_or_else(|_| Err(RestartError::Failed("this process is about to end".into()))),
+        Err(mpsc::error::TrySendError::Full(_)) => Err(RestartError::UnderWay),
+        Err(mpsc::error::TrySendError::Closed(_)) => Err(RestartError::Failed("this process is about to end".into())),
+    };
+    match outcome {
+        Ok(restarted) => Json(restarted).into_response(),
+        Err(error @ RestartError::UnderWay) => refusal(StatusCode::CONFLICT, None, &error.to_string()),
+        Err(error @ RestartError::Failed(_)) => refusal(StatusCode::INTERNAL_SERVER_ERROR, None, &error.to_string()),
     }
 }
 

@@ -4,6 +4,7 @@ mod apis;
 pub mod clock;
 mod drain;
 mod drained;
+pub mod handover;
 mod infrastructure;
 mod lookout;
 mod machine;
@@ -13,6 +14,7 @@ mod reload;
 mod serve;
 mod settings;
 mod signals;
+mod sockets;
 mod tasks;
 
 pub use migrate::{check_store, migrate};

@@ -25,6 +25,7 @@ mod man;
 mod migrate;
 mod node;
 mod operator;
+mod restart;
 mod serve;
 mod status;
 
@@ -50,6 +51,7 @@ enum Command {
     Serve(serve::Serve),
     Status(status::Status),
     Node(node::NodeCommand),
+    Restart(restart::Restart),
     Announce(Box<announce::Announce>),
     Env(env::Env),
     CheckConfig(check_config::CheckConfig),
@@ -103,6 +105,7 @@ pub fn run() -> ExitCode {
         Command::Serve(command) => command.run(cli.config),
         Command::Status(command) => command.run(cli.config),
         Command::Node(command) => command.run(cli.config),
+        Command::Restart(command) => command.run(cli.config),
         Command::Announce(command) => command.run(),
         Command::Env(command) => command.run(),
         Command::CheckConfig(command) => command.run(cli.config),

@@ -241,6 +241,11 @@ impl Control {
         self.snapshot.facts()
     }
 
+    /// Takes on use cases again after [`Control::close`].
+    pub fn reopen(&self) {
+        self.tasks.reopen();
+    }
+
     fn plan(&self, id: &PlanId) -> Option<Plan> {
         self.facts().plans.iter().find(|plan| plan.id == *id).cloned()
     }

@@ -10,6 +10,9 @@ pub const STATUS_PATH: &str = "/admin/v1/status";
 /// Where [`Nodes`] are; one of them is below that, under its id.
 pub const NODES_PATH: &str = "/admin/v1/nodes";
 
+/// Where a hot restart is asked for.
+pub const RESTART_PATH: &str = "/admin/v1/restart";
+
 /// The token's file within the data directory, unless the configuration names another.
 pub const TOKEN_FILE_NAME: &str = "admin.token";
 
@@ -31,6 +34,8 @@ pub struct Status {
     pub node: String,
     /// Of Harbor.
     pub version: String,
+    /// Its process id.
+    pub process: u32,
     /// Whether it takes part.
     pub mode: Mode,
     /// When the process started.
@@ -56,6 +61,19 @@ pub struct Status {
     pub refusals: Vec<Refusal>,
     /// Every service instance with its listener and its backends: those that failed first, then by pool and port.
     pub service_instances: Vec<ServiceInstance>,
+}
+
+/// `POST /admin/v1/restart`: which process has followed which.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restarted {
+    /// The process that has answered until now. It goes on with its open connections, and ends.
+    pub old_process: u32,
+    /// Its version of Harbor.
+    pub old_version: String,
+    /// The process that serves.
+    pub process: u32,
+    /// Its version of Harbor.
+    pub version: String,
 }
 
 /// Whether the process takes part.

@@ -47,6 +47,19 @@ pub(super) async fn drain(
         () = rest => {}
         () = signals.end() => {}
     }
+    report(forwarder);
+}
+
+/// Lets open connections finish, after everything else has been handed over.
+pub(super) async fn finish(forwarder: &Forwarder, limits: &ForwarderLimits, signals: &mut Signals) {
+    tokio::select! {
+        () = finished(forwarder, limits.drain_timeout) => {}
+        () = signals.end() => {}
+    }
+    report(forwarder);
+}
+
+fn report(forwarder: &Forwarder) {
     match forwarder.open_flows() {
         0 => tracing::info!("every connection has finished"),
         open => tracing::warn!(open, "connections did not finish in time and are cut off"),

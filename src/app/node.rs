@@ -3,10 +3,14 @@
 //! Start: lock and store → snapshot → all ports bound or failed → last-known backends → NATS → ready → broker. A
 //! broker that answers therefore has its ports open. The end is the same way back, with time for what is open.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::{mpsc, watch},
+    task::block_in_place,
+    time::sleep,
+};
 use uuid::Uuid;
 
 use super::{
@@ -14,22 +18,25 @@ use super::{
     clock::SystemClock,
     drain,
     drained::Drained,
+    handover::{Estate, Predecessor, Program},
     infrastructure, lookout, machine,
     reload::{self, Reloadable},
     settings,
     signals::{Signals, Told},
+    sockets::Sockets,
     tasks::Tasks,
 };
 use crate::{
-    admin,
+    admin::{self, RestartRequest},
     backends::{Backend, Backends},
     broker,
     cluster::{self, Cluster, Ears},
     config::{Config, Sources},
     control::Control,
     discovery::{self, Discovery, Relays},
-    forwarder::{ClosingRecord, Forwarder, Surroundings, SystemBinder},
+    forwarder::{ClosingRecord, Forwarder, PortSockets, Surroundings},
     health::{checks, last_known, probe::Connect},
+    host::ServiceManager,
     model::{
         Clock, PoolName, ServiceInstanceId,
         desired::DesiredState,
@@ -49,8 +56,27 @@ const ATTEMPTS_PER_WARNING: u64 = 30;
 /// How long the operators' API may take to finish its requests, after everything else has ended.
 const ADMIN_STOPS_WITHIN: Duration = Duration::from_secs(1);
 
+/// How long until a store that could not be opened again is tried once more.
+const TAKE_BACK_AGAIN: Duration = Duration::from_secs(1);
+
+mod restart;
+
+use restart::Restart;
+
+/// What a node starts from, besides its configuration.
+#[derive(Debug)]
+pub(super) struct Start {
+    /// What a hot restart runs.
+    pub(super) program: Program,
+    /// What the service manager has kept of an earlier process that died.
+    pub(super) kept: Estate,
+}
+
 /// The parts of a node, joined.
 struct Node {
+    program: Program,
+    manager: Arc<ServiceManager>,
+    sockets: Arc<Sockets>,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     store: AnyStore,
@@ -68,20 +94,66 @@ struct Node {
     mode: watch::Sender<Mode>,
 }
 
-/// Runs a node until it is told to end.
-pub(super) async fn run(config: Config, sources: &Sources, log: &Log, mut signals: Signals) -> anyhow::Result<()> {
+/// What runs on a node's parts, by when it is ended.
+struct Running<'a> {
+    config: Config,
+    reach: Reloadable<'a>,
+    apis: Apis,
+    served: watch::Receiver<BTreeSet<PoolName>>,
+    store_link: watch::Sender<Link>,
+    /// What an operator's wish changes.
+    wishes: Tasks,
+    /// The APIs that change something.
+    doors: Tasks,
+    /// What only one process may do on a store and a data directory.
+    keepers: Tasks,
+    /// The parts behind the APIs.
+    parts: Tasks,
+    /// The operators' API.
+    admin: Tasks,
+}
+
+/// Why a node no longer serves.
+#[derive(Debug, PartialEq, Eq)]
+enum Left {
+    /// It was told to end.
+    Ended,
+    /// Another process serves.
+    HandedOver,
+}
+
+/// Runs a node until it is told to end, or until another process has taken its place. It takes the place of
+/// `predecessor`, which is gone as soon as it has.
+pub(super) async fn run(
+    config: Config,
+    sources: &Sources,
+    log: &Log,
+    mut signals: Signals,
+    start: Start,
+    predecessor: &mut Option<Predecessor>,
+) -> anyhow::Result<()> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     machine::prepare(&config);
     machine::make_data_dir(&config)?;
     let metrics = Arc::new(Metrics::new());
+    let Start { program, kept } = start;
+    let estate = match predecessor {
+        Some(predecessor) => predecessor.estate().await?,
+        None => kept,
+    };
+    let Estate { store: inherited, apis, ports, threads } = estate;
     // Its lock keeps a second process on the same data from touching anything.
-    let Some(store) = open_store(&config, &metrics, &mut signals).await? else { return Ok(()) };
+    // A successor that cannot open it leaves the old one serving: that is better than to wait.
+    let patient = predecessor.is_none();
+    let Some(store) = open_store(&config, &metrics, inherited, patient, &mut signals).await? else { return Ok(()) };
     let outcome = async {
-        let apis = Apis::bind(&config).await?;
-        let node = Node::join(&config, sources, Arc::clone(&store), metrics, &apis).await?;
-        node.serve(config, sources, log, apis, &mut signals).await
+        let manager = Arc::new(ServiceManager::from_environment());
+        let apis = Apis::bind(&config, apis, &manager).await?;
+        let node = Node::join(&config, sources, Arc::clone(&store), metrics, &apis, (program, manager, ports, threads))
+            .await?;
+        node.serve(config, sources, log, apis, &mut signals, predecessor).await
     };
     let outcome = outcome.await;
     store.close().await;
@@ -90,11 +162,18 @@ pub(super) async fn run(config: Config, sources: &Sources, log: &Log, mut signal
 
 /// Opens the store; one that is away is waited for, as after a power failure of everything, unless the process is told to
 /// end.
-async fn open_store(config: &Config, metrics: &Metrics, signals: &mut Signals) -> anyhow::Result<Option<AnyStore>> {
+async fn open_store(
+    config: &Config,
+    metrics: &Metrics,
+    mut inherited: Option<OwnedFd>,
+    patient: bool,
+    signals: &mut Signals,
+) -> anyhow::Result<Option<AnyStore>> {
     let settings = settings::store(config);
     for attempt in 0_u64.. {
-        match store::open(&settings, Arc::clone(&metrics.store), None).await {
+        match store::open(&settings, Arc::clone(&metrics.store), inherited.take()).await {
             Ok(store) => return Ok(Some(store)),
+            Err(error) if !patient => return Err(error.into()),
             Err(error) if error.passes() && attempt % ATTEMPTS_PER_WARNING == 0 => {
                 tracing::warn!(%error, "waiting for the store: nothing is served before it can be opened");
             }
@@ -133,6 +212,7 @@ impl Node {
         store: AnyStore,
         metrics: Arc<Metrics>,
         apis: &Apis,
+        (program, manager, ports, threads): (Program, Arc<ServiceManager>, PortSockets, Option<usize>),
     ) -> anyhow::Result<Self> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let token_file = config.admin.token_file.clone();
@@ -140,8 +220,9 @@ impl Node {
         let admin_token = admin::Token::load_or_make(&token_file)?;
         let backends = Backends::new(config.discovery.max_backends);
         let (observe, observations) = watch::channel(Arc::new(Observations::default()));
+        let sockets = Arc::new(Sockets::new(ports, Arc::clone(&manager)));
         let surroundings = Surroundings {
-            binder: Arc::new(SystemBinder),
+            binder: Arc::<Sockets>::clone(&sockets),
             backends: backends.clone(),
             clock: Arc::clone(&clock),
             metrics: Arc::clone(&metrics.forwarder),
@@ -149,7 +230,7 @@ impl Node {
             observe: Box::new(move |observed| drop(observe.send_replace(observed))),
             closed: Box::new(log_flow),
         };
-        let forwarder = Forwarder::start(settings::forwarder(config), surroundings)
+        let forwarder = Forwarder::start(settings::forwarder(config, threads), surroundings)
             .context("the threads that forward cannot be started")?;
         let members = Arc::new(Members::by_wall_clock(store.members().await?, clock.wall()));
         if members.wants_drained(&config.node.id) {
@@ -182,6 +263,9 @@ impl Node {
         );
         let (username, passwords) = settings::login(&config.broker);
         Ok(Self {
+            program,
+            manager,
+            sockets,
             clock,
             metrics,
             store,
@@ -202,11 +286,12 @@ impl Node {
     /// Starts what has to run, does what the process is told, and ends it all in order.
     async fn serve(
         mut self,
-        mut config: Config,
+        config: Config,
         sources: &Sources,
         log: &Log,
         apis: Apis,
         signals: &mut Signals,
+        predecessor: &mut Option<Predecessor>,
     ) -> anyhow::Result<()> {
         let (serve_pools, served) = watch::channel(self.control.served());
         let reach = Reloadable {
@@ -221,68 +306,176 @@ impl Node {
             certificates: apis.certificates(),
             served: serve_pools,
         };
-        // By when they are ended: what an operator's wish changes, the APIs that change something, the parts behind
-        // them, the operators' API.
-        let (mut wishes, mut doors) = (Tasks::default(), Tasks::default());
-        let (mut parts, mut admin) = (Tasks::default(), Tasks::default());
-        let Apis { broker: broker_api, announce: announce_api, admin: admin_api } = apis;
-
         let store_link = watch::Sender::new(Link::Up(self.clock.wall()));
         let nats_link = watch::Sender::new(match config.nats {
             None => Link::Absent,
             Some(_) => Link::Down(self.clock.wall(), "not connected yet".into()),
         });
-        admin_api.serve(self.admin_router(&config, store_link.subscribe(), nats_link.subscribe()), &mut admin);
-        parts.spawn("store link", |stop| {
-            lookout::store(Arc::clone(&self.store), Arc::clone(&self.clock), store_link, stop)
-        });
-        parts.spawn("forwarder", |stop| lookout::forwarder(Arc::clone(&self.forwarder), stop));
-        parts.spawn("refresh", {
-            let (control, changed) = (Arc::clone(&self.control), self.ears.changed.subscribe());
-            |stop| control.follow(changed, stop)
-        });
-        parts.spawn("cluster", |stop| self.cluster(&config, served).run(stop));
-        parts.spawn("forwarding", |stop| {
-            let work = forward(self.control.desired(), Arc::clone(&self.forwarder), self.backends.clone());
-            async move {
-                let _ = stop.run_until_cancelled(work).await;
-            }
-        });
+        let (ask_restart, mut requests) = mpsc::channel(1);
+        let router = self.admin_router(&config, store_link.subscribe(), nats_link.subscribe(), ask_restart);
+        let [wishes, doors, keepers, parts, admin] = std::array::from_fn(|_| Tasks::default());
+        let mut running = Running { config, reach, apis, served, store_link, wishes, doors, keepers, parts, admin };
 
-        let outcome = tokio::select! {
-            () = signals.end() => Ok(()),
-            ended = parts.ended() => Err(ended),
-            () = self.become_ready(&config) => {
-                self.start_discovery(&config, sources, nats_link, &mut parts);
-                let drained = self.drained(&config);
+        let mut admin_router = Some(router);
+        if predecessor.is_none() {
+            // Otherwise it is the predecessor that answers until this process serves.
+            running.apis.admin.serve(admin_router.take().expect("just made"), &mut running.admin)?;
+        }
+        self.start_parts(&mut running);
+        self.start_keepers(&mut running);
+        let ready = tokio::select! {
+            () = signals.end() => Ok(false),
+            ended = running.parts.ended() => Err(ended),
+            ended = running.keepers.ended() => Err(ended),
+            ready = self.become_ready(&running.config, predecessor.as_ref()) => ready.map(|()| true),
+        };
+        let outcome = match ready {
+            Ok(true) => {
+                let drained = self.drained(&running.config);
                 self.mode.send_replace(if drained.is_wanted() { Mode::Draining } else { Mode::Serving });
-                wishes.spawn("drain and resume", |stop| drained.run(stop));
-                let broker = broker::router(
-                    Arc::clone(&self.control), Arc::clone(&self.passwords), Arc::clone(&self.metrics.broker),
-                );
-                broker_api.serve(broker, &mut doors);
-                if let Some(api) = announce_api {
-                    api.serve(discovery::announce_router(Arc::clone(&self.discovery)), &mut doors);
+                running.wishes.spawn("drain and resume", |stop| drained.run(stop));
+                if let Some(router) = admin_router {
+                    running.apis.admin.serve(router, &mut running.admin)?;
                 }
-                tracing::info!(node = %config.node.id, "ready");
-                attend(&mut config, &reach, signals, [&mut doors, &mut parts, &mut admin]).await
+                self.open_doors(&mut running)?;
+                if let Some(predecessor) = predecessor.take() {
+                    predecessor.serving().await;
+                }
+                self.start_discovery(&mut running, sources, nats_link);
+                self.manager.ready();
+                tracing::info!(node = %running.config.node.id, "ready");
+                self.attend(&mut running, signals, &mut requests).await
             }
+            Ok(false) => Ok(Left::Ended),
+            Err(error) => Err(error),
         };
+        self.end(running, signals, outcome).await
+    }
 
+    /// Ends it all in order.
+    async fn end(
+        self,
+        running: Running<'_>,
+        signals: &mut Signals,
+        outcome: anyhow::Result<Left>,
+    ) -> anyhow::Result<()> {
+        let Running { config, apis, mut wishes, mut doors, mut keepers, mut parts, mut admin, .. } = running;
         wishes.end().await;
-        self.mode.send_replace(Mode::Draining);
-        let close_doors = async {
-            doors.end().await;
-            self.control.close().await;
-        };
-        drain::drain(&self.forwarder, &config.forwarder.limits, signals, close_doors).await;
-        parts.end().await;
+        // Whoever serves them still has them open.
+        drop(apis);
+        let limits = &config.forwarder.limits;
+        match outcome {
+            Ok(Left::HandedOver) => {
+                block_in_place(|| self.forwarder.let_go());
+                let others = async {
+                    admin.end().await;
+                    parts.end().await;
+                };
+                tokio::join!(others, drain::finish(&self.forwarder, limits, signals));
+            }
+            _ => {
+                self.manager.stopping();
+                self.mode.send_replace(Mode::Draining);
+                let close_doors = async {
+                    doors.end().await;
+                    self.control.close().await;
+                };
+                drain::drain(&self.forwarder, limits, signals, close_doors).await;
+                keepers.end().await;
+                parts.end().await;
+            }
+        }
         let forwarder = self.forwarder;
         tokio::task::spawn_blocking(move || forwarder.stop()).await.context("the threads that forward have failed")?;
         // Whoever has asked only half by now gets no answer.
         let _ = tokio::time::timeout(ADMIN_STOPS_WITHIN, admin.end()).await;
         tracing::info!("ended");
-        outcome
+        outcome.map(drop)
+    }
+
+    /// Starts what works on the node's parts from the first moment on.
+    fn start_parts(&self, running: &mut Running<'_>) {
+        running.parts.spawn("forwarder", |stop| lookout::forwarder(Arc::clone(&self.forwarder), stop));
+        running.parts.spawn("forwarding", |stop| {
+            let work = forward(self.control.desired(), Arc::clone(&self.forwarder), self.backends.clone());
+            async move {
+                let _ = stop.run_until_cancelled(work).await;
+            }
+        });
+    }
+
+    /// Starts what only one process may do on a store and a data directory.
+    fn start_keepers(&self, running: &mut Running<'_>) {
+        let mut keepers = Tasks::default();
+        keepers.spawn("store link", |stop| {
+            lookout::store(Arc::clone(&self.store), Arc::clone(&self.clock), running.store_link.clone(), stop)
+        });
+        keepers.spawn("refresh", {
+            let (control, changed) = (Arc::clone(&self.control), self.ears.changed.subscribe());
+            |stop| control.follow(changed, stop)
+        });
+        keepers.spawn("cluster", |stop| self.cluster(&running.config, running.served.clone()).run(stop));
+        if *self.mode.borrow() != Mode::Starting {
+            self.start_last_known(&running.config, &mut keepers);
+        }
+        running.keepers = keepers;
+    }
+
+    /// Keeps the last-known file, from when it has been read.
+    fn start_last_known(&self, config: &Config, keepers: &mut Tasks) {
+        keepers.spawn("last-known backends", |stop| {
+            let path = config.node.data_dir.join(last_known::FILE_NAME);
+            last_known::keep(path, self.backends.clone(), Arc::clone(&self.clock), stop)
+        });
+    }
+
+    /// Serves the APIs that change something.
+    fn open_doors(&self, running: &mut Running<'_>) -> anyhow::Result<()> {
+        running.doors = Tasks::default();
+        let (control, passwords) = (Arc::clone(&self.control), Arc::clone(&self.passwords));
+        let broker = broker::router(control, passwords, Arc::clone(&self.metrics.broker));
+        running.apis.broker.serve(broker, &mut running.doors)?;
+        if let Some(api) = &running.apis.announce {
+            api.serve(discovery::announce_router(Arc::clone(&self.discovery)), &mut running.doors)?;
+        }
+        Ok(())
+    }
+
+    /// Does what the process is told until it no longer is the one that serves, or a task ends by itself.
+    async fn attend(
+        &self,
+        running: &mut Running<'_>,
+        signals: &mut Signals,
+        requests: &mut mpsc::Receiver<RestartRequest>,
+    ) -> anyhow::Result<Left> {
+        let mut pools = running.reach.control.pools();
+        pools.mark_changed();
+        loop {
+            let asked = tokio::select! {
+                Ok(()) = pools.changed() => {
+                    reload::take_over_pools(&mut running.config, &running.reach);
+                    continue;
+                }
+                told = signals.next() => match told {
+                    Told::End => return Ok(Left::Ended),
+                    Told::Reload => {
+                        reload::reload(&mut running.config, &running.reach).await;
+                        continue;
+                    }
+                    Told::Restart => None,
+                },
+                Some(asked) = requests.recv() => Some(asked),
+                ended = running.doors.ended() => return Err(ended),
+                ended = running.keepers.ended() => return Err(ended),
+                ended = running.parts.ended() => return Err(ended),
+                ended = running.admin.ended() => return Err(ended),
+            };
+            match self.restart(running, signals, requests, asked).await {
+                Restart::Done => return Ok(Left::HandedOver),
+                Restart::Failed => {}
+                Restart::ToldToEnd => return Ok(Left::Ended),
+            }
+        }
     }
 
     /// This node's part in the cluster.
@@ -314,7 +507,13 @@ impl Node {
         }
     }
 
-    fn admin_router(&self, config: &Config, store: watch::Receiver<Link>, nats: watch::Receiver<Link>) -> axum::Router {
+    fn admin_router(
+        &self,
+        config: &Config,
+        store: watch::Receiver<Link>,
+        nats: watch::Receiver<Link>,
+        restart: mpsc::Sender<RestartRequest>,
+    ) -> axum::Router {
         admin::router(admin::Sources {
             node: config.node.id.clone(),
             started_at: self.clock.wall(),
@@ -331,14 +530,16 @@ impl Node {
             store,
             nats,
             cut_off_after: config.node.cut_off_after,
+            restart,
             metrics: Arc::clone(&self.metrics),
             token: self.admin_token.clone(),
             metrics_public: config.admin.metrics_public,
         })
     }
 
-    /// Waits until every port is bound or has failed, and takes back the backends that the last process knew.
-    async fn become_ready(&self, config: &Config) {
+    /// Waits until every port is bound or has failed, takes back the backends that the last process knew, and its sessions
+    /// where it still runs. Then this process accepts and receives.
+    async fn become_ready(&self, config: &Config, predecessor: Option<&Predecessor>) -> anyhow::Result<()> {
         let wanted = self.control.desired().borrow().revision;
         let applied = |observed: &Arc<Observations>| observed.applied.is_some_and(|applied| applied >= wanted);
         if self.observations.clone().wait_for(applied).await.is_err() {
@@ -348,9 +549,24 @@ impl Node {
         let directory = Arc::clone(&self.control.directory().borrow());
         let path = config.node.data_dir.join(last_known::FILE_NAME);
         let admits = |id: &ServiceInstanceId, backend: &Backend| self.discovery.admits(id, backend);
-        let connect = self.connect();
+        // What the predecessor knew a moment ago needs no trying.
+        let connect = predecessor.is_none().then(|| self.connect());
         let restored = last_known::restore(&path, &self.backends, &directory, admits, connect, &*self.clock).await;
         tracing::info!(?restored, "took back the last-known backends");
+        let sessions = match predecessor {
+            Some(predecessor) => predecessor.sessions().await?,
+            None => Vec::new(),
+        };
+        block_in_place(|| {
+            let taken = sessions.len();
+            self.forwarder.import_sessions(sessions);
+            self.forwarder.go_on();
+            if predecessor.is_some() {
+                tracing::info!(sessions = taken, "took over from a running process");
+            }
+        });
+        self.sockets.close_rest();
+        Ok(())
     }
 
     /// How backends are tried.
@@ -360,12 +576,10 @@ impl Node {
     }
 
     /// Lets announcements in, and backends expire.
-    fn start_discovery(&mut self, config: &Config, sources: &Sources, link: watch::Sender<Link>, parts: &mut Tasks) {
+    fn start_discovery(&mut self, running: &mut Running<'_>, sources: &Sources, link: watch::Sender<Link>) {
+        let Running { config, parts, keepers, .. } = running;
+        self.start_last_known(config, keepers);
         parts.spawn("backends", |stop| discovery::upkeep::run(Arc::clone(&self.discovery), stop));
-        parts.spawn("last-known backends", |stop| {
-            let path = config.node.data_dir.join(last_known::FILE_NAME);
-            last_known::keep(path, self.backends.clone(), Arc::clone(&self.clock), stop)
-        });
         parts.spawn("health checks", |stop| {
             let (desired, clock) = (self.control.desired(), Arc::clone(&self.clock));
             let metrics = Arc::clone(&self.metrics.health);
@@ -386,28 +600,5 @@ async fn forward(mut desired: watch::Receiver<Arc<DesiredState>>, forwarder: Arc
         let latest = Arc::clone(&desired.borrow_and_update());
         backends.set_drain_timeout(latest.limits.drain_timeout);
         forwarder.apply(latest);
-    }
-}
-
-/// Does what the process is told until that is to end, or a task ends by itself.
-async fn attend(
-    config: &mut Config,
-    reach: &Reloadable<'_>,
-    signals: &mut Signals,
-    [doors, parts, admin]: [&mut Tasks; 3],
-) -> anyhow::Result<()> {
-    let mut pools = reach.control.pools();
-    pools.mark_changed();
-    loop {
-        tokio::select! {
-            Ok(()) = pools.changed() => reload::take_over_pools(config, reach),
-            told = signals.next() => match told {
-                Told::End => return Ok(()),
-                Told::Reload => reload::reload(config, reach).await,
-            },
-            ended = doors.ended() => return Err(ended),
-            ended = parts.ended() => return Err(ended),
-            ended = admin.ended() => return Err(ended),
-        }
     }
 }

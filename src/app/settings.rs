@@ -45,12 +45,15 @@ pub(super) fn control(config: &Config) -> control::Settings {
     }
 }
 
-pub(super) fn forwarder(config: &Config) -> forwarder::Settings {
+/// `threads`: of the process that this one follows, if there is one.
+pub(super) fn forwarder(config: &Config, threads: Option<usize>) -> forwarder::Settings {
     forwarder::Settings {
         listen: config.node.listen.clone(),
-        workers: config.forwarder.workers,
+        // Ports that are spread over so many sockets stay so.
+        workers: threads.unwrap_or(config.forwarder.workers),
         pool_ports: pool_ports(&config.node.pools),
-        held: false,
+        // Until the backends are known: what comes before waits.
+        held: true,
     }
 }
 

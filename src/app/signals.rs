@@ -10,6 +10,7 @@ pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    user_defined: Signal,
 }
 
 /// What a signal means here.
@@ -19,6 +20,8 @@ pub(super) enum Told {
     End,
     /// SIGHUP.
     Reload,
+    /// SIGUSR2.
+    Restart,
 }
 
 impl Signals {
@@ -27,6 +30,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            user_defined: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -36,6 +40,7 @@ impl Signals {
             _ = self.terminate.recv() => Told::End,
             _ = self.interrupt.recv() => Told::End,
             _ = self.hang_up.recv() => Told::Reload,
+            _ = self.user_defined.recv() => Told::Restart,
         }
     }
 

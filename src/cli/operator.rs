@@ -93,9 +93,19 @@ impl Node {
 
     /// What the node answers when it is told to do something.
     pub async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, Failure> {
-        let (status, body) = tokio::time::timeout(TIMEOUT, self.exchange(method, path))
+        self.ask_within(method, path, TIMEOUT).await
+    }
+
+    /// The same where the answer may take so long.
+    pub async fn ask_within<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        within: Duration,
+    ) -> Result<T, Failure> {
+        let (status, body) = tokio::time::timeout(within, self.exchange(method, path))
             .await
-            .map_err(|_| Failure::Problem(anyhow!("the node at {} does not answer within {TIMEOUT:?}", self.url)))?
+            .map_err(|_| Failure::Problem(anyhow!("the node at {} does not answer within {within:?}", self.url)))?
             .map_err(|error| {
                 // Flat: the cause is not an input or output error of this command itself.
                 Failure::Problem(anyhow!(

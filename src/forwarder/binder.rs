@@ -90,7 +90,15 @@ impl InheritedSockets {
         self.sockets().drain().filter(|(_, rest)| !rest.is_empty()).map(|(place, _)| place).collect()
     }
 
-    fn take(&self, transport: Transport, address: SocketAddr) -> Option<OwnedFd> {
+    /// The socket for a port, if there is one.
+    #[must_use]
+    pub fn take(&self, address: IpAddr, port: u16, transport: Transport) -> Option<OwnedFd> {
+        let all = (address == Ipv6Addr::UNSPECIFIED).then_some(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let mut addresses = [Some(address), all].into_iter().flatten();
+        addresses.find_map(|address| self.take_at(transport, SocketAddr::new(address, port)))
+    }
+
+    fn take_at(&self, transport: Transport, address: SocketAddr) -> Option<OwnedFd> {
         self.sockets().get_mut(&(transport, address))?.pop_front()
     }
 
@@ -101,14 +109,11 @@ impl InheritedSockets {
 
 impl Binder for InheritedSockets {
     fn bind(&self, address: IpAddr, port: u16, transport: Transport) -> io::Result<OwnedFd> {
-        let all = (address == Ipv6Addr::UNSPECIFIED).then_some(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-        let mut inherited = [Some(address), all].into_iter().flatten();
-        let inherited = inherited.find_map(|address| self.take(transport, SocketAddr::new(address, port)));
-        inherited.map_or_else(|| SystemBinder.bind(address, port, transport), Ok)
+        self.take(address, port, transport).map_or_else(|| SystemBinder.bind(address, port, transport), Ok)
     }
 
     fn bind_beside(&self, first: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-        let inherited = sockets::local_address(first).and_then(|address| self.take(Transport::Udp, address));
+        let inherited = sockets::local_address(first).and_then(|address| self.take_at(Transport::Udp, address));
         inherited.map_or_else(|| SystemBinder.bind_beside(first), Ok)
     }
 

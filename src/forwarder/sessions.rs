@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeSet, HashMap, hash_map::Entry},
     hash::Hash,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::{Duration, Instant},
 };
 
@@ -35,6 +35,15 @@ impl Source {
         match client.to_canonical() {
             IpAddr::V4(address) => Self::V4(address),
             IpAddr::V6(address) => Self::V6((u128::from(address) >> 64) as u64),
+        }
+    }
+
+    /// An address that is there.
+    #[must_use]
+    pub fn address(self) -> IpAddr {
+        match self {
+            Self::V4(address) => address.into(),
+            Self::V6(network) => Ipv6Addr::from_bits(u128::from(network) << 64).into(),
         }
     }
 }
@@ -343,6 +352,7 @@ mod tests {
         fn check(one: &str, other: &str, same: bool) {
             let source = |text: &str| Source::of(text.parse().unwrap());
             assert_eq!(source(one) == source(other), same, "{one} {other}");
+            assert_eq!(Source::of(source(one).address()), source(one));
         }
         check("10.0.0.1", "::ffff:10.0.0.1", true);
         check("10.0.0.1", "10.0.0.2", false);

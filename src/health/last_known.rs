@@ -62,13 +62,13 @@ pub struct Restored {
 }
 
 /// Reads the file and puts into the table what may still be believed: within its original deadline, its authority
-/// standing in `directory`, passed by `admits`, and reachable where that can be told.
+/// standing in `directory`, passed by `admits`, and reachable where that can be told. Without `connect` none is tried.
 pub async fn restore(
     path: &Path,
     backends: &Backends,
     directory: &Directory,
     admits: impl Fn(&ServiceInstanceId, &Backend) -> bool,
-    connect: Arc<Connect>,
+    connect: Option<Arc<Connect>>,
     clock: &dyn Clock,
 ) -> Restored {
     let owned = path.to_owned();
@@ -91,7 +91,7 @@ pub async fn restore(
     let known = candidates.len();
     // Each as soon as it has answered, whoever else does not. Those that are left at the end are given up.
     let restoring = async {
-        let mut tries = tried(in_turns(candidates), &connect);
+        let mut tries = tried(in_turns(candidates), connect.as_ref());
         while let Some(tried) = tries.join_next().await {
             if let Some(reachable) = tried.expect("trying does not panic") {
                 backends.restore([reachable]);
@@ -120,16 +120,16 @@ fn in_turns(mut candidates: Vec<Known>) -> Vec<Known> {
 }
 
 /// Tries all that can be tried, so many at a time, in their order.
-fn tried(candidates: Vec<Known>, connect: &Arc<Connect>) -> JoinSet<Option<Known>> {
+fn tried(candidates: Vec<Known>, connect: Option<&Arc<Connect>>) -> JoinSet<Option<Known>> {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTS));
     let mut tries = JoinSet::new();
     for candidate in candidates {
-        let (permits, connect) = (Arc::clone(&permits), Arc::clone(connect));
+        let (permits, connect) = (Arc::clone(&permits), connect.cloned());
         tries.spawn(async move {
             let Endpoint { transport, address } = candidate.1.backend.endpoint;
-            let reachable = match transport {
-                Transport::Udp => true,
-                Transport::Tcp => {
+            let reachable = match (transport, connect) {
+                (Transport::Udp, _) | (_, None) => true,
+                (Transport::Tcp, Some(connect)) => {
                     let _permit = permits.acquire().await.expect("the semaphore is never closed");
                     takes_connections(&*connect, address, CONNECT_TIMEOUT).await
                 }

@@ -23,6 +23,9 @@ const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(5);
 /// Longest such pause.
 const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// How long a connection that has come before the end may take to say what it wants.
+const FIRST_WORD_WITHIN: Duration = Duration::from_secs(1);
+
 /// Serves `router` on `listener` until `shutdown`; then closes the listener, lets running requests finish for
 /// [`Limits::shutdown_grace`], and returns when no connection is left.
 pub async fn serve(
@@ -98,8 +101,9 @@ async fn converse(
     let _ = stream.set_nodelay(true);
     let Some(tls) = tls else { return exchange(stream, caller, router, limits, shutdown).await };
     let handshake = TlsAcceptor::from(tls.current()).accept(stream);
+    let unbegun = CancellationToken::new();
     let outcome = tokio::select! {
-        () = shutdown.cancelled() => return,
+        () = last_call(&shutdown, &unbegun) => return,
         outcome = tokio::time::timeout(limits.header_timeout, handshake) => outcome,
     };
     match outcome {
@@ -117,7 +121,10 @@ async fn exchange(
     limits: Limits,
     shutdown: CancellationToken,
 ) {
+    let begun = CancellationToken::new();
+    let first = begun.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
+        first.cancel();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(caller);
         router.clone().oneshot(request)
@@ -131,7 +138,7 @@ async fn exchange(
     let mut connection = pin!(connection);
     let outcome = tokio::select! {
         outcome = connection.as_mut() => outcome,
-        () = shutdown.cancelled() => {
+        () = last_call(&shutdown, &begun) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -139,6 +146,13 @@ async fn exchange(
     if let Err(error) = outcome {
         tracing::debug!(caller = %caller.0, %error, "the connection ended early");
     }
+}
+
+/// Waits for the end, and a moment longer on a connection whose first request has not `begun`: it was made while there was
+/// somebody to answer, and would be closed without an answer.
+async fn last_call(shutdown: &CancellationToken, begun: &CancellationToken) {
+    shutdown.cancelled().await;
+    let _ = tokio::time::timeout(FIRST_WORD_WITHIN, begun.cancelled()).await;
 }
 
 #[cfg(test)]

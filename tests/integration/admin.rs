@@ -3,7 +3,7 @@
 use std::{collections::HashMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use harbor::{
-    admin,
+    admin::{self, RestartError, wire},
     app::clock::SystemClock,
     backends::Backends,
     control::{self, Control},
@@ -25,8 +25,9 @@ use harbor::{
     store::{AnyStore, Provision, Store as _, memory::MemoryStore},
     telemetry::metrics::Metrics,
 };
+use hyper::Method;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -51,6 +52,8 @@ pub struct Node {
     pub store: watch::Sender<Link>,
     members: watch::Sender<Arc<Members>>,
     durable: Arc<MemoryStore>,
+    /// Restarts that were asked for.
+    pub restarts: mpsc::Receiver<admin::RestartRequest>,
     directory: tempfile::TempDir,
     _shutdown: DropGuard,
 }
@@ -105,6 +108,7 @@ impl Node {
         let (mode, mode_receiver) = watch::channel(Mode::Serving);
         let (nats, nats_receiver) = watch::channel(Link::Absent);
         let (store, store_receiver) = watch::channel(Link::Up(THEN));
+        let (restart, restarts) = mpsc::channel(1);
         let router = admin::router(admin::Sources {
             node: NodeId::new("harbor_node_1").unwrap(),
             started_at: THEN,
@@ -118,6 +122,7 @@ impl Node {
             refusals: Box::new(refusals),
             store: store_receiver,
             nats: nats_receiver,
+            restart,
             metrics,
             token: admin::Token::load_or_make(&token_file).unwrap(),
             metrics_public,
@@ -128,7 +133,7 @@ impl Node {
         let serve = http::serve(listener, None, router, http::Limits::default(), shutdown.clone());
         TaskTracker::new().spawn(serve);
         let _shutdown = shutdown.drop_guard();
-        Self { address, token_file, mode, observations, nats, store, members, durable, directory, _shutdown }
+        Self { address, token_file, mode, observations, nats, store, restarts, members, durable, directory, _shutdown }
     }
 
     /// The token, as operators read it.
@@ -262,6 +267,7 @@ async fn the_status_tells_node_pools_links_listeners_and_backends() {
                 "degraded": [],
                 "node": "harbor_node_1",
                 "version": env!("CARGO_PKG_VERSION"),
+                "process": std::process::id(),
                 "mode": "serving",
                 "started_at": THEN_TOLD,
                 "revision_desired": 3,
@@ -385,4 +391,27 @@ async fn what_is_not_there_is_refused_as_json() {
     let nothing = json!({"description": "There is nothing at this path."});
     assert_eq!(node.operator().get("/admin/v1/nothing").await.parts(), (404, nothing));
     assert_eq!(node.operator().delete("/admin/v1/status").await.status, 405);
+}
+
+#[tokio::test]
+async fn a_restart_is_asked_for_with_the_token_and_answered_when_it_is_done_or_has_failed() {
+    let mut node = Node::new(true).await;
+    let path = wire::RESTART_PATH;
+    assert_eq!(node.anonymous().try_send(Method::POST, path, None).await.unwrap().status, 401);
+    let operator = node.operator();
+    let restarted =
+        wire::Restarted { old_process: 7, old_version: "0.1.0".into(), process: 8, version: "0.2.0".into() };
+    let told = json!({ "old_process": 7, "old_version": "0.1.0", "process": 8, "version": "0.2.0" });
+    let failed = RestartError::Failed("the new process ended (exit status: 2): its log says why".into());
+    for (outcome, expect) in [
+        (Ok(restarted), (200, told)),
+        (Err(failed.clone()), (500, json!({ "description": failed.to_string() }))),
+        (Err(RestartError::UnderWay), (409, json!({ "description": "a restart is under way" }))),
+    ] {
+        let asking = operator.try_send(Method::POST, path, None);
+        let answering = async { node.restarts.recv().await.expect("it was asked for").send(outcome).unwrap() };
+        let (answer, ()) = tokio::join!(asking, answering);
+        assert_eq!(answer.unwrap().parts(), expect);
+    }
+    assert_eq!(operator.get(path).await.status, 405);
 }

@@ -263,7 +263,7 @@ async fn status_shows_a_node_and_ends_with_1_when_something_is_wrong() {
     };
     let screen = format!(
         "\
-harbor_node_1  serving, all is well  (harbor {}, since 2026-11-21T09:15:18Z)
+harbor_node_1  serving, all is well  (harbor {}, process {}, since 2026-11-21T09:15:18Z)
 
 store      connected since 2026-11-21T09:15:18Z
 NATS       not configured
@@ -276,7 +276,8 @@ PORT   PROTOCOL  LISTENER  BACKENDS                    SERVICE INSTANCE
 26000  tcp       bound     1 up, 0 open                first
 26001  tcp       bound     none: app_not_bound         second
 ",
-        env!("CARGO_PKG_VERSION")
+        env!("CARGO_PKG_VERSION"),
+        std::process::id()
     );
     let well = Said { code: 0, stdout: screen, stderr: String::new() };
     assert_eq!(status(&[], &["--admin", &url, "--token-file", token_file]), well);

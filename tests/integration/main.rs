@@ -15,6 +15,7 @@ mod docs;
 mod end_to_end;
 mod failover;
 mod forwarder;
+mod hot_restart;
 mod openapi;
 mod outages;
 mod postgres;

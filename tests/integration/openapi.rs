@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use harbor::{
-    admin::wire,
+    admin::{RestartError, wire},
     broker::ROUTES,
     discovery::source::{Action, Source},
     model::{
@@ -265,7 +265,7 @@ async fn a_pool_without_public_names_is_described_too() {
 async fn what_operators_are_shown_is_what_it_describes() {
     let document = document();
     let mut seen = BTreeSet::new();
-    let (node, private) = (Node::new(true).await, Node::new(false).await);
+    let (mut node, private) = (Node::new(true).await, Node::new(false).await);
     let at = || Timestamp::from_seconds(1_795_252_518);
     let mut tell = async |method: Method, path: &'static str, client: Client, status: u16| {
         let answer = client.send(method.clone(), &path.replace("{node_id}", "harbor_node_2"), None).await;
@@ -328,6 +328,18 @@ async fn what_operators_are_shown_is_what_it_describes() {
     node.close_store().await;
     for (method, path) in node_paths {
         tell(method, path, node.operator(), 503).await;
+    }
+
+    tell(Method::POST, wire::RESTART_PATH, node.anonymous(), 401).await;
+    let restarted = wire::Restarted { old_process: 7, old_version: "0.1".into(), process: 8, version: "0.2".into() };
+    for (outcome, status) in [
+        (Ok(restarted), 200),
+        (Err(RestartError::UnderWay), 409),
+        (Err(RestartError::Failed("the new process ended".into())), 500),
+    ] {
+        let operator = node.operator();
+        let answer = async { node.restarts.recv().await.expect("it was asked for").send(outcome).unwrap() };
+        tokio::join!(tell(Method::POST, wire::RESTART_PATH, operator, status), answer);
     }
 
     let mut described = BTreeSet::new();

@@ -30,9 +30,10 @@ pub fn render(status: &Status, colour: bool) -> String {
     };
     let verdict = if status.degraded.is_empty() { paint("all is well", GREEN) } else { paint("degraded", RED) };
     line(format!(
-        "{}  {mode}, {verdict}  (harbor {}, since {})",
+        "{}  {mode}, {verdict}  (harbor {}, process {}, since {})",
         paint(&clean(&status.node), BOLD),
         clean(&status.version),
+        status.process,
         clean(&status.started_at)
     ));
     for reason in &status.degraded {

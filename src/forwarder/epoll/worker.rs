@@ -58,7 +58,7 @@ pub(super) enum Command {
     EndFlows,
     /// Accept and receive nothing for now.
     Hold,
-    /// Go on.
+    /// Go on, if it is held.
     GoOn,
     /// Let go of UDP sockets and of the sessions on them, which another process has.
     LetGoOfUdp,
@@ -236,9 +236,10 @@ impl Worker {
                     udp.hold(tools);
                 }
                 Ok(Command::GoOn) => {
-                    tools.held = false;
-                    tcp.go_on(tools);
-                    udp.go_on(tools);
+                    if std::mem::take(&mut tools.held) {
+                        tcp.go_on(tools);
+                        udp.go_on(tools);
+                    }
                 }
                 Ok(Command::LetGoOfUdp) => udp.let_go(tools),
                 Ok(Command::Import(imports)) => udp.import(&imports, tools),

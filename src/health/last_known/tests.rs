@@ -129,7 +129,7 @@ async fn backends_come_back_with_the_deadlines_they_had() {
 
     clock.restart_after(Duration::from_secs(50));
     let restarted = Backends::new(8);
-    let outcome = restore(&path, &restarted, &directory(&["app"]), |_, _| true, connect(), &*clock).await;
+    let outcome = restore(&path, &restarted, &directory(&["app"]), |_, _| true, Some(connect()), &*clock).await;
     assert_eq!(outcome, Restored { restored: 2, ..Restored::default() });
     let states = restarted.list(&id());
     assert_eq!(states.iter().map(|state| state.backend.endpoint.address).collect::<Vec<_>>()[1], address);
@@ -157,12 +157,12 @@ async fn what_may_not_be_believed_any_more_stays_away() {
 
     let restarted = Backends::new(8);
     let admits = |_: &ServiceInstanceId, backend: &Backend| backend.endpoint.address.ip().to_string() != "127.0.0.9";
-    let outcome = restore(&path, &restarted, &directory(&["app"]), admits, connect(), &*clock).await;
+    let outcome = restore(&path, &restarted, &directory(&["app"]), admits, Some(connect()), &*clock).await;
     assert_eq!(outcome, Restored { restored: 1, expired: 0, unauthorised: 2, unreachable: 1 });
     assert_eq!(restarted.list(&id())[0].backend.authority, Authority::Trusted);
 
     clock.restart_after(TTL);
-    let late = restore(&path, &Backends::new(8), &directory(&["app"]), admits, connect(), &*clock).await;
+    let late = restore(&path, &Backends::new(8), &directory(&["app"]), admits, Some(connect()), &*clock).await;
     assert_eq!(late, Restored { expired: 4, ..Restored::default() });
 }
 
@@ -175,7 +175,7 @@ async fn a_clock_that_was_set_back_gives_nobody_more_than_one_life() {
     written(&path, &backends, &clock).await;
     clock.0.lock().unwrap().1 = Timestamp::from_seconds(1_600_000_000);
     let restarted = Backends::new(8);
-    restore(&path, &restarted, &directory(&[]), |_, _| true, connect(), &*clock).await;
+    restore(&path, &restarted, &directory(&[]), |_, _| true, Some(connect()), &*clock).await;
     assert_eq!(restarted.list(&id())[0].expires_at, clock.now() + TTL);
 }
 
@@ -193,14 +193,14 @@ async fn a_file_that_cannot_be_understood_is_kept_aside_and_costs_nothing_else()
     ] {
         fs::write(&path, contents).unwrap();
         let aside = directory_of_files.path().join("backends.json.corrupt");
-        let outcome = restore(&path, &Backends::new(8), &directory(&[]), |_, _| true, connect(), &clock).await;
+        let outcome = restore(&path, &Backends::new(8), &directory(&[]), |_, _| true, Some(connect()), &clock).await;
         assert_eq!(outcome, Restored::default());
         assert_eq!((aside.exists(), path.exists()), (kept, !kept), "{:?}", String::from_utf8_lossy(contents));
         let _ = fs::remove_file(aside);
     }
     fs::remove_file(&path).unwrap();
     assert_eq!(
-        restore(&path, &Backends::new(8), &directory(&[]), |_, _| true, connect(), &clock).await,
+        restore(&path, &Backends::new(8), &directory(&[]), |_, _| true, Some(connect()), &clock).await,
         Restored::default()
     );
 }

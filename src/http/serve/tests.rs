@@ -122,6 +122,22 @@ async fn shutdown_finishes_a_running_request_and_closes_the_rest() {
 }
 
 #[tokio::test]
+async fn a_connection_that_was_made_before_the_end_is_answered() {
+    let (router, entered, gate, _) = gated();
+    let served = Served::new(router, Limits::default()).await;
+    let (mut late, first) = (TcpStream::connect(served.address).await.expect("it listens"), served.send(GET).await);
+    // Accepted in order: when the second asks something, the first is there.
+    entered.notified().await;
+    served.shutdown.cancel();
+    late.write_all(GET.as_bytes()).await.expect("it is open");
+    gate.add_permits(2);
+    for stream in [late, first] {
+        assert!(rest(stream).await.ends_with("done"));
+    }
+    served.stop().await;
+}
+
+#[tokio::test]
 async fn shutdown_cuts_off_what_does_not_finish_in_time() {
     let (router, entered, _gate, _) = gated();
     let served = Served::new(router, Limits { shutdown_grace: Duration::ZERO, ..Limits::default() }).await;

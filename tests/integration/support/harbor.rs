@@ -6,13 +6,17 @@ use std::{
     collections::HashMap,
     io::{BufRead as _, BufReader},
     net::SocketAddr,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Condvar, Mutex},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     thread::JoinHandle,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -29,10 +33,12 @@ pub struct Site {
     variables: Vec<(String, String)>,
 }
 
-/// One process on a [`Site`]; killed when dropped.
+/// One process on a [`Site`], and those that it has handed over to; killed when dropped.
 #[derive(Debug)]
 pub struct Harbor {
     child: Child,
+    /// Which of them serves.
+    serving: AtomicU32,
     admin_token_file: PathBuf,
     /// Its configuration and state stay while it runs.
     _directory: Arc<TempDir>,
@@ -137,8 +143,9 @@ quarantine = "0s"
 
     /// Starts `harbor serve` by this command of the site.
     pub fn start_with(&self, mut command: Command) -> Harbor {
-        let mut child =
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary is built with the tests");
+        // In a group of their own, so that whoever it hands over to ends with it.
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let mut child = command.spawn().expect("the binary is built with the tests");
         let log = Arc::new(Log::default());
         let stdout = child.stdout.take().expect("piped");
         let stderr = child.stderr.take().expect("piped");
@@ -153,6 +160,7 @@ quarantine = "0s"
             }
         });
         Harbor {
+            serving: AtomicU32::new(child.id()),
             child,
             admin_token_file: self.data().join("admin.token"),
             _directory: Arc::clone(&self.directory),
@@ -261,15 +269,35 @@ impl Harbor {
         self.address("broker");
     }
 
-    /// Its process id.
+    /// The process that serves.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.serving.load(Ordering::SeqCst)
     }
 
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")).expect("not zero");
-        kill_process(pid, signal).expect("it is our child and not yet reaped");
+        kill_process(pid(self.pid()), signal).expect("it runs");
+    }
+
+    /// Has it hand over to a new process, waits until that serves, and returns its id.
+    #[track_caller]
+    pub fn restart(&self) -> u32 {
+        let serves = |line: &String| line.contains("hot restart: another process serves");
+        let before = self.log.state.lock().expect("no panic under the lock").lines.iter().filter(|l| serves(l)).count();
+        self.signal(Signal::USR2);
+        let line = self.log.wait_for("process that has taken over", |state| {
+            assert!(!state.lines.iter().any(|line| line.contains("the hot restart failed")), "{:?}", state.lines);
+            state.lines.iter().filter(|line| serves(line)).nth(before).cloned()
+        });
+        let event: Value = serde_json::from_str(&line).expect("the log is JSON");
+        let process = event["fields"]["process"].as_u64().and_then(|id| u32::try_from(id).ok()).expect("a process id");
+        self.serves_now(process);
+        process
+    }
+
+    /// Another process of the site has taken over.
+    pub fn serves_now(&self, process: u32) {
+        self.serving.store(process, Ordering::SeqCst);
     }
 
     /// Kills it at once, as the machine would.
@@ -291,8 +319,8 @@ impl Harbor {
     }
 
     fn end(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
+        // They may have ended by themselves.
+        let _ = kill_process_group(pid(self.child.id()), Signal::KILL);
         let _ = self.child.wait();
         self.join();
     }
@@ -302,6 +330,10 @@ impl Harbor {
             reader.join().expect("the log reader does not panic");
         }
     }
+}
+
+fn pid(id: u32) -> Pid {
+    Pid::from_raw(i32::try_from(id).expect("a pid")).expect("not zero")
 }
 
 impl Drop for Harbor {

@@ -24,6 +24,7 @@ fn fine() -> Status {
         degraded: vec![],
         node: "harbor_node_1".into(),
         version: "0.1.0".into(),
+        process: 4242,
         mode: Mode::Serving,
         started_at: since.clone(),
         revision_desired: 14,
@@ -70,7 +71,7 @@ fn fine() -> Status {
 #[test]
 fn a_node_that_is_well_fits_one_screen() {
     let expect = "\
-harbor_node_1  serving, all is well  (harbor 0.1.0, since 2026-11-21T09:15:18Z)
+harbor_node_1  serving, all is well  (harbor 0.1.0, process 4242, since 2026-11-21T09:15:18Z)
 
 store      connected since 2026-11-21T09:15:18Z
 NATS       not configured
@@ -105,7 +106,7 @@ fn what_is_wrong_comes_first() {
     assert_eq!(
         lines[..8],
         [
-            "harbor_node_1  serving, degraded  (harbor 0.1.0, since 2026-11-21T09:15:18Z)",
+            "harbor_node_1  serving, degraded  (harbor 0.1.0, process 4242, since 2026-11-21T09:15:18Z)",
             "  ! NATS is away since 2026-11-21T09:15:18Z: connection refused",
             "  ! port 35013 is not open: held by process 7 (nginx)",
             "",

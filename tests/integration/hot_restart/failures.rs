@@ -1,0 +1,168 @@
+//! A new process that fails leaves everything as it was.
+
+use std::{
+    io::Write as _,
+    net::{SocketAddr, TcpStream, UdpSocket},
+    process::Command,
+};
+
+use rustix::process::Signal;
+use serde_json::json;
+use tokio::task::block_in_place;
+
+use super::stand_in::Program;
+use crate::{
+    end_to_end::{PLAN_BOTH, at, bind, provision, status, with_nats},
+    support::{
+        eventually::eventually_async,
+        harbor::{Harbor, Site},
+        nats::NatsServer,
+        peer::{TcpPeer, UdpPeer, V4, ask, connect, ping, udp_client},
+    },
+};
+
+/// A node with one port, a stream through it and a session.
+struct Stage {
+    site: Site,
+    program: Program,
+    harbor: Harbor,
+    stream: TcpStream,
+    session: UdpSocket,
+    port: SocketAddr,
+    tcp: TcpPeer,
+    udp: UdpPeer,
+    _nats: NatsServer,
+}
+
+impl Stage {
+    async fn set(ports: &str) -> Self {
+        let server = NatsServer::start();
+        let site = Site::new(ports, &with_nats(&server));
+        let program = Program::harbor(&site);
+        let harbor = program.start(&site);
+        harbor.ready().await;
+        provision(&harbor, "first", PLAN_BOTH).await;
+        let port = at(&bind(&harbor, "first", "binding", PLAN_BOTH).await);
+        let (tcp, udp) = (TcpPeer::echo(V4), UdpPeer::echo(V4));
+        let message = json!({
+            "host": "127.0.0.1",
+            "port": tcp.address.port(),
+            "app": "app",
+            "harbor": { "instance_id": "first", "udp_port": udp.address.port() },
+        });
+        let nats = async_nats::connect(server.url()).await.unwrap();
+        eventually_async("the port has its backends", || async {
+            nats.publish("harbor.register", message.to_string().into()).await.unwrap();
+            nats.flush().await.unwrap();
+            let backends = &status(&harbor).await["backends"];
+            (backends["tcp"] == 1 && backends["udp"] == 1).then_some(())
+        })
+        .await;
+        let (mut stream, session) = (connect(V4, port.port()), udp_client(V4, port.port()));
+        block_in_place(|| {
+            ping(&mut stream, b"before");
+            assert_eq!(ask(&session, b"before"), b"before");
+        });
+        Self { site, program, harbor, stream, session, port, tcp, udp, _nats: server }
+    }
+
+    /// Asks for a restart as operators do, and returns what the command says.
+    fn restart(&self) -> (Option<i32>, String) {
+        let (url, token) = (format!("http://{}", self.harbor.address("admin")), self.site.data().join("admin.token"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_harbor"));
+        let output = command.args(["restart", "--admin", &url, "--token-file"]).arg(token).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(said).unwrap())
+    }
+
+    /// Everything is as it was, and new things can be had.
+    async fn goes_on(&mut self, process: u32, what: &str) {
+        assert_eq!(status(&self.harbor).await["process"], process, "{what}");
+        provision(&self.harbor, &what.replace(' ', "-"), PLAN_BOTH).await;
+        block_in_place(|| {
+            ping(&mut self.stream, what.as_bytes());
+            assert_eq!(ask(&self.session, what.as_bytes()), what.as_bytes());
+            ping(&mut connect(V4, self.port.port()), what.as_bytes());
+        });
+        let sources = self.udp.received().into_iter().map(|(source, _)| source);
+        assert_eq!(sources.collect::<std::collections::BTreeSet<_>>().len(), 1, "{what}: the session moved");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_process_that_fails_at_any_step_leaves_the_old_one_serving() {
+    let mut stage = Stage::set("16910-16939").await;
+    let process = stage.harbor.pid();
+    let steps: [(&str, &dyn Fn(&Program), &str); 9] = [
+        ("cannot be run", &|program| program.becomes_unusable(), "cannot be run"),
+        ("ends at once", &|program| program.becomes("exit 7"), "exit status: 7"),
+        ("dies at once", &|program| program.becomes_one_that("dies_at_once"), "SIGABRT"),
+        ("speaks otherwise", &|program| program.becomes_one_that("speaks_another_protocol"), "harbor 9.9.9 takes over"),
+        ("talks nonsense", &|program| program.becomes_one_that("talks_nonsense"), "where it should greet"),
+        ("refuses", &|program| program.becomes_one_that("refuses"), "cannot go on: there is no room"),
+        ("dies with the lock", &|program| program.becomes_one_that("dies_with_the_lock"), "SIGABRT"),
+        ("dies with the sessions", &|program| program.becomes_one_that("dies_with_the_sessions"), "SIGABRT"),
+        ("hangs", &|program| program.becomes_one_that("hangs_with_the_sessions"), "does not serve within 5s"),
+    ];
+    for (what, fail, reason) in steps {
+        fail(&stage.program);
+        let (code, said) = block_in_place(|| stage.restart());
+        assert_eq!(code, Some(1), "{what}: {said}");
+        assert!(said.contains(reason), "{what}: {said}");
+        stage.goes_on(process, what).await;
+    }
+
+    // A configuration that is wrong, as an operator leaves one behind.
+    stage.program.becomes_harbor();
+    let config = std::fs::read_to_string(stage.site.config()).unwrap();
+    std::fs::write(stage.site.config(), config.replace("quarantine = \"0s\"", "quarantine = \"soon\"")).unwrap();
+    let (code, said) = block_in_place(|| stage.restart());
+    assert!(code == Some(1) && said.contains("quarantine"), "{said}");
+    stage.goes_on(process, "a wrong configuration").await;
+
+    // When it is right again a restart works, and nothing of all that is left.
+    std::fs::write(stage.site.config(), config).unwrap();
+    let (code, said) = block_in_place(|| stage.restart());
+    assert_eq!(code, Some(0), "{said}");
+    let new = status(&stage.harbor).await["process"].as_u64().and_then(|process| u32::try_from(process).ok()).unwrap();
+    assert!(
+        new != process && said.contains(&format!("Process {process} ")) && said.contains(&format!("process {new} "))
+    );
+    stage.harbor.serves_now(new);
+    stage.goes_on(new, "after a restart").await;
+    // The first process had the stream, and ends when that does.
+    assert_eq!(stage.tcp.accepted(), 12);
+    drop(stage.stream);
+    block_in_place(|| stage.harbor.logged("every connection has finished"));
+    stage.harbor.signal(Signal::TERM);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_that_is_under_way_refuses_another_one_and_ends_with_the_node() {
+    let mut stage = Stage::set("16940-16949").await;
+    let process = stage.harbor.pid();
+    stage.program.becomes_one_that("hangs_with_the_lock");
+    stage.harbor.signal(Signal::USR2);
+    block_in_place(|| stage.harbor.logged("hot restart: handing over"));
+    stage.harbor.signal(Signal::USR2);
+    block_in_place(|| stage.harbor.logged("a hot restart is under way: this one is refused"));
+    let (code, said) = block_in_place(|| stage.restart());
+    assert!(code == Some(1) && said.contains("a restart is under way"), "{said}");
+    // Traffic notices nothing of a new process that hangs; the platform waits.
+    block_in_place(|| {
+        ping(&mut stage.stream, b"meanwhile");
+        assert_eq!(ask(&stage.session, b"meanwhile"), b"meanwhile");
+        ping(&mut connect(V4, stage.port.port()), b"meanwhile");
+    });
+    let mut waiting = TcpStream::connect(stage.harbor.address("broker")).unwrap();
+    waiting.write_all(b"GET /v2/catalog HTTP/1.1\r\nhost: harbor\r\nconnection: close\r\n\r\n").unwrap();
+    // Told to end, it gives up the restart and drains as ever.
+    stage.harbor.signal(Signal::TERM);
+    let line = block_in_place(|| stage.harbor.logged("the hot restart failed"));
+    assert!(line.contains("this process was told to end"), "{line}");
+    assert_eq!(stage.harbor.pid(), process);
+    // Told again, it waits for nobody.
+    stage.harbor.signal(Signal::TERM);
+    let ended = block_in_place(|| stage.harbor.wait());
+    assert!(ended.success(), "{ended}");
+}
