@@ -151,8 +151,8 @@ async fn restart(State(sources): State<Arc<Sources>>, headers: HeaderMap) -> Res
     };
     match outcome {
         Ok(restarted) => Json(restarted).into_response(),
-        Err(error @ RestartError::UnderWay) => refusal(StatusCode::CONFLICT, None, &error.to_string()),
-        Err(error @ RestartError::Failed(_)) => refusal(StatusCode::INTERNAL_SERVER_ERROR, None, &error.to_string()),
+        Err(error @ RestartError::UnderWay) => refusal(StatusCode::CONFLICT, None, error.to_string()),
+        Err(error @ RestartError::Failed(_)) => refusal(StatusCode::INTERNAL_SERVER_ERROR, None, error.to_string()),
     }
 }
 

@@ -453,7 +453,7 @@ impl Node {
         loop {
             let asked = tokio::select! {
                 Ok(()) = pools.changed() => {
-                    reload::take_over_pools(&mut running.config, &running.reach);
+                    reload::take_over_pools(&running.config, &running.reach);
                     continue;
                 }
                 told = signals.next() => match told {

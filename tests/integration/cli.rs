@@ -52,6 +52,7 @@ Commands:
   serve         Run a node: broker, port forwarding, announcements and operators' API
   status        Show how a running node is, what is wrong first
   node          List the nodes of a store, and drain, resume or remove one
+  restart       Hand a running node over to a new process; no connection is lost
   announce      Keep this app instance, or this machine, announced as a backend
   env           Print the variables that Stackato set, from VCAP_SERVICES
   check-config  Check the configuration and show what it comes to, without secrets
@@ -243,6 +244,7 @@ fn completions_and_manual_pages_come_from_the_one_definition() {
             "harbor-node-remove.1",
             "harbor-node-resume.1",
             "harbor-node.1",
+            "harbor-restart.1",
             "harbor-serve.1",
             "harbor-status.1",
             "harbor.1"

@@ -87,14 +87,14 @@ async fn hang() -> ! {
 async fn one_that_goes_wrong() {
     let step = std::env::var(STEP).expect("a test says so");
     assert!(std::env::var_os(VARIABLE).is_some());
-    if step == "dies_at_once" {
+    if step == "dies-at-once" {
         die();
     }
-    if step == "speaks_another_protocol" || step == "talks_nonsense" {
+    if step == "speaks-another-protocol" || step == "talks-nonsense" {
         let socket = std::os::fd::AsFd::as_fd(&std::io::stdin()).try_clone_to_owned().unwrap();
         let channel = Channel::new(socket).unwrap();
         let message = match step.as_str() {
-            "talks_nonsense" => Message::Serving,
+            "talks-nonsense" => Message::Serving,
             _ => Message::Hello(Greeting { protocol: PROTOCOL + 1, version: "9.9.9".into(), ..Greeting::own() }),
         };
         channel.send(&message, &[]).await.unwrap();
@@ -108,15 +108,15 @@ async fn one_that_goes_wrong() {
     let estate: Estate = predecessor.estate().await.unwrap();
     assert!(estate.store.is_some() && !estate.ports.sockets.is_empty() && estate.apis.len() == 3);
     match step.as_str() {
-        "dies_with_the_lock" => die(),
-        "hangs_with_the_lock" => hang().await,
+        "dies-with-the-lock" => die(),
+        "hangs-with-the-lock" => hang().await,
         _ => {}
     }
     let sessions = predecessor.sessions().await.unwrap();
     assert_eq!(sessions.len(), 1);
     match step.as_str() {
-        "dies_with_the_sessions" => die(),
-        "hangs_with_the_sessions" => hang().await,
+        "dies-with-the-sessions" => die(),
+        "hangs-with-the-sessions" => hang().await,
         other => unreachable!("no such step: {other}"),
     }
 }
