@@ -1,5 +1,7 @@
 //! A hot restart, as the running process goes through it: see [`handover`](crate::app::handover).
 
+use std::time::Duration;
+
 use anyhow::{Context as _, anyhow, bail};
 use tokio::{sync::mpsc, task::block_in_place, time::sleep};
 
@@ -53,11 +55,11 @@ impl Node {
             () = busy(signals, requests, &mut reload) => None,
         };
         let (error, restart) = match (outcome, successor) {
-            (Some(Ok(())), Some(successor)) => {
-                self.succeeded_by(successor.release(), asked);
+            (Some(Ok(held)), Some(successor)) => {
+                self.succeeded_by(successor.release(), held, asked);
                 return Restart::Done;
             }
-            (Some(Ok(())), None) => unreachable!("whoever took over was started"),
+            (Some(Ok(_)), None) => unreachable!("whoever took over was started"),
             (outcome, successor) => {
                 let restart = if outcome.is_none() { Restart::ToldToEnd } else { Restart::Failed };
                 let error = outcome.and_then(Result::err).unwrap_or_else(|| anyhow!("this process was told to end"));
@@ -80,13 +82,13 @@ impl Node {
         restart
     }
 
-    /// Step by step, noting what is given up before it is.
+    /// Step by step, noting what is given up before it is. Says how long nobody served.
     async fn hand_over(
         &self,
         running: &mut Running<'_>,
         successor: &mut Option<Successor>,
         given_up: &mut GivenUp,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Duration> {
         if std::process::id() == 1 {
             bail!("this is the first process of its container, which ends with it: replace the container instead");
         }
@@ -109,15 +111,18 @@ impl Node {
         let given = Given { store, apis: running.apis.sockets(), ports, threads: self.forwarder.threads() };
         successor.prepare(given).await?;
 
+        let held_at = self.clock.now();
         let sessions = block_in_place(|| {
             self.forwarder.hold();
             self.forwarder.export_sessions()
         });
-        successor.take_over(&sessions).await.context("the new process was prepared")
+        successor.take_over(&sessions).await.context("the new process was prepared")?;
+        Ok(self.clock.now().saturating_duration_since(held_at))
     }
 
-    fn succeeded_by(&self, new: Greeting, asked: Option<RestartRequest>) {
-        tracing::info!(process = new.process, version = new.version, "hot restart: another process serves");
+    fn succeeded_by(&self, new: Greeting, held: Duration, asked: Option<RestartRequest>) {
+        let (process, version) = (new.process, &new.version);
+        tracing::info!(process, version, held_ms = held.as_secs_f64() * 1e3, "hot restart: another process serves");
         self.manager.succeeded_by(new.process);
         let old = Greeting::own();
         if let Some(asked) = asked {
