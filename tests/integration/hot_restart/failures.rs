@@ -91,7 +91,7 @@ impl Stage {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_process_that_fails_at_any_step_leaves_the_old_one_serving() {
-    let mut stage = Stage::set("16910-16939").await;
+    let mut stage = Stage::set("18010-18039").await;
     let process = stage.harbor.pid();
     for (what, reason) in [
         ("cannot-be-run", "cannot be run"),
@@ -142,7 +142,7 @@ async fn a_new_process_that_fails_at_any_step_leaves_the_old_one_serving() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_that_is_under_way_refuses_another_one_and_ends_with_the_node() {
-    let mut stage = Stage::set("16940-16949").await;
+    let mut stage = Stage::set("18040-18049").await;
     let process = stage.harbor.pid();
     stage.program.becomes_one_that("hangs-with-the-lock");
     stage.harbor.signal(Signal::USR2);

@@ -139,7 +139,7 @@ fn next(socket: &UnixDatagram) -> Option<(String, Vec<OwnedFd>)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_at_a_port_survives_kill_9_when_the_service_manager_keeps_sockets() {
     let server = NatsServer::start();
-    let site = Site::new("16950-16959", &with_nats(&server));
+    let site = Site::new("18050-18059", &with_nats(&server));
     let manager = Manager::new(&site);
     let harbor = manager.start(&site);
     harbor.ready().await;
