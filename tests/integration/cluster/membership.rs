@@ -91,3 +91,22 @@ async fn a_second_process_of_the_same_name_speaks_for_it_and_the_first_says_so()
     trio.nodes[0].logged("another process has joined as this node");
     assert_eq!(nodes(&second).await.len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_hands_over_to_a_new_process_stays_one_node() {
+    let trio = Trio::start_with(Postgres::shared(), 2, "27190-27199", "[forwarder]\ndrain_timeout = \"100ms\"").await;
+    assert_eq!(put(&trio.nodes[0], "a", "").await.status, 201);
+    let port = port_of(&trio.nodes[0], "a").await;
+    let before = node(&trio.nodes[1], 0).await["joined_at"].clone();
+    trio.nodes[0].restart();
+    assert!(listens(0, port).await);
+    for (asked, id) in [(0, "b"), (1, "c")] {
+        assert_eq!(put(&trio.nodes[asked], id, "").await.parts(), (201, json!({})));
+        let port = port_of(&trio.nodes[1], id).await;
+        assert!(listens(0, port).await && listens(1, port).await, "{id}");
+    }
+    let seen = nodes(&trio.nodes[1]).await;
+    assert!(seen.len() == 2 && seen.iter().all(|node| node["alive"] == true), "{seen:?}");
+    assert!(!trio.nodes[0].log().contains("another process has joined"));
+    assert_ne!(before, Value::Null);
+}
