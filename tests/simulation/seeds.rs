@@ -10,12 +10,17 @@ pub const STEPS: u32 = 2_000;
 
 /// Runs `simulate` with each seed, or with the one in `HARBOR_SEED`.
 pub fn run(simulate: impl Fn(Rng)) {
+    run_many(SEEDS, simulate);
+}
+
+/// The same with so many seeds.
+pub fn run_many(count: u64, simulate: impl Fn(Rng)) {
     let seeds = match std::env::var("HARBOR_SEED") {
         Ok(seed) => {
             let seed = seed.parse().expect("HARBOR_SEED is a number");
             seed..seed + 1
         }
-        Err(_) => 0..SEEDS,
+        Err(_) => 0..count,
     };
     for seed in seeds {
         let history = std::panic::AssertUnwindSafe(|| simulate(Rng::with_seed(seed)));
