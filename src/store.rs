@@ -99,11 +99,16 @@ pub enum Ending<'a> {
     Rest(Timestamp),
     /// Its port was never used, and is what it was before at once.
     Unused,
-    /// The same; and whoever asks for its operation is told this.
-    Failed(&'a str),
+    /// The same of one whose operation has failed; only while that is under way on this node.
+    Failed {
+        /// The node that works on it.
+        by: &'a NodeId,
+        /// What whoever asks for the operation is told.
+        why: &'a str,
+    },
 }
 
-/// A provision that was answered before it was done.
+/// A provision that is not done, on a store of several nodes: whose work it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operation {
     /// What is provisioned.
@@ -204,14 +209,22 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn provision(&self, instance: &ServiceInstance, open_later: bool, now: Timestamp) -> Result<Provision>;
 
     /// Gives a service instance another port, under the same rules: the first one cannot be bound, and nobody has been
-    /// told it. The old port is what it was before at once; it was never used.
-    async fn move_port(&self, id: &ServiceInstanceId, from: u16, to: u16, now: Timestamp) -> Result<Change>;
+    /// told it. The old port is what it was before at once; it was never used. With `by`, only while its operation is
+    /// under way on that node: it is stale otherwise.
+    async fn move_port(
+        &self,
+        id: &ServiceInstanceId,
+        from: u16,
+        to: u16,
+        by: Option<&NodeId>,
+        now: Timestamp,
+    ) -> Result<Change>;
 
     /// Replaces plan, protocol, settings and name, if the row still has the revision that `instance` was read with.
     async fn update(&self, instance: &ServiceInstance) -> Result<Change>;
 
-    /// Deletes a service instance with its bindings and its operation. `None` when there is none; nothing has been
-    /// changed then.
+    /// Deletes a service instance with its bindings and its operation. `None` when there is none, or `ending` does not
+    /// hold; nothing has been changed then.
     async fn deprovision(
         &self,
         id: &ServiceInstanceId,

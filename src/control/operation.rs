@@ -1,14 +1,16 @@
-//! Operations: provisions that were answered before their port listens. The store has them, so that any node can tell
-//! what becomes of one, and finish it when the node that began it has died.
+//! Operations: provisions on a store of several nodes, from their commit until their port listens. The store has them, so
+//! that each is the work of one node at a time, and that any node can tell what becomes of one, and finish it when the
+//! node that began it has died.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use tokio::sync::watch;
 use tracing::Instrument as _;
 
-use super::{Control, Failure, Fault, NotFound, ProvisionRefusal, failure::chain};
+use super::{Control, Failure, NotFound, ProvisionRefusal, provision::said};
 use crate::{
     model::ServiceInstanceId,
-    store::{self, Ending, Operation},
+    store::{self, Operation},
 };
 
 /// How long the answer to who asks for an operation waits for its end: most end sooner than the platform asks again.
@@ -33,7 +35,7 @@ impl Control {
     pub async fn operation(self: &Arc<Self>, id: &ServiceInstanceId) -> Result<Progress, Failure<NotFound>> {
         let mut operation = self.store.operation(id, self.clock.wall()).await?;
         if let Some(Operation { failure: None, .. }) = &operation {
-            self.take_up(operation.iter()).await?;
+            self.take_up(&operation).await?;
             let mut openings = self.openings.subscribe();
             let ended = openings.wait_for(|openings| !openings.contains(id));
             // One of another node is asked for again.
@@ -52,11 +54,16 @@ impl Control {
 
     /// Whether a service instance is being opened, here or elsewhere.
     pub(super) async fn is_being_opened(&self, id: &ServiceInstanceId) -> store::Result<bool> {
+        Ok(self.under_way(id).await?.is_some())
+    }
+
+    /// The operation on a service instance that is being opened, here or elsewhere.
+    pub(super) async fn under_way(&self, id: &ServiceInstanceId) -> store::Result<Option<Operation>> {
         if !self.store.serves_many() {
-            return Ok(false);
+            return Ok(None);
         }
         let operation = self.store.operation(id, self.clock.wall()).await?;
-        Ok(operation.is_some_and(|operation| operation.failure.is_none()))
+        Ok(operation.filter(|operation| operation.failure.is_none()))
     }
 
     /// Takes up what was begun by this node's last process, or by a node that has died.
@@ -65,10 +72,14 @@ impl Control {
             return Ok(());
         }
         let operations = self.store.operations().await?;
-        self.take_up(operations.iter()).await
+        self.take_up(&operations).await
     }
 
-    async fn take_up(self: &Arc<Self>, operations: impl Iterator<Item = &Operation>) -> store::Result<()> {
+    /// Takes up those whose node is dead, or was this node's last process.
+    pub(super) async fn take_up(
+        self: &Arc<Self>,
+        operations: impl IntoIterator<Item = &Operation>,
+    ) -> store::Result<()> {
         for Operation { service_instance_id: id, node_id, .. } in operations {
             let left = if *node_id == self.node {
                 !self.openings.borrow().contains(id)
@@ -94,9 +105,11 @@ impl Control {
                 let id = id.clone();
                 |control| async move { control.finish(&id).await }
             });
-            if let Err(failure) = in_turn.await {
-                let failure: Failure<ProvisionRefusal> = failure;
-                tracing::warn!(service_instance = %id, failure = said(&failure), "a provision is to be taken up again");
+            let outcome: Result<(), Failure<ProvisionRefusal>> = in_turn.await;
+            if let Err(failure) = outcome.as_ref()
+                && !failure.is_final()
+            {
+                tracing::warn!(service_instance = %id, failure = said(failure), "a provision is to be taken up again");
             }
             control.openings.send_modify(|openings| {
                 openings.remove(&id);
@@ -105,30 +118,27 @@ impl Control {
         self.tasks.spawn(work.in_current_span());
     }
 
-    async fn finish(self: &Arc<Self>, id: &ServiceInstanceId) -> Result<(), Failure<ProvisionRefusal>> {
+    async fn finish(&self, id: &ServiceInstanceId) -> Result<(), Failure<ProvisionRefusal>> {
         // Deprovisioned meanwhile: its operation has ended with it.
-        let Some(mut instance) = self.store.instance(id).await? else { return Ok(()) };
-        match self.listen(&mut instance).await {
-            Ok(()) => {
-                self.store.opened(id, &self.node).await?;
-                Ok(())
-            }
-            Err(failure) if failure.is_final() => {
-                let reason = said(&failure);
-                tracing::warn!(service_instance = %id, reason, "a provision has failed");
-                Ok(self.undo(&instance, Ending::Failed(&reason)).await?)
-            }
-            Err(failure) => Err(failure),
-        }
+        let Some(instance) = self.store.instance(id).await? else { return Ok(()) };
+        self.open_or_undo(instance).await.map(drop)
+    }
+
+    /// Notes that a service instance is being opened here, until what is returned is dropped.
+    pub(super) fn begin_opening(&self, id: &ServiceInstanceId) -> Opening<'_> {
+        self.openings.send_modify(|openings| _ = openings.insert(id.clone()));
+        Opening { openings: &self.openings, id: id.clone() }
     }
 }
 
-/// A failure in words for whoever asked for the service instance.
-fn said(failure: &Failure<ProvisionRefusal>) -> String {
-    match failure {
-        Failure::Refused(refusal) => refusal.to_string(),
-        Failure::Busy => "another operation on this service instance is in progress".into(),
-        Failure::Fault(Fault::Store(fault)) => chain(fault),
-        Failure::Fault(fault) => fault.to_string(),
+/// A service instance that is being opened here.
+pub(super) struct Opening<'a> {
+    openings: &'a watch::Sender<HashSet<ServiceInstanceId>>,
+    id: ServiceInstanceId,
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.openings.send_modify(|openings| _ = openings.remove(&self.id));
     }
 }

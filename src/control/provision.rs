@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Control, Facts, Failure, Fault, observe::Seen, ports::Shortage};
+use super::{Control, Facts, Failure, Fault, failure::chain, observe::Seen, ports::Shortage};
 use crate::{
     model::{
         OrganizationId, PlanId, PoolName, Protocol, Revision, ServiceInstanceId, SpaceId,
@@ -12,7 +12,7 @@ use crate::{
         plan::Plan,
         service_instance::ServiceInstance,
     },
-    store,
+    store::{self, Ending},
 };
 
 /// How many ports the store may turn down before a pool counts as exhausted. It does so only when another process has
@@ -122,9 +122,12 @@ impl Control {
         if self.pool(&plan.pool)?.retired {
             return Err(Failure::Refused(ProvisionRefusal::Retired(plan.pool.clone())));
         }
-        let later = spec.later && self.store.serves_many();
-        match self.commit(draft, later).await? {
-            store::Provision::Created(instance) if later => {
+        let shared = self.store.serves_many();
+        // Before it is stored: nobody here takes it for work that was left.
+        let opening = self.begin_opening(&spec.id);
+        match self.commit(draft, shared).await? {
+            store::Provision::Created(instance) if spec.later && shared => {
+                drop(opening);
                 self.open_later(&instance.id);
                 Ok(Provisioned::Begun(instance))
             }
@@ -137,11 +140,12 @@ impl Control {
         }
     }
 
-    /// Stores `draft` with the port it asks for or any free one.
+    /// Stores `draft` with the port it asks for or any free one; where the store is shared, with an operation of this
+    /// node.
     async fn commit(
         &self,
         mut draft: ServiceInstance,
-        later: bool,
+        shared: bool,
     ) -> Result<store::Provision, Failure<ProvisionRefusal>> {
         let mut outcome = store::Provision::PortTaken;
         for _ in 0..MAX_PROPOSALS {
@@ -151,7 +155,7 @@ impl Control {
                 .take(&draft.pool, draft.requested_port, &draft.space_id, now)
                 .await?
                 .map_err(|shortage| Failure::Refused(refusal(shortage, &draft.pool)))?;
-            outcome = match self.store.provision(&draft, later, now).await {
+            outcome = match self.store.provision(&draft, shared, now).await {
                 Ok(outcome) => outcome,
                 Err(fault) => {
                     self.ports.doubt(&draft.pool).await;
@@ -170,20 +174,33 @@ impl Control {
         Ok(outcome)
     }
 
-    /// Opens the port of a new service instance, or takes it back.
-    async fn open_or_undo(&self, mut instance: ServiceInstance) -> Result<ServiceInstance, Failure<ProvisionRefusal>> {
-        let opened = self.listen(&mut instance).await;
-        if let Err(failure) = &opened
-            && failure.is_final()
-        {
-            self.undo(&instance, store::Ending::Unused).await?;
-        }
-        opened.map(|()| instance)
+    /// Opens the port of a new service instance, or takes it back. Where several nodes share the store, only as long as
+    /// this is the work of this node: another one may have taken it up, or somebody may have deprovisioned it.
+    pub(super) async fn open_or_undo(
+        &self,
+        mut instance: ServiceInstance,
+    ) -> Result<ServiceInstance, Failure<ProvisionRefusal>> {
+        let shared = self.store.serves_many();
+        let ours = match self.listen(&mut instance).await {
+            Ok(()) if !shared => true,
+            Ok(()) => self.store.opened(&instance.id, &self.node).await?,
+            Err(failure) if failure.is_final() => {
+                let why = said(&failure);
+                tracing::warn!(service_instance = %instance.id, why, "a provision has failed");
+                let ending = if shared { Ending::Failed { by: &self.node, why: &why } } else { Ending::Unused };
+                if self.undo(&instance, ending).await? {
+                    return Err(failure);
+                }
+                false
+            }
+            Err(failure) => return Err(failure),
+        };
+        if ours { Ok(instance) } else { Err(Failure::Busy) }
     }
 
     /// Waits until the port of a new service instance listens on every node; moves it to another one while somebody else
     /// holds it on any of them.
-    pub(super) async fn listen(&self, instance: &mut ServiceInstance) -> Result<(), Failure<ProvisionRefusal>> {
+    async fn listen(&self, instance: &mut ServiceInstance) -> Result<(), Failure<ProvisionRefusal>> {
         let committed = self.clock.now();
         for _ in 0..MAX_MOVES {
             self.snapshot.reach(instance.revision).await?;
@@ -213,11 +230,12 @@ impl Control {
 
     /// Gives a service instance, whose port nobody has been told, another one.
     async fn move_on(&self, instance: &mut ServiceInstance) -> Result<(), Failure<ProvisionRefusal>> {
+        let by = self.store.serves_many().then_some(&self.node);
         for _ in 0..MAX_PROPOSALS {
             let now = self.clock.wall();
             let port = self.ports.take(&instance.pool, None, &instance.space_id, now).await?;
             let port = port.map_err(|shortage| Failure::Refused(refusal(shortage, &instance.pool)))?;
-            match self.store.move_port(&instance.id, instance.port, port, now).await {
+            match self.store.move_port(&instance.id, instance.port, port, by, now).await {
                 Ok(store::Change::Done(moved)) => {
                     self.ports.give_back(&instance.pool, instance.port, now).await;
                     *instance = moved;
@@ -237,19 +255,21 @@ impl Control {
         Err(Failure::Refused(ProvisionRefusal::Exhausted(instance.pool.clone())))
     }
 
-    /// Takes a service instance back that could not be made to listen. Its port was never used and needs no rest.
-    pub(super) async fn undo(&self, instance: &ServiceInstance, ending: store::Ending<'_>) -> store::Result<()> {
+    /// Takes a service instance back that could not be made to listen. Its port was never used and needs no rest. Returns
+    /// whether that was still to be done.
+    async fn undo(&self, instance: &ServiceInstance, ending: Ending<'_>) -> store::Result<bool> {
         let now = self.clock.wall();
-        match self.store.deprovision(&instance.id, now, ending).await {
-            Ok(_) => self.ports.give_back(&instance.pool, instance.port, now).await,
-            Err(fault) => {
-                self.ports.doubt(&instance.pool).await;
-                return Err(fault);
-            }
+        let outcome = self.store.deprovision(&instance.id, now, ending).await;
+        match &outcome {
+            Ok(Some(_)) => self.ports.give_back(&instance.pool, instance.port, now).await,
+            Ok(None) | Err(_) => self.ports.doubt(&instance.pool).await,
         }
+        let undone = outcome?.is_some();
         self.snapshot.refresh().await?;
-        self.listener_gone(&instance.id).await;
-        Ok(())
+        if undone {
+            self.listener_gone(&instance.id).await;
+        }
+        Ok(undone)
     }
 
     /// A request for a service instance that is there.
@@ -263,7 +283,8 @@ impl Control {
         if let Some(what) = difference(&known, spec, plan, protocol, &self.facts()) {
             return Err(Failure::Refused(ProvisionRefusal::Conflict(what)));
         }
-        if self.is_being_opened(&known.id).await? {
+        if let Some(operation) = self.under_way(&known.id).await? {
+            self.take_up([&operation]).await?;
             return if spec.later { Ok(Provisioned::Begun(known)) } else { Err(Failure::Busy) };
         }
         // It may have been committed a moment before a crash: then this is the first time that its port is waited for.
@@ -296,6 +317,16 @@ fn difference(
     ]
     .into_iter()
     .find_map(|(differs, what)| differs.then_some(what))
+}
+
+/// A failure in words for whoever asked for the service instance.
+pub(super) fn said(failure: &Failure<ProvisionRefusal>) -> String {
+    match failure {
+        Failure::Refused(refusal) => refusal.to_string(),
+        Failure::Busy => "another operation on this service instance is in progress".into(),
+        Failure::Fault(Fault::Store(fault)) => chain(fault),
+        Failure::Fault(fault) => fault.to_string(),
+    }
 }
 
 fn refusal(shortage: Shortage, pool: &PoolName) -> ProvisionRefusal {

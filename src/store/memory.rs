@@ -147,6 +147,10 @@ impl State {
         !reserved && !held
     }
 
+    fn is_opened_by(&self, id: &ServiceInstanceId, node: &NodeId) -> bool {
+        self.operations.get(id).is_some_and(|operation| is_under_way_on(operation, node))
+    }
+
     fn hold(&mut self, instance: &ServiceInstance) {
         self.ports.entry((instance.pool.clone(), instance.port)).or_default().holder = Some(instance.id.clone());
     }
@@ -263,9 +267,17 @@ impl Store for MemoryStore {
         })
     }
 
-    async fn move_port(&self, id: &ServiceInstanceId, from: u16, to: u16, now: Timestamp) -> Result<Change> {
+    async fn move_port(
+        &self,
+        id: &ServiceInstanceId,
+        from: u16,
+        to: u16,
+        by: Option<&NodeId>,
+        now: Timestamp,
+    ) -> Result<Change> {
         self.with(|state| {
-            let Some(known) = state.instances.get(id).filter(|known| known.port == from).cloned() else {
+            let known = state.instances.get(id).filter(|known| known.port == from).cloned();
+            let Some(known) = known.filter(|_| by.is_none_or(|by| state.is_opened_by(id, by))) else {
                 return Ok(Change::Stale);
             };
             let asked_for = known.requested_port == Some(to);
@@ -304,6 +316,11 @@ impl Store for MemoryStore {
         ending: Ending<'_>,
     ) -> Result<Option<ServiceInstance>> {
         self.with(|state| {
+            if let Ending::Failed { by, .. } = ending
+                && !state.is_opened_by(id, by)
+            {
+                return Ok(None);
+            }
             let Some(gone) = state.instances.remove(id) else { return Ok(None) };
             let revision = state.raise();
             let bindings = state.bindings.values().filter(|b| b.service_instance_id == *id);
@@ -318,7 +335,7 @@ impl Store for MemoryStore {
                 port.freed_at = revision;
             }
             let operation = state.operations.remove(id);
-            if let (Ending::Failed(why), Some(operation)) = (ending, operation) {
+            if let (Ending::Failed { why, .. }, Some(operation)) = (ending, operation) {
                 let operation = Operation { failure: Some(why.into()), changed_at: now, ..operation };
                 state.operations.insert(id.clone(), operation);
             }
@@ -348,7 +365,7 @@ impl Store for MemoryStore {
 
     async fn opened(&self, id: &ServiceInstanceId, by: &NodeId) -> Result<bool> {
         self.with(|state| {
-            let ends = state.operations.get(id).is_some_and(|operation| is_under_way_on(operation, by));
+            let ends = state.is_opened_by(id, by);
             if ends {
                 state.operations.remove(id);
             }

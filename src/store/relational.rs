@@ -231,12 +231,24 @@ impl<E: Engine> Store for Relational<E> {
         .await
     }
 
-    async fn move_port(&self, id: &ServiceInstanceId, from: u16, to: u16, now: Timestamp) -> Result<Change> {
+    async fn move_port(
+        &self,
+        id: &ServiceInstanceId,
+        from: u16,
+        to: u16,
+        by: Option<&NodeId>,
+        now: Timestamp,
+    ) -> Result<Change> {
         self.run("moving a port in", async {
             let mut tx = self.engine.write().await?;
             let Some(known) = instance_by_id(&mut tx, id).await?.filter(|known| known.port == from) else {
                 return leave(tx, Change::Stale).await;
             };
+            if let Some(by) = by
+                && !is_opened_by(&mut tx, id, by).await?
+            {
+                return leave(tx, Change::Stale).await;
+            }
             if from == to {
                 return leave(tx, Change::PortTaken).await;
             }
@@ -290,6 +302,11 @@ impl<E: Engine> Store for Relational<E> {
         self.run("deprovisioning in", async {
             let mut tx = self.engine.write().await?;
             let Some(gone) = instance_by_id(&mut tx, id).await? else { return leave(tx, None).await };
+            if let Ending::Failed { by, .. } = ending
+                && !is_opened_by(&mut tx, id, by).await?
+            {
+                return leave(tx, None).await;
+            }
             let revision = raise_revision(&mut tx).await?;
             tx.execute(sql::BURY_BINDINGS_OF, values![id.as_str(), revision]).await?;
             tx.execute(sql::DELETE_BINDINGS_OF, values![id.as_str()]).await?;
@@ -298,7 +315,7 @@ impl<E: Engine> Store for Relational<E> {
                     let released = values![id.as_str(), gone.space_id.as_str(), now, until, revision];
                     tx.execute(sql::RELEASE_PORT, released).await?;
                 }
-                Ending::Unused | Ending::Failed(_) => give_back_port(&mut tx, id).await?,
+                Ending::Unused | Ending::Failed { .. } => give_back_port(&mut tx, id).await?,
             }
             end_operation(&mut tx, id, now, ending).await?;
             bury(&mut tx, row::KIND_INSTANCE, id.as_str(), revision).await?;
@@ -601,10 +618,15 @@ async fn reserved_after(tx: &mut impl Session, revision: Revision) -> Sql<Vec<Po
     pools.into_iter().map(|(pool,)| decode_id(PoolName::new(pool))).collect()
 }
 
+/// Whether an operation on the service instance is under way on that node.
+async fn is_opened_by(tx: &mut impl Session, id: &ServiceInstanceId, node: &NodeId) -> Sql<bool> {
+    Ok(tx.number(sql::COUNT_OPERATION_ON, values![id.as_str(), node.as_str()]).await? > 0)
+}
+
 /// What is told of an operation whose service instance ends.
 async fn end_operation(tx: &mut impl Session, id: &ServiceInstanceId, now: Timestamp, ending: Ending<'_>) -> Sql<()> {
     match ending {
-        Ending::Failed(why) => tx.execute(sql::FAIL_OPERATION, values![id.as_str(), why, now]).await?,
+        Ending::Failed { why, .. } => tx.execute(sql::FAIL_OPERATION, values![id.as_str(), why, now]).await?,
         Ending::Rest(_) | Ending::Unused => tx.execute(sql::FORGET_OPERATION, values![id.as_str()]).await?,
     };
     tx.execute(sql::DROP_OPERATIONS, values![now.minus(FAILURES_KEPT)]).await?;

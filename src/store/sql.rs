@@ -89,6 +89,8 @@ statements! {
         WHERE service_instance_id = $1 AND (failure IS NULL OR changed_at > $2)";
     OPERATIONS = "SELECT service_instance_id, node_id, failure, changed_at FROM operations \
         WHERE failure IS NULL ORDER BY service_instance_id";
+    COUNT_OPERATION_ON = "SELECT count(*) FROM operations \
+        WHERE service_instance_id = $1 AND node_id = $2 AND failure IS NULL";
     INSERT_OPERATION = "INSERT INTO operations (service_instance_id, node_id, changed_at) VALUES ($1, $2, $3)";
     TAKE_UP_OPERATION = "UPDATE operations SET node_id = $3, changed_at = $4 \
         WHERE service_instance_id = $1 AND node_id = $2 AND failure IS NULL";

@@ -215,9 +215,10 @@ impl Store for Link {
         id: &ServiceInstanceId,
         from: u16,
         to: u16,
+        by: Option<&NodeId>,
         now: Timestamp,
     ) -> store::Result<store::Change> {
-        self.call("move_port", id, self.store.move_port(id, from, to, now)).await
+        self.call("move_port", id, self.store.move_port(id, from, to, by, now)).await
     }
 
     async fn update(&self, instance: &ServiceInstance) -> store::Result<store::Change> {

@@ -300,7 +300,7 @@ async fn a_reserved_port_is_not_given_out(store: AnyStore) {
     }
     made(&store, &instance("below", 20_009)).await;
     made(&store, &instance("above", 20_013)).await;
-    let moved = store.move_port(&id("below"), 20_009, 20_010, NOW).await.unwrap();
+    let moved = store.move_port(&id("below"), 20_009, 20_010, None, NOW).await.unwrap();
     assert_eq!(moved, Change::PortTaken);
     assert!(store.reserve(&reservation("later", 20_009, 20_009)).await.unwrap());
     assert_eq!(store.instance(&id("below")).await.unwrap().map(|kept| kept.port), Some(20_009));
@@ -336,7 +336,7 @@ async fn a_port_that_was_moved_away_from_is_what_it_was_before(store: AnyStore) 
     for (name, from) in [("new", 20_000), ("used", 20_001)] {
         let given = ServiceInstance { space_id: space("another space"), ..instance(name, from) };
         assert!(matches!(store.provision(&given, false, end).await.unwrap(), Provision::Created(_)));
-        let moved = store.move_port(&given.id, from, from + 10, end).await.unwrap();
+        let moved = store.move_port(&given.id, from, from + 10, None, end).await.unwrap();
         let revision = Revision(self::revision(&store).await);
         assert_eq!(moved, Change::Done(ServiceInstance { port: from + 10, revision, ..given.clone() }));
         assert_eq!(store.instance(&given.id).await.unwrap().map(|moved| moved.port), Some(from + 10));
@@ -369,10 +369,10 @@ async fn a_move_needs_the_port_as_it_was_read_and_a_free_one(store: AnyStore) {
     let kept = made(&store, &instance("kept", 20_000)).await;
     made(&store, &instance("other", 20_001)).await;
     for (what, moved, expected) in [
-        ("unknown", store.move_port(&id("unknown"), 20_000, 20_002, NOW).await, Change::Stale),
-        ("moved meanwhile", store.move_port(&kept.id, 20_005, 20_002, NOW).await, Change::Stale),
-        ("allocated", store.move_port(&kept.id, 20_000, 20_001, NOW).await, Change::PortTaken),
-        ("its own", store.move_port(&kept.id, 20_000, 20_000, NOW).await, Change::PortTaken),
+        ("unknown", store.move_port(&id("unknown"), 20_000, 20_002, None, NOW).await, Change::Stale),
+        ("moved meanwhile", store.move_port(&kept.id, 20_005, 20_002, None, NOW).await, Change::Stale),
+        ("allocated", store.move_port(&kept.id, 20_000, 20_001, None, NOW).await, Change::PortTaken),
+        ("its own", store.move_port(&kept.id, 20_000, 20_000, None, NOW).await, Change::PortTaken),
     ] {
         assert_eq!(moved.unwrap(), expected, "{what}");
     }
@@ -483,9 +483,9 @@ async fn every_change_raises_the_revision_by_one_and_a_refusal_does_not(store: A
     check("update", true).await;
     store.update(&first).await.unwrap();
     check("a stale update", false).await;
-    store.move_port(&first.id, 20_000, 20_002, NOW).await.unwrap();
+    store.move_port(&first.id, 20_000, 20_002, None, NOW).await.unwrap();
     check("move", true).await;
-    store.move_port(&first.id, 20_000, 20_003, NOW).await.unwrap();
+    store.move_port(&first.id, 20_000, 20_003, None, NOW).await.unwrap();
     check("a stale move", false).await;
     store.bind(&key("b", "i")).await.unwrap();
     check("bind", true).await;

@@ -26,7 +26,7 @@ const PORTS: std::ops::Range<u16> = 20_100..20_106;
 #[derive(Debug, Clone)]
 enum Step {
     Provision { instance: u8, pool: u8, port: u16, asked_for: bool, space: u8, open_later: bool },
-    Move { instance: u8, to: u16, stale: bool },
+    Move { instance: u8, to: u16, stale: bool, by: Option<u8> },
     Update { instance: u8, plan: u8, stale: bool },
     Deprovision { instance: u8, ending: EndingOf },
     TakeUp { instance: u8, from: u8, to: u8 },
@@ -46,7 +46,7 @@ enum Step {
 enum EndingOf {
     Rest { minutes: u64 },
     Unused,
-    Failed,
+    Failed { by: u8 },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -56,7 +56,8 @@ fn step() -> impl Strategy<Value = Step> {
                 Step::Provision { instance, pool, port, asked_for, space, open_later }
             },
         ),
-        2 => (0..4_u8, PORTS, prop::bool::weighted(0.2)).prop_map(|(instance, to, stale)| Step::Move { instance, to, stale }),
+        2 => (0..4_u8, PORTS, prop::bool::weighted(0.2), prop::option::of(0..2_u8))
+            .prop_map(|(instance, to, stale, by)| Step::Move { instance, to, stale, by }),
         2 => (0..4_u8, 0..3_u8, prop::bool::weighted(0.2))
             .prop_map(|(instance, plan, stale)| Step::Update { instance, plan, stale }),
         4 => (0..4_u8, ending()).prop_map(|(instance, ending)| Step::Deprovision { instance, ending }),
@@ -79,7 +80,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn ending() -> impl Strategy<Value = EndingOf> {
     let rest = prop_oneof![Just(0), Just(15), Just(60)].prop_map(|minutes| EndingOf::Rest { minutes });
-    prop_oneof![3 => rest, 1 => Just(EndingOf::Unused), 1 => Just(EndingOf::Failed)]
+    prop_oneof![3 => rest, 1 => Just(EndingOf::Unused), 1 => (0..2_u8).prop_map(|by| EndingOf::Failed { by })]
 }
 
 fn node_id(number: u8) -> NodeId {
@@ -133,10 +134,11 @@ async fn act(store: &AnyStore, step: &Step, now: Timestamp) -> String {
             };
             shown(store.provision(&instance, open_later, now).await)
         }
-        Step::Move { instance, to, stale } => {
+        Step::Move { instance, to, stale, by } => {
             let id = instance_id(instance);
             let from = store.instance(&id).await.unwrap().map_or(to, |known| known.port);
-            shown(store.move_port(&id, from + u16::from(stale), to, now).await)
+            let by = by.map(node_id);
+            shown(store.move_port(&id, from + u16::from(stale), to, by.as_ref(), now).await)
         }
         Step::Update { instance, plan, stale } => match store.instance(&instance_id(instance)).await.unwrap() {
             Some(known) => {
@@ -153,10 +155,14 @@ async fn act(store: &AnyStore, step: &Step, now: Timestamp) -> String {
             None => "nothing to update".into(),
         },
         Step::Deprovision { instance, ending } => {
+            let node;
             let ending = match ending {
                 EndingOf::Rest { minutes } => Ending::Rest(now.plus(Duration::from_secs(60 * minutes))),
                 EndingOf::Unused => Ending::Unused,
-                EndingOf::Failed => Ending::Failed("the port is held"),
+                EndingOf::Failed { by } => {
+                    node = node_id(by);
+                    Ending::Failed { by: &node, why: "the port is held" }
+                }
             };
             shown(store.deprovision(&instance_id(instance), now, ending).await)
         }

@@ -421,9 +421,10 @@ impl Store for Breakable {
         id: &ServiceInstanceId,
         from: u16,
         to: u16,
+        by: Option<&NodeId>,
         now: Timestamp,
     ) -> store::Result<store::Change> {
-        self.inner.move_port(id, from, to, now).await
+        self.inner.move_port(id, from, to, by, now).await
     }
 
     async fn update(&self, instance: &ServiceInstance) -> store::Result<store::Change> {

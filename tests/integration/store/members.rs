@@ -7,7 +7,7 @@ use harbor::{
         observed::Mode,
         pool::{Pool, PoolNames},
     },
-    store::{AnyStore, Ending, FAILURES_KEPT, Freed, Heard, Hint, Operation, Provision, Release},
+    store::{AnyStore, Change, Ending, FAILURES_KEPT, Freed, Heard, Hint, Operation, Provision, Release},
 };
 
 use super::{NOW, QUARANTINE, id, instance, made, pool, reservation, revision, space};
@@ -111,17 +111,26 @@ pub(super) async fn an_operation_is_under_way_until_it_ends(store: AnyStore) {
     assert!(store.take_up(&id("i"), &node("node"), &node("other"), later).await.unwrap());
     assert_eq!(store.operation(&id("i"), later).await.unwrap(), Some(under_way("other", later)));
     assert!(!store.opened(&id("i"), &node("node")).await.unwrap());
+    let moved = async |by: &str, from| store.move_port(&id("i"), from, from + 1, Some(&node(by)), later).await.unwrap();
+    assert_eq!(moved("node", 20_000).await, Change::Stale, "it is the work of another node");
+    assert!(matches!(moved("other", 20_000).await, Change::Done(_)));
     assert!(store.opened(&id("i"), &node("other")).await.unwrap());
+    let failed = Ending::Failed { by: &node("other"), why: "it is too late for that" };
+    assert_eq!(store.deprovision(&id("i"), later, failed).await.unwrap(), None);
+    assert_eq!(moved("other", 20_001).await, Change::Stale, "its port has been told");
     assert!(!store.opened(&id("i"), &node("other")).await.unwrap());
     assert_eq!(store.operation(&id("i"), later).await.unwrap(), None);
-    assert_eq!(revision(&store).await, 1, "an operation is no part of the desired state");
+    assert_eq!(revision(&store).await, 2, "an operation is no part of the desired state");
 }
 
 pub(super) async fn an_operation_that_failed_is_told_for_a_day(store: AnyStore) {
     for (name, port) in [("i", 20_000), ("j", 20_001), ("k", 20_002)] {
         store.provision(&instance(name, port), true, NOW).await.unwrap();
     }
-    store.deprovision(&id("i"), NOW, Ending::Failed("port 20000 is held")).await.unwrap();
+    let why = "port 20000 is held";
+    let fails = async |by: &str| store.deprovision(&id("i"), NOW, Ending::Failed { by: &node(by), why }).await.unwrap();
+    assert_eq!(fails("other").await, None, "it is the work of another node");
+    assert!(fails("node").await.is_some());
     store.deprovision(&id("j"), NOW, Ending::Unused).await.unwrap();
     let end = NOW.plus(FAILURES_KEPT);
     let failed = store.operation(&id("i"), Timestamp(end.0 - 1)).await.unwrap().unwrap();
