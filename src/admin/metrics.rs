@@ -6,7 +6,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::wire::{Link, Mode, Status};
+use super::wire::{Link, Mode, Node, Status};
 use crate::telemetry::metrics::Metrics;
 
 /// OpenMetrics, as text.
@@ -77,6 +77,12 @@ fn state(status: &Status) -> Registry {
         Unit::Seconds,
         longest,
     );
+    let nodes = Family::<StateLabels, Gauge>::default();
+    for state in Node::STATES {
+        let of_state = status.nodes.iter().filter(|node| node.state() == state);
+        nodes.get_or_create(&StateLabels { state }).set(count(of_state.count()));
+    }
+    registry.register("nodes", "Nodes of the store by state, as this one knows them", nodes);
     let ports = Family::<PoolLabels, Gauge>::default();
     for pool in &status.pools {
         for (state, port_count) in [

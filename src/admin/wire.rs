@@ -137,6 +137,9 @@ pub struct Node {
 }
 
 impl Node {
+    /// What [`Node::state`] can be.
+    pub const STATES: [&str; 6] = ["starting", "serving", "draining", "drained", "leaving", "dead"];
+
     /// Its state in a word.
     #[must_use]
     pub fn state(&self) -> &'static str {
