@@ -67,7 +67,7 @@ fn report(forwarder: &Forwarder) {
 }
 
 /// Waits until nothing is open, for at most `timeout`.
-async fn finished(forwarder: &Forwarder, timeout: Duration) {
+pub(super) async fn finished(forwarder: &Forwarder, timeout: Duration) {
     let deadline = Instant::now() + timeout;
     let mut ticks = interval(COUNT_EVERY);
     while forwarder.open_flows() > 0 && Instant::now() < deadline {

@@ -1,11 +1,12 @@
 //! An operator's wish to have this node drained, which the store keeps: carried out while it stands, taken back when it
 //! goes.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::drain;
 use crate::{
     forwarder::Forwarder,
     model::{NodeId, desired::DesiredState, member::Members, observed::Mode},
@@ -56,15 +57,9 @@ impl Drained {
             sleep(wait).await;
         }
         self.forwarder.close_listeners();
-        self.end_flows(timeout).await;
+        drain::finished(&self.forwarder, timeout).await;
+        self.forwarder.end_flows();
         tracing::info!("drained: `harbor node resume` has this node take part again");
         std::future::pending().await
-    }
-
-    async fn end_flows(&self, timeout: Duration) {
-        if self.forwarder.open_flows() > 0 {
-            sleep(timeout).await;
-            self.forwarder.end_flows();
-        }
     }
 }

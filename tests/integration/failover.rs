@@ -3,7 +3,9 @@
 mod apps;
 mod backends;
 mod callers;
+mod load;
 mod pair;
+mod rolling;
 
 use std::{
     fmt, fs,
@@ -82,8 +84,9 @@ fn round(pair: &mut Pair, callers: &Callers, cause: Cause) -> Duration {
     eventually("the address moves", || pair.nodes[standby].machine.has(ADDRESS).then_some(()));
     callers.wait_for_answer_after(Instant::now());
     let told = Instant::now();
-    assert_eq!(ask(&mut open), None, "the other node does not know it");
-    assert!(told.elapsed() < PATIENCE, "and says so");
+    // A node that drains goes on with it for as long as it may.
+    eventually("what was open ends", || ask(&mut open).is_none().then_some(()));
+    assert!(told.elapsed() < PATIENCE, "and the client hears of it");
     let node = &mut pair.nodes[active];
     match cause {
         Cause::Cut => node.machine.mend(),

@@ -27,7 +27,7 @@ pub const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 100));
 pub const ADDRESS_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 100));
 
 /// How long a node that drains goes on: longer than an address takes to move.
-const DRAIN_WAIT: &str = "600ms";
+pub const DRAIN_WAIT: &str = "600ms";
 
 /// What nodes need and serve; ends from the first field to the last.
 pub struct Surroundings {
@@ -82,16 +82,23 @@ impl Pair {
     /// Starts all of it, and waits until both nodes know all backends and one of them has the address. None where
     /// `test` is skipped.
     pub fn start(test: &str) -> Option<Self> {
+        Self::start_with(test, &[])
+    }
+
+    /// The same with more settings.
+    pub fn start_with(test: &str, more: &[(&str, &str)]) -> Option<Self> {
         let mut around = Surroundings::start(test)?;
         let [one, two] = ["node-1", "node-2"].map(|name| around.network.machine(name));
         let (host, virtual_ones) = (ADDRESS.to_string(), format!("{ADDRESS}, {ADDRESS_V6}"));
         // The one takes the ports of every address that it has, the other those of one that it does not have yet.
-        let settings = ["::", &virtual_ones]
-            .map(|listen| [("harbor_node.listen", listen), ("harbor_node.host", &*host), ("log.level", "info")]);
+        let settings = ["::", &virtual_ones].map(|listen| {
+            [&[("harbor_node.listen", listen), ("harbor_node.host", &*host), ("log.level", "info")], more].concat()
+        });
         let nodes = around.nodes([(&one, &settings[0]), (&two, &settings[1])], &around.client.address().to_string());
         let keepalived = [(&one, &two, 200), (&two, &one, 150)].map(|(machine, peer, priority)| {
-            let place = Place { own: machine.address(), peer: peer.address(), priority, admin: "127.0.0.1 8081" };
-            Keepalived::start(machine, place, &format!("{ADDRESS}/24"), &format!("{ADDRESS_V6}/64"))
+            let (own, peer, peer_v6) = (machine.address(), peer.address(), peer.address_v6());
+            let place = Place { own, peer, peer_v6, priority, admin: "127.0.0.1 8081" };
+            Keepalived::start(machine, place, ADDRESS, ADDRESS_V6)
         });
         let pair = Self { keepalived, nodes, around };
         pair.roles();

@@ -33,6 +33,7 @@ pub struct Keepalived {
 pub struct Place<'a> {
     pub own: IpAddr,
     pub peer: IpAddr,
+    pub peer_v6: IpAddr,
     pub priority: u8,
     /// `admin.listen`, as the configuration has it.
     pub admin: &'a str,
@@ -83,23 +84,33 @@ fn prepared(configuration: &str) -> TempDir {
 }
 
 impl Keepalived {
-    /// Starts it on `machine`, for a pair that shares `address` and `address_v6`, each with its length.
-    pub fn start(machine: &Machine, place: Place<'_>, address: &str, address_v6: &str) -> Self {
-        let Place { own, peer, priority, admin } = place;
-        let (own, peer, priority) = (own.to_string(), peer.to_string(), priority.to_string());
+    /// Starts it on `machine`, with all that belongs to it, for a pair that shares `address` and `address_v6`.
+    pub fn start(machine: &Machine, place: Place<'_>, address: IpAddr, address_v6: IpAddr) -> Self {
+        let Place { own, peer, peer_v6, priority, admin } = place;
+        let (own_text, peer_text, priority) = (own.to_string(), peer.to_string(), priority.to_string());
+        let (network, network_v6) = (format!("{address}/24"), format!("{address_v6}/64"));
         let directory = prepared(&configuration(
             "keepalived.conf",
             &[
-                ("OWN", &own),
-                ("PEER", &peer),
+                ("OWN", &own_text),
+                ("PEER", &peer_text),
                 ("PRIORITY", &priority),
                 ("INTERFACE", INTERFACE),
-                ("ADDRESS", address),
-                ("ADDRESS_V6", address_v6),
+                ("ADDRESS", &network),
+                ("ADDRESS_V6", &network_v6),
                 ("ADMIN", admin),
             ],
         ));
         let file = |name: &str| directory.path().join(name);
+        let mut prepare = Command::new(format!("{MANIFESTS}/harbor-address"));
+        prepare.args(
+            [peer, peer_v6]
+                .into_iter()
+                .zip([address, address_v6])
+                .flat_map(<[IpAddr; 2]>::from)
+                .map(|ip| ip.to_string()),
+        );
+        machine.succeed(&prepare);
         let mut command = Command::new("keepalived");
         command.args(["--dont-fork", "--log-console", "--log-detail", "--vrrp"]);
         command.arg("--use-file").arg(file("keepalived.conf"));

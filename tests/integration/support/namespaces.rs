@@ -150,9 +150,10 @@ impl Machine {
         ip(&arguments);
     }
 
-    /// Whether it has this address now.
+    /// Whether it has this address now, where its neighbours see it.
     pub fn has(&self, address: IpAddr) -> bool {
-        !ip(&["-n", &self.namespace, "-o", "addr", "show", "to", &address.to_string()]).stdout.is_empty()
+        let to = address.to_string();
+        !ip(&["-n", &self.namespace, "-o", "addr", "show", "dev", INTERFACE, "to", &to]).stdout.is_empty()
     }
 
     /// Pulls its cable out of the switch.
@@ -182,6 +183,13 @@ impl Machine {
     /// What stands before the words of a command that is to run inside.
     pub fn words(&self) -> [String; 4] {
         ["ip", "netns", "exec", &self.namespace].map(String::from)
+    }
+
+    /// Runs a command inside, which must succeed.
+    #[track_caller]
+    pub fn succeed(&self, command: &Command) {
+        let output = self.inside(command).output().expect("ip was there a moment ago");
+        assert!(output.status.success(), "{command:?}: {}", said(&output));
     }
 
     /// Starts `harbor serve` inside, and waits until it is ready. As systemd does, it starts it again when it ends: as it
