@@ -186,7 +186,19 @@ fn read(mut root: Section<'_>, own_address: IpAddr) -> Option<Config> {
         log,
         warnings,
     };
-    Some(warned_of_own_ports(config))
+    Some(warned_of_unheard_announcements(warned_of_own_ports(config)))
+}
+
+/// Nodes tell one another of announcements over HTTP by NATS alone.
+fn warned_of_unheard_announcements(mut config: Config) -> Config {
+    if config.announce.is_some() && config.nats.is_none() && config.store.serves_many() {
+        config.warnings.push(
+            "announce.listen without nats.servers: an announcement over HTTP reaches only the node that took it; give \
+             all nodes of the store one NATS, or run one node alone"
+                .into(),
+        );
+    }
+    config
 }
 
 /// Harbor's own APIs take ports too: one in a pool's range can never be given out.

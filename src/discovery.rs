@@ -41,6 +41,7 @@ pub mod source;
 pub mod upkeep;
 pub mod wire;
 
+mod early;
 mod rate;
 mod refusals;
 mod tally;
@@ -52,6 +53,7 @@ pub use announce::announce_router;
 pub use refusals::MAX_REFUSALS;
 
 use attribution::Attribution;
+use early::Early;
 use judge::{Accepted, Given, Known, Refused, Rules};
 use refusals::Refusals;
 use seniority::Unsaid;
@@ -85,6 +87,7 @@ pub struct Discovery {
     refusals: Mutex<Refusals>,
     attribution: Mutex<Attribution>,
     unsaid: Mutex<Unsaid>,
+    early: Mutex<Early>,
     relays: mpsc::Sender<Relay>,
 }
 
@@ -121,6 +124,7 @@ impl Discovery {
             refusals: Mutex::default(),
             attribution: Mutex::default(),
             unsaid: Mutex::default(),
+            early: Mutex::default(),
             relays,
         };
         (Arc::new(discovery), Relays(waiting))
@@ -174,9 +178,12 @@ impl Discovery {
             self.give(given, source, arrived_at + time_to_live);
         }
         // A refusal is counted and kept for who may ask; the sender of a message on NATS is not known.
-        let _ = self.decide(&message, action, source, arrived_at);
+        let outcome = self.decide(&message, action, source, arrived_at);
         if let (Some(given), Action::Unregister) = (&given, action) {
             self.take(given, source);
+        }
+        if let Err(refused) = outcome {
+            self.keep_early(message, action, source, arrived_at, refused.reason);
         }
     }
 
@@ -248,13 +255,7 @@ impl Discovery {
             self.hold_against(&newer, Some(&directory));
         }
         match &outcome {
-            Ok(change) => {
-                self.tally.accepted(source, *change);
-                if *change != Change::Renewed {
-                    self.metrics.announced_to_set(self.clock.now().saturating_duration_since(arrived_at));
-                    self.show_counts();
-                }
-            }
+            Ok(change) => self.accepted(source, *change, arrived_at),
             Err(Refused { service_instance_id, reason }) => {
                 let whose = match (reason, &message.app) {
                     // Somebody's HTTP route is counted, and no concern of Harbor's.
@@ -268,6 +269,14 @@ impl Discovery {
             }
         }
         outcome
+    }
+
+    fn accepted(&self, source: Source, change: Change, arrived_at: Instant) {
+        self.tally.accepted(source, change);
+        if change != Change::Renewed {
+            self.metrics.announced_to_set(self.clock.now().saturating_duration_since(arrived_at));
+            self.show_counts();
+        }
     }
 
     /// Counts a refusal, and keeps it for who asks why these have no backend.

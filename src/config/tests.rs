@@ -630,6 +630,24 @@ fn what_must_be_protected_on_a_network_is() {
 }
 
 #[test]
+fn announcements_that_other_nodes_would_not_hear_are_a_warning() {
+    let announce = "[announce]\nlisten = \"127.0.0.1:8082\"\npublic_url = \"http://a.example.com\"\n";
+    let postgres = "[store]\nurl = \"postgres://harbor@10.0.0.1/harbor\"\n";
+    let nats = "[nats]\nservers = \"10.0.0.1\"\n";
+    let warnings = |sections: &[&str]| load_more(&sections.concat(), &[]).unwrap().warnings;
+    assert_eq!(
+        warnings(&[announce, postgres]),
+        [
+            "announce.listen without nats.servers: an announcement over HTTP reaches only the node that took it; give all \
+          nodes of the store one NATS, or run one node alone"
+        ]
+    );
+    for fine in [&[announce, postgres, nats][..], &[announce], &[postgres]] {
+        assert_eq!(warnings(fine), [""; 0], "{fine:?}");
+    }
+}
+
+#[test]
 fn nats_is_reached_in_one_way() {
     check_more(
         "nats.servers = \"nats://u:hunter2@10.0.0.1\"",

@@ -18,6 +18,7 @@ use axum::{
     routing::put,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::time::timeout;
 
 use super::{
     Discovery,
@@ -35,6 +36,7 @@ use crate::{
     model::{
         AppId, BindingId, ServiceInstanceId, Timestamp, Transport,
         announcement::{AnnouncedState, AnnouncementRefusal, Endpoint, Refusal, Sketch},
+        binding::Binding,
     },
 };
 
@@ -51,6 +53,9 @@ const PER_TOKEN: Allowance = Allowance { spacing: Duration::from_millis(100), bu
 /// What one caller may do without a token that is right. Those with one do not count here: all apps of a cell call from
 /// one address, and none shall keep its neighbours out.
 const PER_CALLER: Allowance = Allowance { spacing: Duration::from_millis(10), burst: 1000 };
+
+/// How long a request with the right token waits for its binding, which another node may have made a moment ago.
+const LEARNT_WITHIN: Duration = Duration::from_secs(1);
 
 /// What `PUT` takes.
 #[derive(Debug, Deserialize)]
@@ -176,7 +181,7 @@ async fn register(State(shared): State<Arc<Shared>>, id: Id, request: Request) -
         Ok((fields::<WhoseToken>(&body)?, body))
     };
     let (whose, body) = body.await.map_err(|denied| shared.strange(presented.caller, denied))?;
-    let holder = shared.let_in(id, &whose.binding_id, &presented)?;
+    let holder = shared.let_in(id, &whose.binding_id, &presented).await?;
     let body: PutBody = fields(&body).map_err(|denied| shared.noted(&holder, denied, Sketch::default()))?;
     let message = Announcement {
         host: Some(shared.host(&holder, body.host.as_deref(), body.port)?.to_string()),
@@ -196,7 +201,8 @@ async fn register(State(shared): State<Arc<Shared>>, id: Id, request: Request) -
 }
 
 async fn unregister(State(shared): State<Arc<Shared>>, id: Id, request: Request) -> Outcome {
-    let holder = shared.let_in_by_query(id, &request)?;
+    let (whose, presented) = shared.presented_by_query(&request)?;
+    let holder = shared.let_in(id, &whose.binding_id, &presented).await?;
     let query: DeleteQuery = query(&request).map_err(|denied| shared.noted(&holder, denied, Sketch::default()))?;
     let message = Announcement {
         host: Some(shared.host(&holder, query.host.as_deref(), query.port)?.to_string()),
@@ -209,11 +215,20 @@ async fn unregister(State(shared): State<Arc<Shared>>, id: Id, request: Request)
 }
 
 async fn show(State(shared): State<Arc<Shared>>, id: Id, request: Request) -> Outcome {
-    let holder = shared.let_in_by_query(id, &request)?;
+    let (whose, presented) = shared.presented_by_query(&request)?;
+    let holder = shared.let_in(id, &whose.binding_id, &presented).await?;
     Ok(Json(shared.discovery.shown(&holder.service_instance_id)).into_response())
 }
 
 impl Discovery {
+    /// The binding; one that is not known is waited for, for [`LEARNT_WITHIN`].
+    async fn binding(&self, id: &str) -> Option<Arc<Binding>> {
+        let mut directory = self.directory.clone();
+        let known = directory.wait_for(|directory| directory.binding(id).is_some());
+        let known = timeout(LEARNT_WITHIN, known).await.ok()?.ok()?;
+        known.binding(id).cloned()
+    }
+
     /// Judges what a holder announces, applies it and hands it to the other nodes.
     fn announce(&self, holder: &Holder, action: Action, mut message: Announcement) -> Outcome<()> {
         let arrived_at = self.clock.now();
@@ -237,7 +252,13 @@ impl Discovery {
                 self.relay(action, &message);
                 Ok(())
             }
-            Err(refused) => Err(Denied::Refused(refused.reason)),
+            Err(refused) => {
+                if refused.reason == AnnouncementRefusal::UnknownBackend {
+                    // Others may know it.
+                    self.relay(action, &message);
+                }
+                Err(Denied::Refused(refused.reason))
+            }
         }
     }
 
@@ -345,25 +366,29 @@ impl Shared {
         })
     }
 
-    fn let_in_by_query(&self, id: Id, request: &Request) -> Outcome<Holder> {
+    fn presented_by_query(&self, request: &Request) -> Outcome<(WhoseToken, Presented)> {
         let presented = self.presented(request)?;
-        let whose: WhoseToken = query(request).map_err(|denied| self.strange(presented.caller, denied))?;
-        self.let_in(id, &whose.binding_id, &presented)
+        let whose = query(request).map_err(|denied| self.strange(presented.caller, denied))?;
+        Ok((whose, presented))
     }
 
     /// Lets in who holds the binding's token. What is wrong, the service instance, the binding or the token, is not
     /// told.
-    fn let_in(&self, id: Id, binding_id: &str, presented: &Presented) -> Outcome<Holder> {
-        let directory = Arc::clone(&self.discovery.directory.borrow());
+    async fn let_in(&self, id: Id, binding_id: &str, presented: &Presented) -> Outcome<Holder> {
         let stranger = || self.strange(presented.caller, Denied::Unauthorized);
         let (Ok(Path(id)), Ok(named)) = (id, BindingId::new(binding_id)) else { return Err(stranger()) };
         // The token is made and compared also for a binding that is not there, so that the time tells nothing.
-        let matches = directory.announce_secret.token(&named).matches(&presented.token);
-        let binding = directory
+        let token = self.discovery.directory.borrow().announce_secret.token(&named);
+        if !token.matches(&presented.token) {
+            return Err(stranger());
+        }
+        self.limit(&self.tokens, named)?;
+        let binding = self
+            .discovery
             .binding(binding_id)
-            .filter(|binding| matches && binding.announce && binding.service_instance_id.as_str() == id);
-        let binding = binding.ok_or_else(stranger)?;
-        self.limit(&self.tokens, binding.id.clone())?;
+            .await
+            .filter(|binding| binding.announce && binding.service_instance_id.as_str() == id)
+            .ok_or_else(stranger)?;
         Ok(Holder {
             service_instance_id: binding.service_instance_id.clone(),
             binding_id: binding.id.clone(),

@@ -25,6 +25,7 @@ pub async fn run(discovery: Arc<Discovery>, shutdown: CancellationToken) {
                 let latest = Arc::clone(&directory.borrow_and_update());
                 discovery.hold_against(&latest, known.as_deref());
                 known = Some(latest);
+                discovery.judge_early();
             }
             () = tokio::time::sleep_until(next_sweep) => {
                 discovery.sweep();

@@ -1,5 +1,6 @@
 //! Several nodes on one PostgreSQL, each a process with addresses of its own on loopback.
 
+mod announcements;
 mod away;
 mod membership;
 mod pools;
