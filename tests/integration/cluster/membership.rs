@@ -110,3 +110,28 @@ async fn a_node_that_hands_over_to_a_new_process_stays_one_node() {
     assert!(!trio.nodes[0].log().contains("another process has joined"));
     assert_ne!(before, Value::Null);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_a_store_of_its_own_is_drained_and_resumed_too() {
+    let site = Site::new("27270-27279", "[forwarder]\ndrain_timeout = \"100ms\"");
+    let alone = site.serve().await;
+    assert_eq!(put(&alone, "a", "").await.status, 201);
+    let port = port_of(&alone, "a").await;
+    let at = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    let admin = reach(&alone);
+    let (code, drained) = told(&site, &["drain", "--admin", &admin]);
+    assert_eq!((code, &drained["nodes"][0]["drain"]), (0, &json!(true)), "{drained}");
+    eventually_async("it takes nothing new", || async {
+        tokio::net::TcpStream::connect(at)
+            .await
+            .is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+            .then_some(())
+    })
+    .await;
+    assert_eq!(alone.admin().get("/readyz").await.status, 503);
+    assert_eq!(put(&alone, "b", "").await.status, 503, "nobody would open it");
+    assert_eq!(told(&site, &["resume", "--admin", &admin]).0, 0);
+    alone.ready().await;
+    assert_eq!(put(&alone, "b", "").await.status, 201);
+    assert_eq!(told(&site, &["list", "--admin", &admin]).0, 0);
+}
