@@ -232,7 +232,7 @@ impl Node {
         };
         let forwarder = Forwarder::start(settings::forwarder(config, threads), surroundings)
             .context("the threads that forward cannot be started")?;
-        let members = Arc::new(Members::by_wall_clock(store.members().await?, clock.wall()));
+        let members = Arc::new(Members::presumed_alive(store.members().await?));
         if members.wants_drained(&config.node.id) {
             // Before anything is bound.
             forwarder.close_listeners();

@@ -52,18 +52,15 @@ impl Control {
         }
     }
 
-    /// Whether a service instance is being opened, here or elsewhere.
+    /// Whether a service instance that was read before is being opened, here or elsewhere, or could not be and is gone
+    /// since: nobody has been told that it is there.
     pub(super) async fn is_being_opened(&self, id: &ServiceInstanceId) -> store::Result<bool> {
-        Ok(self.under_way(id).await?.is_some())
+        Ok(self.untold(id).await?.is_some())
     }
 
-    /// The operation on a service instance that is being opened, here or elsewhere.
-    pub(super) async fn under_way(&self, id: &ServiceInstanceId) -> store::Result<Option<Operation>> {
-        if !self.store.serves_many() {
-            return Ok(None);
-        }
-        let operation = self.store.operation(id, self.clock.wall()).await?;
-        Ok(operation.filter(|operation| operation.failure.is_none()))
+    /// The operation that keeps it from being told.
+    pub(super) async fn untold(&self, id: &ServiceInstanceId) -> store::Result<Option<Operation>> {
+        if self.store.serves_many() { self.store.operation(id, self.clock.wall()).await } else { Ok(None) }
     }
 
     /// Takes up what was begun by this node's last process, or by a node that has died.

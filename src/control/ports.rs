@@ -1,13 +1,13 @@
 //! The free ports of each pool, in memory. They propose; the store decides, and when it knows better they are read again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokio::sync::Mutex;
 
 use crate::{
     model::{
         PoolName, SpaceId, Timestamp,
-        allocation::{CONFLICT_MEMORY, Counts, FreePorts, PortRefusal, Release},
+        allocation::{CONFLICT_MEMORY, Counts, FreePorts, PortRefusal, PortState, Release},
         pool::{Pool, Pools},
     },
     store::{self, AnyStore, Freed},
@@ -27,18 +27,27 @@ struct PoolPorts {
     free: FreePorts,
     /// Whether the store may know otherwise.
     doubted: bool,
+    /// What the store has said to be allocated since the last refresh. It may be gone again by then, and the changes that
+    /// a refresh reads do not tell what ports a service instance had that came and went between two of them.
+    unconfirmed: Vec<u16>,
 }
 
 impl PoolPorts {
     /// A pool of which the store has not been asked.
     fn unread(pool: &Pool, now: Timestamp) -> Self {
-        Self { free: FreePorts::new(pool.ports.clone(), Vec::new(), Vec::new(), now), doubted: true }
+        Self {
+            free: FreePorts::new(pool.ports.clone(), Vec::new(), Vec::new(), now),
+            doubted: true,
+            unconfirmed: Vec::new(),
+        }
     }
 
     /// Asks the store where it may know otherwise.
     async fn settle(&mut self, store: &AnyStore, pool: &PoolName, now: Timestamp) -> store::Result<()> {
         if self.doubted {
             let (reservations, rows) = (store.reservations(pool).await?, store.ports(pool).await?);
+            let allocated = rows.iter().filter(|row| row.state == PortState::Allocated).map(|row| row.port);
+            self.unconfirmed = allocated.collect();
             self.free.reread(reservations, rows, now);
             self.doubted = false;
         }
@@ -59,6 +68,9 @@ pub(super) struct PortChanges {
     /// Reservations were made in these pools.
     pub(super) reserved: Vec<PoolName>,
 }
+
+/// The ports of service instances, by pool.
+pub(super) type KnownPorts = HashMap<PoolName, HashSet<u16>>;
 
 /// The ports of all pools.
 #[derive(Debug)]
@@ -126,8 +138,9 @@ impl Ports {
         }
     }
 
-    /// Takes over what was changed, here or by another node.
-    pub(super) async fn follow(&self, changed: PortChanges, now: Timestamp) {
+    /// Takes over what was changed, here or by another node. `known` are the ports of all service instances after that.
+    /// One that the store has given out since comes with the next refresh.
+    pub(super) async fn follow(&self, changed: PortChanges, known: impl FnOnce() -> KnownPorts, now: Timestamp) {
         let mut pools = self.pools.lock().await;
         let PortChanges { given_back, freed, taken, reserved } = changed;
         for (pool, port) in given_back {
@@ -141,6 +154,18 @@ impl Ports {
         }
         for pool in reserved {
             pools.entry(pool).and_modify(|ports| ports.doubted = true);
+        }
+        if pools.values().all(|ports| ports.unconfirmed.is_empty()) {
+            return;
+        }
+        let known = known();
+        for (pool, ports) in pools.iter_mut() {
+            let known = known.get(pool);
+            for port in std::mem::take(&mut ports.unconfirmed) {
+                if !known.is_some_and(|known| known.contains(&port)) {
+                    ports.free.give_back(port, now);
+                }
+            }
         }
     }
 

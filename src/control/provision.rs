@@ -181,9 +181,9 @@ impl Control {
         mut instance: ServiceInstance,
     ) -> Result<ServiceInstance, Failure<ProvisionRefusal>> {
         let shared = self.store.serves_many();
-        let ours = match self.listen(&mut instance).await {
-            Ok(()) if !shared => true,
-            Ok(()) => self.store.opened(&instance.id, &self.node).await?,
+        let known = match self.listen(&mut instance).await {
+            Ok(()) if !shared || self.store.opened(&instance.id, &self.node).await? => return Ok(instance),
+            Ok(()) => self.store.instance(&instance.id).await?,
             Err(failure) if failure.is_final() => {
                 let why = said(&failure);
                 tracing::warn!(service_instance = %instance.id, why, "a provision has failed");
@@ -191,11 +191,22 @@ impl Control {
                 if self.undo(&instance, ending).await? {
                     return Err(failure);
                 }
-                false
+                None
             }
-            Err(failure) => return Err(failure),
+            Err(failure) => {
+                self.ports.doubt(&instance.pool).await;
+                return Err(failure);
+            }
         };
-        if ours { Ok(instance) } else { Err(Failure::Busy) }
+        // Whoever has taken it up may have opened it already.
+        let same = |known: &ServiceInstance| (known.port, known.created_at) == (instance.port, instance.created_at);
+        if let Some(known) = known.filter(same)
+            && !self.is_being_opened(&known.id).await?
+        {
+            return Ok(known);
+        }
+        self.ports.doubt(&instance.pool).await;
+        Err(Failure::Busy)
     }
 
     /// Waits until the port of a new service instance listens on every node; moves it to another one while somebody else
@@ -283,7 +294,7 @@ impl Control {
         if let Some(what) = difference(&known, spec, plan, protocol, &self.facts()) {
             return Err(Failure::Refused(ProvisionRefusal::Conflict(what)));
         }
-        if let Some(operation) = self.under_way(&known.id).await? {
+        if let Some(operation) = self.untold(&known.id).await? {
             self.take_up([&operation]).await?;
             return if spec.later { Ok(Provisioned::Begun(known)) } else { Err(Failure::Busy) };
         }

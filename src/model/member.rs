@@ -132,7 +132,7 @@ pub enum Opening {
 }
 
 impl Members {
-    /// Who lives, by clocks that agree to within [`DEAD_AFTER`]: for a process that has not listened yet.
+    /// Who lives, by clocks that agree to within [`DEAD_AFTER`]: for a process that cannot wait until it has listened.
     #[must_use]
     pub fn by_wall_clock(members: Vec<Member>, now: Timestamp) -> Self {
         let alive = |member: &Member| now.since(member.seen_at) < DEAD_AFTER;
@@ -142,6 +142,12 @@ impl Members {
                 .map(|member| Known { alive: alive(&member), member, behind_since: None })
                 .collect(),
         }
+    }
+
+    /// All of them as if they lived: for a process that begins to listen, and finds out who does not.
+    #[must_use]
+    pub fn presumed_alive(members: Vec<Member>) -> Self {
+        Self { all: members.into_iter().map(|member| Known { member, alive: true, behind_since: None }).collect() }
     }
 
     /// The nodes that serve `pool`, live, and neither drain nor are about to.

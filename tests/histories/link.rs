@@ -90,6 +90,16 @@ impl Ways {
         }
     }
 
+    /// Waits until something gets through.
+    async fn carry(&self) {
+        loop {
+            match self.now() {
+                Way::Open => return,
+                closed => self.leaves(closed).await,
+            }
+        }
+    }
+
     /// Waits until a call that is on its way fails.
     async fn fails(&self, doing: &str) -> Fault {
         loop {
@@ -148,9 +158,11 @@ impl Link {
         let (there, back) = (delay(), delay());
         let whole = async {
             there.await;
+            self.ways.carry().await;
             // From here on it is done, whether or not its answer arrives.
             let outcome = work.await;
             back.await;
+            self.ways.carry().await;
             outcome
         };
         tokio::select! {

@@ -83,7 +83,7 @@ impl Start {
     /// Starts it, as far as its being ready.
     pub async fn run(self) -> anyhow::Result<Running> {
         let Self { number, incarnation, store, clock, machine, metrics, random } = self;
-        let members = Arc::new(Members::by_wall_clock(store.members().await?, clock.wall()));
+        let members = Arc::new(Members::presumed_alive(store.members().await?));
         let ears = Ears { members: watch::Sender::new(members), changed: watch::Sender::default() };
         let (observe, observations) = watch::channel(Arc::new(Observations::default()));
         let control = Control::open(
