@@ -84,7 +84,8 @@ impl Ports {
         Self { store, pools: Mutex::default() }
     }
 
-    /// Takes the port asked for, or any; nobody else is offered it from then on.
+    /// Takes the port asked for, or any; nobody else is offered it from then on. It comes back with the refresh that shows
+    /// its service instance gone, or by doubt: by the time that somebody could give it back, others may have it.
     pub(super) async fn take(
         &self,
         pool: &PoolName,
@@ -103,11 +104,6 @@ impl Ports {
             ports.free.take(port, now);
         }
         Ok(port)
-    }
-
-    /// Gives a port back that was never used.
-    pub(super) async fn give_back(&self, pool: &PoolName, port: u16, now: Timestamp) {
-        self.with(pool, |ports| ports.free.give_back(port, now)).await;
     }
 
     /// Puts a port to rest.

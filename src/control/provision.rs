@@ -165,7 +165,8 @@ impl Control {
             match &outcome {
                 store::Provision::Created(_) => break,
                 store::Provision::Exists(_) => {
-                    self.ports.give_back(&draft.pool, draft.port, now).await;
+                    // It may even have this very port.
+                    self.ports.doubt(&draft.pool).await;
                     break;
                 }
                 store::Provision::PortTaken => self.ports.doubt(&draft.pool).await,
@@ -248,13 +249,12 @@ impl Control {
             let port = port.map_err(|shortage| Failure::Refused(refusal(shortage, &instance.pool)))?;
             match self.store.move_port(&instance.id, instance.port, port, by, now).await {
                 Ok(store::Change::Done(moved)) => {
-                    self.ports.give_back(&instance.pool, instance.port, now).await;
                     *instance = moved;
                     return Ok(());
                 }
                 Ok(store::Change::PortTaken) => self.ports.doubt(&instance.pool).await,
                 Ok(store::Change::Stale) => {
-                    self.ports.give_back(&instance.pool, port, now).await;
+                    self.ports.doubt(&instance.pool).await;
                     return Err(Failure::Busy);
                 }
                 Err(fault) => {
@@ -271,9 +271,8 @@ impl Control {
     async fn undo(&self, instance: &ServiceInstance, ending: Ending<'_>) -> store::Result<bool> {
         let now = self.clock.wall();
         let outcome = self.store.deprovision(&instance.id, now, ending).await;
-        match &outcome {
-            Ok(Some(_)) => self.ports.give_back(&instance.pool, instance.port, now).await,
-            Ok(None) | Err(_) => self.ports.doubt(&instance.pool).await,
+        if !matches!(outcome, Ok(Some(_))) {
+            self.ports.doubt(&instance.pool).await;
         }
         let undone = outcome?.is_some();
         self.snapshot.refresh().await?;

@@ -104,6 +104,7 @@ struct World<P> {
     metrics: Arc<Metrics>,
     processes: AtomicU64,
     settings: AtomicU32,
+    restarting: tokio::sync::Mutex<()>,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -131,6 +132,7 @@ pub async fn run<P: Place>(place: P, limits: Limits, mut random: Rng) -> Answers
         metrics: Arc::new(Metrics::new()),
         processes: AtomicU64::new(0),
         settings: AtomicU32::new(FIRST_SETTING),
+        restarting: tokio::sync::Mutex::default(),
         tasks: Mutex::default(),
     });
     (0..NODES).for_each(|number| world.start(number));
@@ -187,7 +189,10 @@ impl<P: Place> World<P> {
             Step::Heal { node } => nodes[node].goes(Way::Open),
             Step::RestartDatabase { down } => {
                 let world = Arc::clone(self);
-                let restart = async move { world.place.restart(&world.server, down).await };
+                let restart = async move {
+                    let _one = world.restarting.lock().await;
+                    world.place.restart(&world.server, down).await;
+                };
                 self.tasks.lock().unwrap().spawn(restart);
             }
             Step::StrangerComes { node, port, transport } => {

@@ -2,6 +2,7 @@
 
 mod announcements;
 mod away;
+mod histories;
 mod membership;
 mod pools;
 mod provision;

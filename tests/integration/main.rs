@@ -15,6 +15,8 @@ mod docs;
 mod end_to_end;
 mod failover;
 mod forwarder;
+#[path = "../histories/driver.rs"]
+mod histories;
 mod hot_restart;
 mod openapi;
 mod outages;
