@@ -2,6 +2,7 @@
 
 mod apis;
 pub mod clock;
+mod data;
 mod drain;
 mod drained;
 pub mod handover;
@@ -17,5 +18,8 @@ mod signals;
 mod sockets;
 mod tasks;
 
+pub use data::{export, import};
 pub use migrate::{check_store, migrate};
 pub use serve::serve;
+
+pub use crate::store::{Dump, MAX_FILE_BYTES};

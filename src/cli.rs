@@ -20,6 +20,7 @@ use crate::{
 mod announce;
 mod check_config;
 mod completions;
+mod data;
 mod env;
 mod man;
 mod migrate;
@@ -56,6 +57,7 @@ enum Command {
     Env(env::Env),
     CheckConfig(check_config::CheckConfig),
     Migrate(migrate::Migrate),
+    Data(data::Data),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -110,6 +112,7 @@ pub fn run() -> ExitCode {
         Command::Env(command) => command.run(),
         Command::CheckConfig(command) => command.run(cli.config),
         Command::Migrate(command) => command.run(cli.config),
+        Command::Data(command) => command.run(cli.config),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
     };

@@ -20,6 +20,7 @@ use crate::model::{
 
 pub use crate::model::allocation::{PortRow, PortState, Release, Reservation};
 
+mod dump;
 mod engine;
 mod feed;
 mod files;
@@ -35,8 +36,9 @@ mod sql;
 mod sqlite;
 mod text;
 
+pub use dump::{Contradiction, Dump, LastRelease, MAX_FILE_BYTES, ReadError, Setting};
 pub use migrations::SCHEMA_VERSION;
-pub use open::{ANSWER_WITHIN, Migrated, OpenError, Settings, migrate, open};
+pub use open::{ANSWER_WITHIN, Migrated, OpenError, Settings, migrate, open, open_to_read};
 pub use sql::ALL as STATEMENTS;
 
 /// How many revisions [`Store::changes_since`] can look back; tombstones older than that are dropped. A caller further
@@ -275,6 +277,13 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Hears of changes from now on.
     async fn feed(&self) -> Result<Box<dyn Feed>>;
+
+    /// All that is kept but nodes, at one revision.
+    async fn export(&self) -> Result<Dump>;
+
+    /// Takes over `dump`, which [`Dump::check`] has found sound, and its revision with it. `false` when anything was ever
+    /// kept here; nothing has been changed then.
+    async fn import(&self, dump: &Dump) -> Result<bool>;
 
     /// Whether the store answers and, after a fault, takes changes again. It changes nothing.
     async fn ping(&self) -> Result<()>;

@@ -9,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    Bind, CHANGES_KEPT, Change, Changes, Ending, FAILURES_KEPT, Fault, Feed, Freed, Heard, Hint, Operation, PortRow,
-    PortState, Provision, Release, Reservation, Result, Store, feed::Bell, secret,
+    Bind, CHANGES_KEPT, Change, Changes, Dump, Ending, FAILURES_KEPT, Fault, Feed, Freed, Heard, Hint, LastRelease,
+    Operation, PortRow, PortState, Provision, Release, Reservation, Result, Setting, Store, feed::Bell, secret,
 };
 use crate::model::{
     BindingId, NodeId, PoolName, Revision, ServiceInstanceId, SpaceId, Timestamp,
@@ -43,6 +43,8 @@ struct State {
     members: BTreeMap<NodeId, Member>,
     deleted_instances: BTreeMap<ServiceInstanceId, Revision>,
     deleted_bindings: BTreeMap<BindingId, Revision>,
+    settings: Vec<Setting>,
+    settings_history: Vec<Setting>,
 }
 
 /// What is known of a port that is or was allocated.
@@ -138,6 +140,55 @@ impl State {
         changes
     }
 
+    fn dump(&self) -> Dump {
+        let released = self.ports.iter().filter_map(|((pool, port), known)| {
+            let release = known.last_release.clone()?;
+            Some(LastRelease { pool: pool.clone(), port: *port, release, revision: known.freed_at })
+        });
+        let Changes { revision, instances, bindings, .. } = self.all();
+        Dump {
+            revision,
+            announce_secret: self.secret.clone(),
+            pools: self.pools.values().cloned().collect(),
+            reservations: self.reservations.values().cloned().collect(),
+            instances,
+            bindings,
+            last_releases: released.collect(),
+            operations: self.operations.values().cloned().collect(),
+            deleted_instances: by_revision(&self.deleted_instances),
+            deleted_bindings: by_revision(&self.deleted_bindings),
+            settings: self.settings.clone(),
+            settings_history: self.settings_history.clone(),
+        }
+    }
+
+    fn of(dump: Dump) -> Self {
+        let mut state = Self {
+            revision: dump.revision,
+            secret: dump.announce_secret,
+            instances: dump.instances.into_iter().map(|instance| (instance.id.clone(), instance)).collect(),
+            bindings: dump.bindings.into_iter().map(|binding| (binding.id.clone(), binding)).collect(),
+            pools: dump.pools.into_iter().map(|(pool, at)| (pool.name.clone(), (pool, at))).collect(),
+            operations: dump.operations.into_iter().map(|o| (o.service_instance_id.clone(), o)).collect(),
+            deleted_instances: dump.deleted_instances.into_iter().collect(),
+            deleted_bindings: dump.deleted_bindings.into_iter().collect(),
+            settings: dump.settings,
+            settings_history: dump.settings_history,
+            ..Self::default()
+        };
+        for held in dump.reservations {
+            state.reservations.insert((held.0.pool.clone(), held.0.name.clone()), held);
+        }
+        for LastRelease { pool, port, release, revision } in dump.last_releases {
+            let freed = Port { holder: None, last_release: Some(release), freed_at: revision };
+            state.ports.insert((pool, port), freed);
+        }
+        for instance in state.instances.values().cloned().collect::<Vec<_>>() {
+            state.hold(&instance);
+        }
+        state
+    }
+
     fn is_free(&self, pool: &PoolName, port: u16, space: &SpaceId, asked_for: bool, now: Timestamp) -> bool {
         let reserved = self.reservations.values().any(|(r, _)| r.pool == *pool && r.contains(port));
         let held = self.ports.get(&(pool.clone(), port)).is_some_and(|port| {
@@ -169,9 +220,13 @@ impl State {
 }
 
 fn deleted_after<Id: Clone + Ord>(tombstones: &BTreeMap<Id, Revision>, after: Revision) -> Vec<Id> {
-    let mut deleted = tombstones.iter().filter(|(_, at)| **at > after).map(|(id, at)| (*at, id)).collect::<Vec<_>>();
-    deleted.sort();
-    deleted.into_iter().map(|(_, id)| id.clone()).collect()
+    by_revision(tombstones).into_iter().filter(|(_, at)| *at > after).map(|(id, _)| id).collect()
+}
+
+fn by_revision<Id: Clone + Ord>(tombstones: &BTreeMap<Id, Revision>) -> Vec<(Id, Revision)> {
+    let mut deleted = tombstones.iter().map(|(id, at)| (id.clone(), *at)).collect::<Vec<_>>();
+    deleted.sort_by(|(id, at), (other, other_at)| (at, id).cmp(&(other_at, other)));
+    deleted
 }
 
 fn is_told(operation: &Operation, now: Timestamp) -> bool {
@@ -453,6 +508,20 @@ impl Store for MemoryStore {
 
     async fn feed(&self) -> Result<Box<dyn Feed>> {
         self.with(|_| Ok(self.bell.listen()))
+    }
+
+    async fn export(&self) -> Result<Dump> {
+        self.with(|state| Ok(state.dump()))
+    }
+
+    async fn import(&self, dump: &Dump) -> Result<bool> {
+        self.with(|state| {
+            if state.dump() != Dump::default() || !state.members.is_empty() {
+                return Ok(false);
+            }
+            *state = State::of(dump.clone());
+            Ok(true)
+        })
     }
 
     async fn ping(&self) -> Result<()> {

@@ -51,6 +51,17 @@ pub(super) fn is_to_be_migrated(
     Ok(false)
 }
 
+/// Whether a database can be read whole as it is: one of another version may keep what this one does not know.
+pub(super) fn check_is_current(database: &dyn fmt::Display, found: i64) -> Result<(), OpenError> {
+    let (database, known) = (database.to_string(), SCHEMA_VERSION);
+    match found {
+        0 => Err(OpenError::Missing { database }),
+        _ if found < known => Err(OpenError::Older { database, found, known }),
+        _ if found > known => Err(OpenError::Newer { database, found, known }),
+        _ => Ok(()),
+    }
+}
+
 /// What runs SQLite's steps.
 pub(super) fn sqlite() -> Migrator {
     migrator(SQLITE)

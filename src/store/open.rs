@@ -75,6 +75,25 @@ pub enum OpenError {
         /// The newest schema that this version knows.
         known: i64,
     },
+    /// There is nothing to read.
+    #[error("{database} holds nothing yet: check store.url and data_dir, or make it by `harbor migrate`")]
+    Missing {
+        /// The database.
+        database: String,
+    },
+    /// What only reads does not bring the database up to date.
+    #[error(
+        "{database} is of an older Harbor (schema {found}, this one reads {known}): use the version that it is of, or run \
+         `harbor migrate` first"
+    )]
+    Older {
+        /// The database.
+        database: String,
+        /// Its schema.
+        found: i64,
+        /// The schema that this version reads.
+        known: i64,
+    },
     /// The database is of something else.
     #[error("{database} is of another program: let store.url name another one")]
     NotHarbor {
@@ -192,6 +211,17 @@ pub async fn open(
     Ok(match settings.place()? {
         Place::Sqlite(path) => Arc::new(sqlite::open(&path, metrics, inherited).await?),
         Place::Postgres(target) => Arc::new(postgres::open(target, metrics).await?),
+    })
+}
+
+/// Opens a store to read it, beside whoever has it: nothing is made, locked or brought up to date.
+///
+/// # Errors
+/// [`OpenError`], also when it is not of this version.
+pub async fn open_to_read(settings: &Settings, metrics: Arc<StoreMetrics>) -> Result<AnyStore, OpenError> {
+    Ok(match settings.place()? {
+        Place::Sqlite(path) => Arc::new(sqlite::open_to_read(&path, metrics).await?),
+        Place::Postgres(target) => Arc::new(postgres::open_to_read(target, metrics).await?),
     })
 }
 

@@ -69,6 +69,13 @@ pub(super) struct PostgresEngine {
     readers: Arc<Pool>,
 }
 
+impl PostgresEngine {
+    fn new(target: Target) -> Self {
+        let pool = |size| Arc::new(Pool::new(target.clone(), size));
+        Self { writer: pool(1), readers: pool(READERS), target }
+    }
+}
+
 impl Engine for PostgresEngine {
     const NAME: &'static str = "PostgreSQL";
 
@@ -98,17 +105,41 @@ impl Engine for PostgresEngine {
 pub(super) async fn open(target: Target, metrics: Arc<StoreMetrics>) -> Result<Relational<PostgresEngine>, OpenError> {
     let migrated = migrate(&target).await?;
     tracing::info!(database = %target, schema = migrated.to, schema_before = migrated.from, "opened the store");
-    let pool = |size| Arc::new(Pool::new(target.clone(), size));
-    let engine = PostgresEngine { writer: pool(1), readers: pool(READERS), target };
-    Ok(Relational::new(engine, metrics))
+    Ok(Relational::new(PostgresEngine::new(target), metrics))
+}
+
+/// Opens the database to read it, as it is.
+pub(super) async fn open_to_read(
+    target: Target,
+    metrics: Arc<StoreMetrics>,
+) -> Result<Relational<PostgresEngine>, OpenError> {
+    let look = async {
+        let mut connection = connect(&target).await?;
+        let (found, _) = schema_version(&target, &mut connection).await?;
+        connection.close().await.map_err(|error| advice::unavailable(&target, &error))?;
+        Ok(found)
+    };
+    let found = tokio::time::timeout(CONNECT_WITHIN, look).await;
+    let found = found.unwrap_or_else(|_| Err(silent(&target, CONNECT_WITHIN)))?;
+    migrations::check_is_current(&target, found)?;
+    Ok(Relational::new(PostgresEngine::new(target), metrics))
+}
+
+async fn connect(target: &Target) -> Result<PgConnection, OpenError> {
+    match tokio::time::timeout(CONNECT_WITHIN, target.connect()).await {
+        Ok(connected) => connected.map_err(|error| advice::unavailable(target, &error)),
+        Err(_) => Err(silent(target, CONNECT_WITHIN)),
+    }
+}
+
+fn silent(target: &Target, within: Duration) -> OpenError {
+    advice::unavailable(target, &pool::silent(within))
 }
 
 /// Brings the database up to date. Of many processes that do so at once, one does it and the others find it done.
 pub(super) async fn migrate(target: &Target) -> Result<Migrated, OpenError> {
     let unavailable = |error: &sqlx::Error| advice::unavailable(target, error);
-    let connecting = tokio::time::timeout(CONNECT_WITHIN, target.connect()).await;
-    let mut connection =
-        connecting.unwrap_or_else(|_| Err(pool::silent(CONNECT_WITHIN))).map_err(|e| unavailable(&e))?;
+    let mut connection = connect(target).await?;
     let work = async {
         connection.execute(WITHOUT_BOUNDS).await.map_err(|e| unavailable(&e))?;
         check_encoding(target, &mut connection).await?;
@@ -128,7 +159,7 @@ pub(super) async fn migrate(target: &Target) -> Result<Migrated, OpenError> {
     };
     match tokio::time::timeout(MIGRATE_WITHIN, work).await {
         Ok(outcome) => outcome,
-        Err(_) => Err(unavailable(&pool::silent(MIGRATE_WITHIN))),
+        Err(_) => Err(silent(target, MIGRATE_WITHIN)),
     }
 }
 

@@ -15,7 +15,7 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    Bind, CHANGES_KEPT, Change, Changes, Ending, FAILURES_KEPT, Fault, Feed, Heard, Hint, Operation, PortRow,
+    Bind, CHANGES_KEPT, Change, Changes, Dump, Ending, FAILURES_KEPT, Fault, Feed, Heard, Hint, Operation, PortRow,
     Provision, Reservation, Result, Store,
     engine::{Engine, Session, Sql, values},
     row::{
@@ -36,6 +36,8 @@ use crate::{
     },
     telemetry::metrics::StoreMetrics,
 };
+
+mod dump;
 
 /// Under which name the announce secret is kept.
 const ANNOUNCE_SECRET: &str = "announce";
@@ -89,11 +91,11 @@ impl<E: Engine> Store for Relational<E> {
     async fn announce_secret(&self) -> Result<AnnounceSecret> {
         self.run("reading the announce secret from", async {
             let mut tx = self.engine.write().await?;
-            if let Some(known) = tx.text(sql::SECRET, values![ANNOUNCE_SECRET]).await? {
-                return leave(tx, row::secret_from_hex(&known).map_err(sqlx::Error::Decode)?).await;
+            if let Some(known) = known_secret(&mut tx).await? {
+                return leave(tx, known).await;
             }
             let made = secret::fresh().map_err(|fault| sqlx::Error::Encode(fault.into()))?;
-            tx.execute(sql::INSERT_SECRET, values![ANNOUNCE_SECRET, &row::secret_to_hex(&made)]).await?;
+            insert_secret(&mut tx, &made).await?;
             self.commit(tx, None, made).await
         })
         .await
@@ -202,21 +204,7 @@ impl<E: Engine> Store for Relational<E> {
                 return leave(tx, Provision::Exists(known)).await;
             }
             let instance = ServiceInstance { revision: raise_revision(&mut tx).await?, ..instance.clone() };
-            let settings = row::settings_to_json(&instance.settings);
-            let inserted = values![
-                instance.id.as_str(),
-                instance.plan_id.as_str(),
-                instance.protocol.as_str(),
-                instance.requested_port,
-                &settings,
-                instance.organization_id.as_str(),
-                instance.space_id.as_str(),
-                &instance.name,
-                instance.node_id.as_str(),
-                instance.created_at,
-                instance.revision,
-            ];
-            tx.execute(sql::INSERT_INSTANCE, inserted).await?;
+            insert_instance(&mut tx, &instance).await?;
             if !take_port(&mut tx, &instance, now).await? {
                 return leave(tx, Provision::PortTaken).await;
             }
@@ -336,17 +324,7 @@ impl<E: Engine> Store for Relational<E> {
                 return leave(tx, Bind::NoServiceInstance).await;
             }
             let binding = Binding { revision: raise_revision(&mut tx).await?, ..binding.clone() };
-            let inserted = values![
-                binding.id.as_str(),
-                binding.service_instance_id.as_str(),
-                &binding.app_id,
-                &binding.space_id,
-                binding.announce,
-                &binding.predecessor_id,
-                binding.created_at,
-                binding.revision,
-            ];
-            tx.execute(sql::INSERT_BINDING, inserted).await?;
+            insert_binding(&mut tx, &binding).await?;
             unbury(&mut tx, row::KIND_BINDING, binding.id.as_str()).await?;
             self.commit(tx, DESIRED, Bind::Created(binding)).await
         })
@@ -519,6 +497,27 @@ impl<E: Engine> Store for Relational<E> {
         self.run("hearing of changes in", self.engine.feed()).await
     }
 
+    async fn export(&self) -> Result<Dump> {
+        self.run("exporting", async {
+            let mut tx = self.engine.read().await?;
+            let dump = dump::read(&mut tx).await?;
+            leave(tx, dump).await
+        })
+        .await
+    }
+
+    async fn import(&self, dump: &Dump) -> Result<bool> {
+        self.run("importing into", async {
+            let mut tx = self.engine.write().await?;
+            if tx.number(sql::COUNT_ANYTHING, values![]).await? > 0 {
+                return leave(tx, false).await;
+            }
+            dump::write(&mut tx, dump).await?;
+            self.commit(tx, DESIRED, true).await
+        })
+        .await
+    }
+
     async fn ping(&self) -> Result<()> {
         self.run("asking for an answer", async {
             if !self.doubted.load(Ordering::Relaxed) {
@@ -581,6 +580,16 @@ fn decode_id<T>(read: std::result::Result<T, crate::model::id::BadId>) -> Sql<T>
     read.map_err(|bad| sqlx::Error::Decode(bad.into()))
 }
 
+async fn known_secret(tx: &mut impl Session) -> Sql<Option<AnnounceSecret>> {
+    let known = tx.text(sql::SECRET, values![ANNOUNCE_SECRET]).await?;
+    known.map(|digits| row::secret_from_hex(&digits)).transpose().map_err(sqlx::Error::Decode)
+}
+
+async fn insert_secret(tx: &mut impl Session, secret: &AnnounceSecret) -> Sql<()> {
+    tx.execute(sql::INSERT_SECRET, values![ANNOUNCE_SECRET, &row::secret_to_hex(secret)]).await?;
+    Ok(())
+}
+
 async fn current_revision(tx: &mut impl Session) -> Sql<Revision> {
     row::revision_from_column(tx.number(sql::REVISION, values![]).await?).map_err(sqlx::Error::Decode)
 }
@@ -597,6 +606,41 @@ async fn instance_by_id(tx: &mut impl Session, id: &ServiceInstanceId) -> Sql<Op
 async fn binding_by_id(tx: &mut impl Session, id: &BindingId) -> Sql<Option<Binding>> {
     let row = tx.row::<BindingRow>(sql::BINDING, values![id.as_str()]).await?;
     row.map(Binding::try_from).transpose().map_err(sqlx::Error::Decode)
+}
+
+/// Without its port.
+async fn insert_instance(tx: &mut impl Session, instance: &ServiceInstance) -> Sql<()> {
+    let settings = row::settings_to_json(&instance.settings);
+    let inserted = values![
+        instance.id.as_str(),
+        instance.plan_id.as_str(),
+        instance.protocol.as_str(),
+        instance.requested_port,
+        &settings,
+        instance.organization_id.as_str(),
+        instance.space_id.as_str(),
+        &instance.name,
+        instance.node_id.as_str(),
+        instance.created_at,
+        instance.revision,
+    ];
+    tx.execute(sql::INSERT_INSTANCE, inserted).await?;
+    Ok(())
+}
+
+async fn insert_binding(tx: &mut impl Session, binding: &Binding) -> Sql<()> {
+    let inserted = values![
+        binding.id.as_str(),
+        binding.service_instance_id.as_str(),
+        &binding.app_id,
+        &binding.space_id,
+        binding.announce,
+        &binding.predecessor_id,
+        binding.created_at,
+        binding.revision,
+    ];
+    tx.execute(sql::INSERT_BINDING, inserted).await?;
+    Ok(())
 }
 
 async fn instances_after(tx: &mut impl Session, revision: Revision) -> Sql<Vec<ServiceInstance>> {

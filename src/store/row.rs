@@ -5,7 +5,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Freed, Operation, PortRow, PortState, Release, Reservation, text::Text};
+use super::{Freed, Operation, PortRow, PortState, Release, Reservation, Setting, text::Text};
 use crate::model::{
     AppId, BindingId, NodeId, OrganizationId, PlanId, PoolName, Revision, ServiceInstanceId, SpaceId, Timestamp,
     balance::Balance,
@@ -180,6 +180,69 @@ impl TryFrom<FreedRow> for Freed {
     }
 }
 
+/// A live setting, or a change of one.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct SettingRow {
+    scope: Text,
+    key: Text,
+    value: Option<Text>,
+    changed_by: Text,
+    changed_at: i64,
+    revision: i64,
+}
+
+impl TryFrom<SettingRow> for Setting {
+    type Error = BadRow;
+
+    fn try_from(row: SettingRow) -> Result<Self, BadRow> {
+        Ok(Self {
+            scope: row.scope.into(),
+            key: row.key.into(),
+            value: row.value.map(String::from),
+            changed_by: row.changed_by.into(),
+            changed_at: Timestamp(row.changed_at),
+            revision: revision_from_column(row.revision)?,
+        })
+    }
+}
+
+/// A row with the revision that it was marked with.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct Marked<T> {
+    #[sqlx(flatten)]
+    pub(super) row: T,
+    revision: i64,
+}
+
+impl<T> Marked<T> {
+    /// Both, the row read as `A`.
+    pub(super) fn read<A>(self) -> Result<(A, Revision), BadRow>
+    where
+        A: TryFrom<T, Error = BadRow>,
+    {
+        let revision = self.revision()?;
+        Ok((self.row.try_into()?, revision))
+    }
+
+    pub(super) fn revision(&self) -> Result<Revision, BadRow> {
+        revision_from_column(self.revision)
+    }
+}
+
+/// The definition of a pool.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct PoolRow {
+    definition: Text,
+}
+
+impl TryFrom<PoolRow> for Pool {
+    type Error = BadRow;
+
+    fn try_from(row: PoolRow) -> Result<Self, BadRow> {
+        pool_from_json(&row.definition)
+    }
+}
+
 /// A provision under way, or one that has failed.
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct OperationRow {
@@ -298,7 +361,7 @@ fn failures_from_json(text: &str) -> Result<Vec<PortFailure>, BadRow> {
 /// A [`Pool`] as JSON. A key that is not known is refused: a node that does not understand a pool cannot serve it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct PoolColumn {
+pub(super) struct PoolColumn {
     name: String,
     ports: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -315,37 +378,49 @@ struct PoolColumn {
     retired: bool,
 }
 
+impl From<&Pool> for PoolColumn {
+    fn from(pool: &Pool) -> Self {
+        let PoolNames { host, hostname, host_external, hostname_external } = pool.names.clone();
+        Self {
+            name: pool.name.as_str().into(),
+            ports: pool.ports.to_string(),
+            host,
+            hostname,
+            host_external,
+            hostname_external,
+            int_port: pool.int_port,
+            quarantine_us: microseconds(pool.quarantine),
+            retired: pool.retired,
+        }
+    }
+}
+
+impl TryFrom<PoolColumn> for Pool {
+    type Error = BadRow;
+
+    fn try_from(column: PoolColumn) -> Result<Self, BadRow> {
+        Ok(Self {
+            name: PoolName::new(column.name)?,
+            ports: column.ports.parse()?,
+            names: PoolNames {
+                host: column.host,
+                hostname: column.hostname,
+                host_external: column.host_external,
+                hostname_external: column.hostname_external,
+            },
+            int_port: column.int_port,
+            quarantine: Duration::from_micros(column.quarantine_us),
+            retired: column.retired,
+        })
+    }
+}
+
 pub(super) fn pool_to_json(pool: &Pool) -> String {
-    let PoolNames { host, hostname, host_external, hostname_external } = pool.names.clone();
-    let column = PoolColumn {
-        name: pool.name.as_str().into(),
-        ports: pool.ports.to_string(),
-        host,
-        hostname,
-        host_external,
-        hostname_external,
-        int_port: pool.int_port,
-        quarantine_us: microseconds(pool.quarantine),
-        retired: pool.retired,
-    };
-    serde_json::to_string(&column).expect("strings and numbers always have a JSON form")
+    serde_json::to_string(&PoolColumn::from(pool)).expect("strings and numbers always have a JSON form")
 }
 
 pub(super) fn pool_from_json(text: &str) -> Result<Pool, BadRow> {
-    let column: PoolColumn = serde_json::from_str(text)?;
-    Ok(Pool {
-        name: PoolName::new(column.name)?,
-        ports: column.ports.parse()?,
-        names: PoolNames {
-            host: column.host,
-            hostname: column.hostname,
-            host_external: column.host_external,
-            hostname_external: column.hostname_external,
-        },
-        int_port: column.int_port,
-        quarantine: Duration::from_micros(column.quarantine_us),
-        retired: column.retired,
-    })
+    serde_json::from_str::<PoolColumn>(text)?.try_into()
 }
 
 /// A revision as it is stored; the counter starts at 0 and rises by one a change, so it fits for ever.
@@ -365,7 +440,7 @@ pub(super) fn revision_from_column(revision: i64) -> Result<Revision, BadRow> {
 /// [`Settings`] as JSON; what is not set is not written. A key that is not known is refused, not lost at the next update.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SettingsColumn {
+pub(super) struct SettingsColumn {
     #[serde(skip_serializing_if = "Option::is_none")]
     int_port: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -396,49 +471,64 @@ fn microseconds(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
+impl From<&Settings> for SettingsColumn {
+    fn from(settings: &Settings) -> Self {
+        Self {
+            int_port: settings.int_port,
+            balance: settings.balance.map(|balance| balance.as_str().into()),
+            match_app: settings.match_app,
+            idle_timeout_us: settings.idle_timeout.map(microseconds),
+            max_connections: settings.max_connections,
+            allow: settings.allow.clone(),
+            proxy_protocol: settings.proxy_protocol.map(|version| version.as_str().into()),
+            health_check: settings.health_check.map(|check| match check {
+                HealthCheck::None => CheckColumn::None,
+                HealthCheck::Tcp(TcpCheck { interval, timeout, rise, fall }) => CheckColumn::Tcp {
+                    interval_us: microseconds(interval),
+                    timeout_us: microseconds(timeout),
+                    rise,
+                    fall,
+                },
+            }),
+        }
+    }
+}
+
+impl TryFrom<SettingsColumn> for Settings {
+    type Error = BadRow;
+
+    fn try_from(column: SettingsColumn) -> Result<Self, BadRow> {
+        let unknown = |word: &str| format!("{word:?} is not known in settings");
+        Ok(Self {
+            int_port: column.int_port,
+            balance: column.balance.map(|word| Balance::from_word(&word).ok_or_else(|| unknown(&word))).transpose()?,
+            match_app: column.match_app,
+            idle_timeout: column.idle_timeout_us.map(Duration::from_micros),
+            max_connections: column.max_connections,
+            allow: column.allow,
+            proxy_protocol: column
+                .proxy_protocol
+                .map(|word| ProxyProtocol::from_word(&word).ok_or_else(|| unknown(&word)))
+                .transpose()?,
+            health_check: column.health_check.map(|check| match check {
+                CheckColumn::None => HealthCheck::None,
+                CheckColumn::Tcp { interval_us, timeout_us, rise, fall } => HealthCheck::Tcp(TcpCheck {
+                    interval: Duration::from_micros(interval_us),
+                    timeout: Duration::from_micros(timeout_us),
+                    rise,
+                    fall,
+                }),
+            }),
+        })
+    }
+}
+
 pub(super) fn settings_to_json(settings: &Settings) -> String {
-    let column = SettingsColumn {
-        int_port: settings.int_port,
-        balance: settings.balance.map(|balance| balance.as_str().into()),
-        match_app: settings.match_app,
-        idle_timeout_us: settings.idle_timeout.map(microseconds),
-        max_connections: settings.max_connections,
-        allow: settings.allow.clone(),
-        proxy_protocol: settings.proxy_protocol.map(|version| version.as_str().into()),
-        health_check: settings.health_check.map(|check| match check {
-            HealthCheck::None => CheckColumn::None,
-            HealthCheck::Tcp(TcpCheck { interval, timeout, rise, fall }) => {
-                CheckColumn::Tcp { interval_us: microseconds(interval), timeout_us: microseconds(timeout), rise, fall }
-            }
-        }),
-    };
-    serde_json::to_string(&column).expect("strings, numbers and lists always have a JSON form")
+    serde_json::to_string(&SettingsColumn::from(settings)).expect("strings, numbers and lists always have a JSON form")
 }
 
 fn settings_from_json(text: &str) -> Result<Settings, BadRow> {
-    let column: SettingsColumn = serde_json::from_str(text)?;
-    let unknown = |word: &str| format!("{word:?} is not known in settings");
-    Ok(Settings {
-        int_port: column.int_port,
-        balance: column.balance.map(|word| Balance::from_word(&word).ok_or_else(|| unknown(&word))).transpose()?,
-        match_app: column.match_app,
-        idle_timeout: column.idle_timeout_us.map(Duration::from_micros),
-        max_connections: column.max_connections,
-        allow: column.allow,
-        proxy_protocol: column
-            .proxy_protocol
-            .map(|word| ProxyProtocol::from_word(&word).ok_or_else(|| unknown(&word)))
-            .transpose()?,
-        health_check: column.health_check.map(|check| match check {
-            CheckColumn::None => HealthCheck::None,
-            CheckColumn::Tcp { interval_us, timeout_us, rise, fall } => HealthCheck::Tcp(TcpCheck {
-                interval: Duration::from_micros(interval_us),
-                timeout: Duration::from_micros(timeout_us),
-                rise,
-                fall,
-            }),
-        }),
-    })
+    serde_json::from_str::<SettingsColumn>(text)?.try_into()
 }
 
 pub(super) fn secret_to_hex(secret: &AnnounceSecret) -> String {

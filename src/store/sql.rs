@@ -43,6 +43,13 @@ macro_rules! select_port {
 statements! {
     REVISION = "SELECT revision FROM revision_counter";
     /// Written all the same.
+    SET_REVISION = "UPDATE revision_counter SET revision = $1";
+    /// Zero where nothing was ever kept.
+    COUNT_ANYTHING = "SELECT revision + (SELECT count(*) FROM secrets) + (SELECT count(*) FROM nodes) \
+        + (SELECT count(*) FROM service_instances) + (SELECT count(*) FROM allocations) + (SELECT count(*) FROM bindings) \
+        + (SELECT count(*) FROM reservations) + (SELECT count(*) FROM pools) + (SELECT count(*) FROM operations) \
+        + (SELECT count(*) FROM tombstones) + (SELECT count(*) FROM settings) + (SELECT count(*) FROM settings_history) \
+        FROM revision_counter";
     CHANGE_NOTHING = "UPDATE revision_counter SET revision = revision";
     RAISE_REVISION = "UPDATE revision_counter SET revision = revision + 1 RETURNING revision";
 
@@ -71,7 +78,15 @@ statements! {
     /// … and one that has a last release.
     GIVE_BACK_PORT = "UPDATE allocations SET service_instance_id = NULL WHERE service_instance_id = $1";
 
+    LAST_RELEASES = "SELECT pool, port, released_by, released_at, quarantined_until, revision FROM allocations \
+        WHERE released_at IS NOT NULL ORDER BY pool, port";
+    /// Beside whoever has the port.
+    PUT_LAST_RELEASE = "INSERT INTO allocations (pool, port, released_by, released_at, quarantined_until, revision) \
+        VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (pool, port) DO UPDATE SET released_by = excluded.released_by, \
+        released_at = excluded.released_at, quarantined_until = excluded.quarantined_until, revision = excluded.revision";
+
     RESERVATIONS = "SELECT pool, name, first_port, last_port FROM reservations WHERE pool = $1 ORDER BY name";
+    ALL_RESERVATIONS = "SELECT pool, name, first_port, last_port, revision FROM reservations ORDER BY pool, name";
     COUNT_RESERVATIONS_OF_PORT =
         "SELECT count(*) FROM reservations WHERE pool = $1 AND first_port <= $2 AND last_port >= $2";
     COUNT_RESERVATIONS_IN_THE_WAY = "SELECT count(*) FROM reservations WHERE pool = $1 \
@@ -80,6 +95,7 @@ statements! {
         "INSERT INTO reservations (pool, name, first_port, last_port, revision) VALUES ($1, $2, $3, $4, $5)";
     POOLS_RESERVED_AFTER = "SELECT DISTINCT pool FROM reservations WHERE revision > $1 ORDER BY pool";
 
+    POOLS = "SELECT definition, revision FROM pools ORDER BY name";
     POOLS_AFTER = "SELECT definition FROM pools WHERE revision > $1 ORDER BY name";
     COUNT_POOL_AFTER = "SELECT count(*) FROM pools WHERE name = $1 AND revision > $2";
     PUT_POOL = "INSERT INTO pools (name, definition, revision) VALUES ($1, $2, $3) \
@@ -91,6 +107,8 @@ statements! {
         WHERE failure IS NULL ORDER BY service_instance_id";
     COUNT_OPERATION_ON = "SELECT count(*) FROM operations \
         WHERE service_instance_id = $1 AND node_id = $2 AND failure IS NULL";
+    ALL_OPERATIONS = "SELECT service_instance_id, node_id, failure, changed_at FROM operations \
+        ORDER BY service_instance_id";
     INSERT_OPERATION = "INSERT INTO operations (service_instance_id, node_id, changed_at) VALUES ($1, $2, $3)";
     TAKE_UP_OPERATION = "UPDATE operations SET node_id = $3, changed_at = $4 \
         WHERE service_instance_id = $1 AND node_id = $2 AND failure IS NULL";
@@ -106,7 +124,7 @@ statements! {
     DELETE_BINDING = "DELETE FROM bindings WHERE id = $1";
     DELETE_BINDINGS_OF = "DELETE FROM bindings WHERE service_instance_id = $1";
 
-    TOMBSTONES_AFTER = "SELECT kind, id FROM tombstones WHERE revision > $1 ORDER BY revision, id";
+    TOMBSTONES_AFTER = "SELECT kind, id, revision FROM tombstones WHERE revision > $1 ORDER BY revision, id";
     BURY = "INSERT INTO tombstones (kind, id, revision) VALUES ($1, $2, $3)";
     BURY_BINDINGS_OF = "INSERT INTO tombstones (kind, id, revision) \
         SELECT 'binding', id, CAST($2 AS BIGINT) FROM bindings WHERE service_instance_id = $1";
@@ -129,6 +147,14 @@ statements! {
     DELETE_NODE = "DELETE FROM nodes WHERE id = $1";
     DELETE_POOLS_OF_NODE = "DELETE FROM node_pools WHERE node_id = $1";
     INSERT_POOL_OF_NODE = "INSERT INTO node_pools (node_id, pool) VALUES ($1, $2)";
+
+    SETTINGS = "SELECT scope, key, value, changed_by, changed_at, revision FROM settings ORDER BY scope, key";
+    INSERT_SETTING =
+        "INSERT INTO settings (scope, key, value, changed_by, changed_at, revision) VALUES ($1, $2, $3, $4, $5, $6)";
+    SETTINGS_HISTORY = "SELECT scope, key, value, changed_by, changed_at, revision FROM settings_history \
+        ORDER BY revision, scope, key";
+    INSERT_SETTING_CHANGE = "INSERT INTO settings_history (scope, key, value, changed_by, changed_at, revision) \
+        VALUES ($1, $2, $3, $4, $5, $6)";
 
     SECRET = "SELECT value FROM secrets WHERE name = $1";
     INSERT_SECRET = "INSERT INTO secrets (name, value) VALUES ($1, $2)";

@@ -41,7 +41,7 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Statements that each connection keeps prepared: more than there are.
-const PREPARED_STATEMENTS: usize = 64;
+const PREPARED_STATEMENTS: usize = 96;
 
 /// Connections to a SQLite file.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ pub(super) struct SqliteEngine {
     path: PathBuf,
     connections: ArcSwap<Connections>,
     bell: Arc<Bell>,
-    /// None once closed.
+    /// None once closed, and where the store is only read.
     lock: Mutex<Option<Lock>>,
 }
 
@@ -81,22 +81,36 @@ pub(super) async fn open(
     Ok(Relational::new(engine, metrics))
 }
 
+/// Opens the database at `path` to read it, beside the process that may have it: with neither its lock nor a file of its
+/// own, but a connection, which SQLite keeps apart from those of others. What it reads is of one moment; the log of the
+/// other process grows meanwhile and is folded in later.
+pub(super) async fn open_to_read(
+    path: &Path,
+    metrics: Arc<StoreMetrics>,
+) -> Result<Relational<SqliteEngine>, OpenError> {
+    if !path.exists() {
+        return Err(OpenError::Missing { database: path.display().to_string() });
+    }
+    migrations::check_is_current(&path.display(), schema_version(path).await?.0)?;
+    let connecting = |source| fault("connecting to the SQLite store", source);
+    let connections = Connections::open_to_read(path).await.map_err(connecting)?;
+    let connections = ArcSwap::from_pointee(connections);
+    let engine = SqliteEngine { path: path.into(), connections, bell: Arc::default(), lock: Mutex::default() };
+    Ok(Relational::new(engine, metrics))
+}
+
 impl Connections {
     async fn open(path: &Path) -> Sql<Self> {
-        let pool = || {
-            SqlitePoolOptions::new()
-                .acquire_timeout(ACQUIRE_TIMEOUT)
-                .idle_timeout(None)
-                .max_lifetime(None)
-                .test_before_acquire(false)
-                // A full disk makes SQLite end a transaction by itself. The driver goes on counting it, and every later
-                // one on the connection would fail, or be part of it.
-                .before_acquire(|connection, _| Box::pin(async { Ok(!connection.is_in_transaction()) }))
-        };
         let writer = pool().max_connections(1).connect_with(options(path)).await?;
         let reading = options(path).pragma("query_only", "ON");
         let readers = pool().max_connections(READERS).connect_with(reading).await?;
         Ok(Self { writer, readers })
+    }
+
+    /// One connection, which cannot write.
+    async fn open_to_read(path: &Path) -> Sql<Self> {
+        let readers = pool().max_connections(1).connect_with(options(path).read_only(true)).await?;
+        Ok(Self { writer: readers.clone(), readers })
     }
 
     async fn close(&self) {
@@ -104,6 +118,17 @@ impl Connections {
         self.readers.close().await;
         self.writer.close().await;
     }
+}
+
+fn pool() -> SqlitePoolOptions {
+    SqlitePoolOptions::new()
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_before_acquire(false)
+        // A full disk makes SQLite end a transaction by itself. The driver goes on counting it, and every later one on
+        // the connection would fail, or be part of it.
+        .before_acquire(|connection, _| Box::pin(async { Ok(!connection.is_in_transaction()) }))
 }
 
 impl SqliteEngine {

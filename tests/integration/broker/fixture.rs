@@ -478,6 +478,14 @@ impl Store for Breakable {
         self.inner.define_pools(pools, read_at).await
     }
 
+    async fn export(&self) -> store::Result<store::Dump> {
+        self.inner.export().await
+    }
+
+    async fn import(&self, dump: &store::Dump) -> store::Result<bool> {
+        self.inner.import(dump).await
+    }
+
     async fn join(&self, member: &Member) -> store::Result<()> {
         self.inner.join(member).await
     }
