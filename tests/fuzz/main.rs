@@ -4,6 +4,7 @@ mod announcement;
 #[path = "../fixtures/announcements.rs"]
 mod announcements;
 mod config;
+mod dump;
 mod mutate;
 mod osb_body;
 mod seniority;

@@ -10,6 +10,7 @@ mod cli;
 mod cluster;
 mod config;
 mod crash;
+mod data;
 mod discovery;
 mod docs;
 mod end_to_end;

@@ -35,9 +35,11 @@ use crate::support::postgres::{Postgres, settings};
 pub(crate) const NOW: Timestamp = Timestamp::from_seconds(1_700_000_000);
 const QUARANTINE: Duration = Duration::from_secs(15 * 60);
 
+mod dumps;
 mod members;
 mod versions;
 
+use dumps::*;
 use members::*;
 
 /// Runs the contract on an engine: one test a rule, each on a new store.
@@ -74,6 +76,9 @@ macro_rules! contract_on {
                 an_operation_that_failed_is_told_for_a_day,
                 changes_tell_which_ports_were_freed_and_where_some_were_reserved,
                 a_change_is_followed_by_a_hint,
+                a_dump_holds_all_that_is_kept,
+                an_empty_store_goes_on_from_a_dump,
+                a_store_that_ever_kept_anything_takes_no_dump,
                 parallel_provisions_never_share_a_port,
                 parallel_identical_provisions_make_one_service_instance,
                 a_call_that_is_dropped_half_way_does_all_or_nothing,

@@ -14,7 +14,7 @@ use harbor::{
         pool::{Pool, PoolNames},
         service_instance::ServiceInstance,
     },
-    store::{self, AnyStore, Ending, Reservation, memory::MemoryStore},
+    store::{self, AnyStore, Dump, Ending, Reservation, memory::MemoryStore},
     telemetry::metrics::Metrics,
 };
 use proptest::prelude::*;
@@ -242,7 +242,7 @@ async fn act(store: &AnyStore, step: &Step, now: Timestamp) -> String {
     }
 }
 
-/// All that can be read, as text.
+/// All that can be read but nodes, as text.
 async fn all(store: &AnyStore, now: Timestamp) -> String {
     let everything = store.everything().await.unwrap();
     let mut shown = format!("{everything:#?}");
@@ -261,7 +261,7 @@ async fn all(store: &AnyStore, now: Timestamp) -> String {
         shown += &format!("\n{:?}", store.operation(&instance_id(instance), now).await.unwrap());
     }
     shown += &format!("\n{:#?}", store.operations().await.unwrap());
-    shown + &format!("\n{:#?}", store.members().await.unwrap())
+    shown + &format!("\n{:#?}", store.export().await.unwrap())
 }
 
 /// A directory in memory where there is one: what is on the disk does not matter here, and 2,000 commits wait for it.
@@ -270,8 +270,8 @@ fn fast_directory() -> tempfile::TempDir {
     if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
-/// Takes every step on `store` and on the reference model, and looks at all of both after each.
-async fn agree(store: AnyStore, steps: Vec<Step>) -> Result<(), TestCaseError> {
+/// Takes every step on `store` and on the reference model, and looks at all of both after each. Then moves it to `empty`.
+async fn agree(store: AnyStore, empty: AnyStore, steps: Vec<Step>) -> Result<(), TestCaseError> {
     let reference: AnyStore = Arc::new(MemoryStore::new());
     let mut now = Timestamp::from_seconds(1_700_000_000);
     for step in steps {
@@ -280,6 +280,17 @@ async fn agree(store: AnyStore, steps: Vec<Step>) -> Result<(), TestCaseError> {
         }
         prop_assert_eq!(act(&store, &step, now).await, act(&reference, &step, now).await, "{:?}", step);
         prop_assert_eq!(all(&store, now).await, all(&reference, now).await, "after {:?}", step);
+        prop_assert_eq!(store.members().await.unwrap(), reference.members().await.unwrap(), "after {:?}", step);
+    }
+    // By way of a file, all of it fills an empty store of the same engine and the reference model.
+    let all_of_it = all(&store, now).await;
+    let mut file = Vec::new();
+    store.export().await.unwrap().write(&mut file).unwrap();
+    let dump = Dump::read(&file).map_err(|error| TestCaseError::fail(error.to_string()))?;
+    for filled in [empty, Arc::new(MemoryStore::new())] {
+        prop_assert!(filled.import(&dump).await.unwrap());
+        prop_assert_eq!(all(&filled, now).await, all_of_it.clone(), "after it was moved");
+        filled.close().await;
     }
     store.close().await;
     Ok(())
@@ -300,7 +311,10 @@ proptest! {
     #[test]
     fn sqlite_agrees_with_the_reference_model_on_every_history(steps in prop::collection::vec(step(), 1..60)) {
         let directory = fast_directory();
-        runtime().block_on(async { agree(open("sqlite:harbor.db".into(), directory.path()).await, steps).await })?;
+        runtime().block_on(async {
+            let open = async |file: &str| open(format!("sqlite:{file}"), directory.path()).await;
+            agree(open("harbor.db").await, open("other.db").await, steps).await
+        })?;
     }
 }
 
@@ -309,7 +323,9 @@ proptest! {
 
     #[test]
     fn postgresql_agrees_with_the_reference_model_on_every_history(steps in prop::collection::vec(step(), 1..60)) {
-        let url = Postgres::shared().database();
-        runtime().block_on(async { agree(open(url, Path::new("")).await, steps).await })?;
+        let (url, other) = (Postgres::shared().database(), Postgres::shared().database());
+        runtime().block_on(async {
+            agree(open(url, Path::new("")).await, open(other, Path::new("")).await, steps).await
+        })?;
     }
 }

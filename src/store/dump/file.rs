@@ -144,9 +144,9 @@ impl Dump {
     pub fn read(bytes: &[u8]) -> Result<Self, ReadError> {
         let head = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
         let found = match serde_json::from_slice::<Format>(head) {
-            Ok(Format { harbor_data }) => harbor_data,
+            Ok(Format { harbor_data }) if head.starts_with(b"{") => harbor_data,
             Err(_) if bytes.starts_with(b"{\n  \"revision\":") => return Err(ReadError::ToRead),
-            Err(_) => return Err(ReadError::NotADump),
+            _ => return Err(ReadError::NotADump),
         };
         if found != VERSION {
             return Err(ReadError::Newer { found });

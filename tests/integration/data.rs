@@ -1,0 +1,235 @@
+//! `harbor data`: what one store holds, in a file and in another store; by real processes, on both engines.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use harbor::{model::plan::SERVICE_ID, store::Dump};
+use hyper::Method;
+use serde_json::{Value, json};
+use sqlx::{ConnectOptions as _, Connection as _, sqlite::SqliteConnectOptions};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    end_to_end::PLAN_TCP,
+    support::{
+        harbor::{Harbor, Site},
+        http::Client,
+        postgres::Postgres,
+    },
+};
+
+/// What a command said: standard output, and standard error where it failed.
+fn run(site: &Site, arguments: &[&str]) -> Result<String, String> {
+    let output = site.command(arguments).current_dir(site.path()).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    match output.status.code() {
+        Some(0) => Ok(text(output.stdout)),
+        code => Err(format!("{}exit code {}", text(output.stderr), code.unwrap())),
+    }
+}
+
+fn export(site: &Site, file: &str) -> PathBuf {
+    run(site, &["data", "export", file]).unwrap();
+    site.path().join(file)
+}
+
+fn import(site: &Site, file: &Path) -> Result<String, String> {
+    run(site, &["data", "import", file.to_str().unwrap()])
+}
+
+fn body(more: &Value) -> Value {
+    let mut body = json!({
+        "service_id": SERVICE_ID, "plan_id": PLAN_TCP, "organization_guid": "org", "space_guid": "space",
+    });
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+async fn provision(client: &Client, id: &str) {
+    let answer = client.put(&format!("/v2/service_instances/{id}"), &body(&json!({}))).await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+}
+
+async fn deprovision(client: &Client, id: &str) {
+    let path = format!("/v2/service_instances/{id}?service_id={SERVICE_ID}&plan_id={PLAN_TCP}");
+    assert_eq!(client.send(Method::DELETE, &path, None).await.status, 200);
+}
+
+/// The credentials of an app that is bound; the same for who asks again.
+async fn credentials(node: &Harbor, id: &str) -> Value {
+    let body = body(&json!({ "bind_resource": { "app_guid": "app" } }));
+    let answer = node.broker().put(&format!("/v2/service_instances/{id}/service_bindings/of-{id}"), &body).await;
+    assert!(answer.status.is_success(), "{answer:?}");
+    answer.json()["credentials"].clone()
+}
+
+#[tokio::test]
+async fn a_store_moves_to_postgresql_and_back_and_is_the_same_to_the_byte() {
+    let first = Site::new("30000-30009", "");
+    let node = first.serve().await;
+    let client = node.broker();
+    for id in ["a", "b", "gone"] {
+        provision(&client, id).await;
+    }
+    let told = credentials(&node, "a").await;
+    assert!(told["announce"]["token"].is_string());
+    deprovision(&client, "gone").await;
+    let running = fs::read(export(&first, "running")).unwrap();
+    assert!(node.terminate().success());
+    assert_eq!(fs::read(export(&first, "stopped")).unwrap(), running, "a node that ends changes nothing");
+
+    let mut connection = SqliteConnectOptions::new().filename(first.data().join("harbor.db")).connect().await.unwrap();
+    for statement in [
+        "INSERT INTO settings VALUES ('forwarder', 'max_sockets', '1000', 'root', 1, 2)",
+        "INSERT INTO settings_history VALUES (1, 'forwarder', 'max_sockets', NULL, 'root', 1)",
+    ] {
+        sqlx::query(statement).execute(&mut connection).await.unwrap();
+    }
+    connection.close().await.unwrap();
+    let moved = export(&first, "moved");
+
+    let second = Site::new("30000-30009", "").with("store.url", &Postgres::shared().database());
+    let said = import(&second, &moved).unwrap();
+    assert!(said.starts_with("Imported 2 service instances and 1 binding, of revision "), "{said}");
+    assert_eq!(fs::read(export(&second, "there")).unwrap(), fs::read(&moved).unwrap());
+    let node = second.serve().await;
+    assert_eq!(credentials(&node, "a").await, told, "its port, and its token");
+    provision(&node.broker(), "c").await;
+    assert!(node.terminate().success());
+    let there = export(&second, "there");
+
+    let third = Site::new("30000-30009", "");
+    let said = import(&third, &there).unwrap();
+    assert!(said.starts_with("Imported 3 service instances and 1 binding, of revision "), "{said}");
+    assert_eq!(fs::read(export(&third, "back")).unwrap(), fs::read(&there).unwrap());
+    let node = third.serve().await;
+    assert_eq!(credentials(&node, "a").await, told);
+    assert!(node.terminate().success());
+}
+
+/// Exports again and again while the node works: each is whole and of one moment.
+async fn export_under_load(site: &Site) {
+    let node = site.serve().await;
+    let (client, enough) = (node.broker(), CancellationToken::new());
+    let load = async {
+        for number in 0.. {
+            if enough.is_cancelled() {
+                break;
+            }
+            let id = format!("passing-{number}");
+            provision(&client, &id).await;
+            credentials(&node, &id).await;
+            deprovision(&client, &id).await;
+        }
+    };
+    let exports = async {
+        let mut last = 0;
+        for _ in 0..12 {
+            let command = site.command(&["data", "export"]);
+            let output = tokio::process::Command::from(command).output().await.unwrap();
+            assert!(output.status.success(), "{output:?}");
+            let dump = Dump::read(&output.stdout).unwrap();
+            assert!(dump.revision.0 >= last, "{} after {last}", dump.revision);
+            last = dump.revision.0;
+        }
+        enough.cancel();
+        last
+    };
+    let ((), last) = tokio::join!(load, exports);
+    assert!(last > 10, "the node worked meanwhile");
+    assert!(node.terminate().success());
+    // This checks the whole of a SQLite database.
+    run(site, &["migrate"]).unwrap();
+}
+
+#[tokio::test]
+async fn a_node_on_sqlite_is_exported_while_it_works() {
+    export_under_load(&Site::new("30010-30019", "")).await;
+}
+
+#[tokio::test]
+async fn nodes_on_postgresql_are_exported_while_they_work() {
+    export_under_load(&Site::new("30020-30029", "").with("store.url", &Postgres::shared().database())).await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_in_use_or_holds_something_is_not_filled() {
+    let source = Site::new("30030-30039", "");
+    run(&source, &["migrate"]).unwrap();
+    let file = export(&source, "nothing");
+    for (site, in_use) in [
+        (Site::new("30030-30039", ""), "is in use by process"),
+        (
+            Site::new("30030-30039", "").with("store.url", &Postgres::shared().database()),
+            "harbor_node_1 runs on the store postgres://harbor@",
+        ),
+    ] {
+        let node = site.serve().await;
+        provision(&node.broker(), "a").await;
+        let before = fs::read(export(&site, "before")).unwrap();
+        let refusal = import(&site, &file).unwrap_err();
+        assert!(refusal.contains(in_use) && refusal.ends_with("exit code 1"), "{refusal}");
+        assert!(node.terminate().success());
+        let refusal = import(&site, &file).unwrap_err();
+        assert!(refusal.contains("is not empty, and was left as it is"), "{refusal}");
+        assert_eq!(fs::read(export(&site, "after")).unwrap(), before);
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_sound_makes_no_store() {
+    let source = Site::new("30040-30049", "");
+    let node = source.serve().await;
+    provision(&node.broker(), "a").await;
+    let whole = fs::read(export(&source, "whole")).unwrap();
+    let to_read = run(&source, &["data", "export", "--format", "json"]).unwrap();
+    assert!(node.terminate().success());
+    let secret = String::from_utf8(whole.clone()).unwrap();
+    let secret = secret.split_once("\"announce_secret\":\"").unwrap().1.split('"').next().unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&to_read).unwrap()["service_instances"][0]["id"], "a");
+    assert!(!to_read.contains(secret));
+
+    let site = Site::new("30040-30049", "");
+    let file = site.path().join("file");
+    for (bytes, expected) in [
+        (&whole[..whole.len() / 2], "it was cut short"),
+        (&whole[..whole.len() - 1], "it was cut short"),
+        (&whole[whole.len() / 2..], "this is no export of Harbor"),
+        (to_read.as_bytes(), "this is the form to read"),
+    ] {
+        fs::write(&file, bytes).unwrap();
+        let refusal = import(&site, &file).unwrap_err();
+        assert!(refusal.contains(expected) && refusal.ends_with("exit code 1"), "{refusal}");
+    }
+    assert!(!site.data().exists(), "nothing was opened");
+    let refusal = run(&site, &["data", "export"]).unwrap_err();
+    assert!(refusal.contains("holds nothing yet"), "{refusal}");
+    assert!(!site.data().exists(), "and nothing is made by an export");
+}
+
+#[tokio::test]
+async fn a_file_is_private_and_takes_its_place_whole() {
+    let site = Site::new("30050-30059", "");
+    run(&site, &["migrate"]).unwrap();
+    let file = export(&site, "backup");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    export(&site, "backup");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600, "also in place of another");
+    let on_output = run(&site, &["data", "export", "-"]).unwrap();
+    assert_eq!(on_output.as_bytes(), fs::read(&file).unwrap());
+
+    for (place, expected) in [
+        ("data/harbor.db", "there is something that is no export"),
+        ("data", "it is not a file"),
+        ("nowhere/backup", "No such file or directory"),
+    ] {
+        let refusal = run(&site, &["data", "export", place]).unwrap_err();
+        assert!(refusal.contains(&format!("cannot write {place}: {expected}")), "{refusal}");
+    }
+    let left = fs::read_dir(site.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    assert_eq!(left.len(), 3, "{left:?}");
+}
