@@ -45,14 +45,14 @@ pub fn import(config: &Config, exported: &[u8]) -> anyhow::Result<Dump> {
 }
 
 async fn fill(store: &AnyStore, dump: &Dump, config: &Config) -> anyhow::Result<()> {
+    if store.import(dump).await? {
+        return Ok(());
+    }
+    // A node that is on a store has left its mark there: it is never empty.
     let members = Members::by_wall_clock(store.members().await?, SystemClock.wall());
-    if let Some(node) = members.all.iter().find(|known| known.alive) {
-        bail!("{} runs on the store {}: stop it, and let store.url name an empty one", node.member.id, config.store);
-    }
-    if !store.import(dump).await? {
-        bail!("the store {} is not empty, and was left as it is: let store.url name another one", config.store);
-    }
-    Ok(())
+    let heard = members.all.iter().find(|known| known.alive && store.serves_many());
+    let heard = heard.map(|known| format!(" ({} was heard on it a moment ago)", known.member.id)).unwrap_or_default();
+    bail!("the store {} is not empty{heard}, and was left as it is: let store.url name another one", config.store)
 }
 
 fn settings(config: &Config) -> store::Settings {
