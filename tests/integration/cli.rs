@@ -57,6 +57,7 @@ Commands:
   env           Print the variables that Stackato set, from VCAP_SERVICES
   check-config  Check the configuration and show what it comes to, without secrets
   migrate       Bring the store up to date, and check it
+  data          Export what the store holds, for backup and for moving house, and import it
   completions   Print completions for a shell
   man           Print the manual page, or write one for each command
   help          Print this message or the help of the given subcommand(s)
@@ -236,6 +237,9 @@ fn completions_and_manual_pages_come_from_the_one_definition() {
             "harbor-announce.1",
             "harbor-check-config.1",
             "harbor-completions.1",
+            "harbor-data-export.1",
+            "harbor-data-import.1",
+            "harbor-data.1",
             "harbor-env.1",
             "harbor-man.1",
             "harbor-migrate.1",

@@ -16,6 +16,7 @@ use harbor::{config, http, model::desired::ForwarderLimits};
 use crate::support::{
     announcements::{self, APP, INSTANCE},
     harbor::Site,
+    postgres::{Postgres, USER},
 };
 
 /// What stands between a command's number and its output.
@@ -299,7 +300,11 @@ fn the_user_guide_is_as_it_says() {
 
 #[test]
 fn the_operators_guide_is_as_it_says() {
-    check_after("", "docs/operator-guide.md");
+    let server = Postgres::shared();
+    server.sql("postgres", "CREATE DATABASE harbor");
+    let (host, port) = server.socket();
+    let there = format!("export PGHOST='{}' PGPORT={port} PGUSER={USER}\n", host.display());
+    check_after(&there, "docs/operator-guide.md");
 }
 
 #[test]

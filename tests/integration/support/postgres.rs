@@ -211,6 +211,11 @@ impl Postgres {
         format!("postgres://{USER}@{}:{}/{name}", self.address, self.port)
     }
 
+    /// The folder of its socket, and the port that the socket is named by.
+    pub fn socket(&self) -> (&Path, u16) {
+        (&self.folder.path, self.port)
+    }
+
     /// Where it listens for TCP.
     pub const fn port(&self) -> u16 {
         self.port
