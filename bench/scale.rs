@@ -12,27 +12,28 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream};
-use hyper::Method;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 #[path = "../tests/integration/support/eventually.rs"]
 mod eventually;
 #[path = "../tests/integration/support/http.rs"]
 mod http;
+mod platform;
 #[path = "../tests/integration/support/harbor.rs"]
 mod process;
+mod sample;
 #[path = "scale/traffic.rs"]
 mod traffic;
 mod verdict;
 
 use eventually::eventually;
 use http::Client;
+use platform::{deprovision, provision};
 use process::{Harbor, Site};
+use sample::{Sample, milliseconds};
 use traffic::Traffic;
 use verdict::{Verdict, say};
 
-/// The plan `tcp`.
-const PLAN_TCP: &str = "e1f6b1f0-57f3-5c0e-8a0b-6d3a6f0c1a02";
 /// Service instances of the full node.
 const MANY: usize = 5_000;
 /// Requests in flight while the node is filled.
@@ -55,54 +56,6 @@ const CHANGE_P99_MS: f64 = 20.0;
 /// What is taken for no effect on an exchange: the median of the rounds' differences.
 const EFFECT_P50_MS: f64 = 0.1;
 const EFFECT_P99_MS: f64 = 1.0;
-
-fn body() -> Value {
-    json!({
-        "service_id": harbor::model::plan::SERVICE_ID,
-        "plan_id": PLAN_TCP,
-        "organization_guid": "org",
-        "space_guid": "space",
-    })
-}
-
-async fn provision(client: &Client, id: &str) -> Duration {
-    let start = Instant::now();
-    let answer = client.put(&format!("/v2/service_instances/{id}"), &body()).await;
-    assert_eq!(answer.status, 201, "{id}: {answer:?}");
-    start.elapsed()
-}
-
-async fn deprovision(client: &Client, id: &str) -> Duration {
-    let query = format!("service_id={}&plan_id={PLAN_TCP}", harbor::model::plan::SERVICE_ID);
-    let start = Instant::now();
-    let answer = client.send(Method::DELETE, &format!("/v2/service_instances/{id}?{query}"), None).await;
-    assert_eq!(answer.status, 200, "{id}: {answer:?}");
-    start.elapsed()
-}
-
-/// Durations in milliseconds, in order.
-#[derive(Debug, Default)]
-struct Sample(Vec<f64>);
-
-impl Sample {
-    fn of(durations: impl IntoIterator<Item = f64>) -> Self {
-        let mut sorted = durations.into_iter().collect::<Vec<_>>();
-        sorted.sort_by(f64::total_cmp);
-        Self(sorted)
-    }
-
-    /// The value below which so many per cent are.
-    fn percentile(&self, per_cent: usize) -> f64 {
-        self.0[(self.0.len() * per_cent / 100).min(self.0.len() - 1)]
-    }
-}
-
-impl std::fmt::Display for Sample {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (p50, p99, most) = (self.percentile(50), self.percentile(99), self.percentile(100));
-        write!(f, "p50 {p50:.2} ms, p99 {p99:.2} ms, maximum {most:.2} ms")
-    }
-}
 
 /// How long changes took, at the present number of service instances, which stays.
 #[derive(Debug)]
@@ -141,10 +94,6 @@ fn logged(harbor: &Harbor) -> impl Iterator<Item = Value> {
 
 fn text<'v>(fields: &'v Value, key: &str) -> &'v str {
     fields[key].as_str().unwrap_or_default()
-}
-
-fn milliseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
 }
 
 /// Resident memory, in MiB.

@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::json;
 
-use super::{http::Client, process::Harbor};
+use super::{http::Client, platform::PLAN_TCP, process::Harbor};
 
 const PLAN_SERVICE: &str = harbor::model::plan::SERVICE_ID;
 const MESSAGE_BYTES: usize = 64;
@@ -31,7 +31,7 @@ impl Traffic {
 
         super::provision(client, "traffic").await;
         let path = "/v2/service_instances/traffic/service_bindings/key";
-        let body = json!({"service_id": PLAN_SERVICE, "plan_id": super::PLAN_TCP, "parameters": {"announce": true}});
+        let body = json!({"service_id": PLAN_SERVICE, "plan_id": PLAN_TCP, "parameters": {"announce": true}});
         let answer = client.put(path, &body).await;
         assert_eq!(answer.status, 201, "{answer:?}");
         let credentials = answer.json()["credentials"].clone();

@@ -223,9 +223,14 @@ impl Postgres {
 
     /// Does what somebody with `psql` would. Returns what that prints, rows without ornament.
     pub fn sql(&self, database: &str, statements: &str) -> String {
+        self.sql_at(&self.url_of(database), statements)
+    }
+
+    /// The same on the database of a URL.
+    pub fn sql_at(&self, url: &str, statements: &str) -> String {
         let output = Command::new(program_path("psql"))
             .args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "-v", "ON_ERROR_STOP=1"])
-            .args(["-d", &self.url_of(database), "-c", statements])
+            .args(["-d", url, "-c", statements])
             .stdin(Stdio::null())
             .output()
             .expect("psql can be run");
