@@ -167,7 +167,7 @@ impl Place {
 
     async fn open(&self) -> AnyStore {
         let settings = store::Settings { answer_within: store::ANSWER_WITHIN, ..postgres::settings(self.url.clone()) };
-        store::open(&settings, Metrics::new().store.clone()).await.expect("it has just been filled")
+        store::open(&settings, Metrics::new().store.clone(), None).await.expect("it has just been filled")
     }
 
     /// Starts a node as an operator would. Returns it and how long it took to be ready.

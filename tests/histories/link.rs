@@ -310,6 +310,14 @@ impl Store for Link {
         Ok(Box::new(LinkFeed { inner, ways: self.ways.clone(), random, broken: false }))
     }
 
+    async fn export(&self) -> store::Result<store::Dump> {
+        self.call("export", "", self.store.export()).await
+    }
+
+    async fn import(&self, dump: &store::Dump) -> store::Result<bool> {
+        self.call("import", "", self.store.import(dump)).await
+    }
+
     async fn ping(&self) -> store::Result<()> {
         self.call("ping", "", self.store.ping()).await
     }

@@ -41,7 +41,7 @@ async fn lead_a_life(store: &AnyStore) {
     assert!(matches!(store.provision(&underway, true, NOW).await.unwrap(), Provision::Created(_)));
     let failed = instance("failed", 20_005);
     assert!(matches!(store.provision(&failed, true, NOW).await.unwrap(), Provision::Created(_)));
-    store.deprovision(&failed.id, NOW, Ending::Failed("it is held")).await.unwrap();
+    store.deprovision(&failed.id, NOW, Ending::Failed { by: &failed.node_id, why: "it is held" }).await.unwrap();
     bound(store, &key("key", "kept")).await;
     bound(store, &key("unbound", "kept")).await;
     store.unbind(&id("kept"), &binding_id("unbound")).await.unwrap();
