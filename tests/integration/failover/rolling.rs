@@ -31,7 +31,7 @@ fn stop(what: &str, loads: [Load; 2]) -> [Ledger; 2] {
     let ledgers = loads.map(Load::stop);
     for (kind, ledger) in ["IPv4", "IPv6"].into_iter().zip(&ledgers) {
         // Not captured as a print would be: the figures are what one runs this for.
-        writeln!(std::io::stderr(), "{what}, {kind}: {ledger}").unwrap();
+        writeln!(std::io::stderr(), "{what}, {kind}: {ledger}").expect("there is an output");
     }
     ledgers
 }
