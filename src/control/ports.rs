@@ -1,6 +1,6 @@
 //! The free ports of each pool, in memory. They propose; the store decides, and when it knows better they are read again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use tokio::sync::Mutex;
 
@@ -8,6 +8,7 @@ use crate::{
     model::{
         PoolName, SpaceId, Timestamp,
         allocation::{CONFLICT_MEMORY, Counts, FreePorts, PortRefusal, PortState, Release},
+        directory::Directory,
         pool::{Pool, Pools},
     },
     store::{self, AnyStore, Freed},
@@ -27,8 +28,8 @@ struct PoolPorts {
     free: FreePorts,
     /// Whether the store may know otherwise.
     doubted: bool,
-    /// What the store has said to be allocated since the last refresh. It may be gone again by then, and the changes that
-    /// a refresh reads do not tell what ports a service instance had that came and went between two of them.
+    /// Ports that were taken here, or that the store has said to be allocated, since the last refresh. Changes do not tell
+    /// the port of a service instance that came and went between two refreshes, so the next one confirms these.
     unconfirmed: Vec<u16>,
 }
 
@@ -69,9 +70,6 @@ pub(super) struct PortChanges {
     pub(super) reserved: Vec<PoolName>,
 }
 
-/// The ports of service instances, by pool.
-pub(super) type KnownPorts = HashMap<PoolName, HashSet<u16>>;
-
 /// The ports of all pools.
 #[derive(Debug)]
 pub(super) struct Ports {
@@ -84,8 +82,8 @@ impl Ports {
         Self { store, pools: Mutex::default() }
     }
 
-    /// Takes the port asked for, or any; nobody else is offered it from then on. It comes back with the refresh that shows
-    /// its service instance gone, or by doubt: by the time that somebody could give it back, others may have it.
+    /// Takes the port asked for, or any; nobody else is offered it from then on, until a refresh shows that no service
+    /// instance has it. It is not given back otherwise: by then others may have it.
     pub(super) async fn take(
         &self,
         pool: &PoolName,
@@ -102,6 +100,7 @@ impl Ports {
         };
         if let Ok(port) = port {
             ports.free.take(port, now);
+            ports.unconfirmed.push(port);
         }
         Ok(port)
     }
@@ -134,9 +133,10 @@ impl Ports {
         }
     }
 
-    /// Takes over what was changed, here or by another node. `known` are the ports of all service instances after that.
-    /// One that the store has given out since comes with the next refresh.
-    pub(super) async fn follow(&self, changed: PortChanges, known: impl FnOnce() -> KnownPorts, now: Timestamp) {
+    /// Takes over what was changed, here or by another node. `directory` shows all service instances after that: a port
+    /// that none of them has is free, as far as is known. If it is about to be somebody's, the store says so to whoever
+    /// else wants it, and the next refresh to all.
+    pub(super) async fn follow(&self, changed: PortChanges, directory: &Directory, now: Timestamp) {
         let mut pools = self.pools.lock().await;
         let PortChanges { given_back, freed, taken, reserved } = changed;
         for (pool, port) in given_back {
@@ -151,14 +151,9 @@ impl Ports {
         for pool in reserved {
             pools.entry(pool).and_modify(|ports| ports.doubted = true);
         }
-        if pools.values().all(|ports| ports.unconfirmed.is_empty()) {
-            return;
-        }
-        let known = known();
         for (pool, ports) in pools.iter_mut() {
-            let known = known.get(pool);
             for port in std::mem::take(&mut ports.unconfirmed) {
-                if !known.is_some_and(|known| known.contains(&port)) {
+                if !directory.has_port(pool, port) {
                     ports.free.give_back(port, now);
                 }
             }

@@ -163,12 +163,7 @@ impl Control {
                 }
             };
             match &outcome {
-                store::Provision::Created(_) => break,
-                store::Provision::Exists(_) => {
-                    // It may even have this very port.
-                    self.ports.doubt(&draft.pool).await;
-                    break;
-                }
+                store::Provision::Created(_) | store::Provision::Exists(_) => break,
                 store::Provision::PortTaken => self.ports.doubt(&draft.pool).await,
             }
         }
@@ -194,10 +189,7 @@ impl Control {
                 }
                 None
             }
-            Err(failure) => {
-                self.ports.doubt(&instance.pool).await;
-                return Err(failure);
-            }
+            Err(failure) => return Err(failure),
         };
         // Whoever has taken it up may have opened it already.
         let same = |known: &ServiceInstance| (known.port, known.created_at) == (instance.port, instance.created_at);
@@ -206,7 +198,6 @@ impl Control {
         {
             return Ok(known);
         }
-        self.ports.doubt(&instance.pool).await;
         Err(Failure::Busy)
     }
 
@@ -253,10 +244,7 @@ impl Control {
                     return Ok(());
                 }
                 Ok(store::Change::PortTaken) => self.ports.doubt(&instance.pool).await,
-                Ok(store::Change::Stale) => {
-                    self.ports.doubt(&instance.pool).await;
-                    return Err(Failure::Busy);
-                }
+                Ok(store::Change::Stale) => return Err(Failure::Busy),
                 Err(fault) => {
                     self.ports.doubt(&instance.pool).await;
                     return Err(fault.into());
@@ -270,11 +258,7 @@ impl Control {
     /// whether that was still to be done.
     async fn undo(&self, instance: &ServiceInstance, ending: Ending<'_>) -> store::Result<bool> {
         let now = self.clock.wall();
-        let outcome = self.store.deprovision(&instance.id, now, ending).await;
-        if !matches!(outcome, Ok(Some(_))) {
-            self.ports.doubt(&instance.pool).await;
-        }
-        let undone = outcome?.is_some();
+        let undone = self.store.deprovision(&instance.id, now, ending).await?.is_some();
         self.snapshot.refresh().await?;
         if undone {
             self.listener_gone(&instance.id).await;

@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, watch};
 
 use super::{
     Facts,
-    ports::{KnownPorts, PortChanges, Ports},
+    ports::{PortChanges, Ports},
 };
 use crate::{
     model::{
@@ -188,7 +188,7 @@ impl Snapshot {
             self.ports.set_pools(&state.facts.pools, now).await;
         }
         match ports {
-            Some(ports) => self.ports.follow(ports, || state.ports(), now).await,
+            Some(ports) => self.ports.follow(ports, &state.directory, now).await,
             None => self.ports.doubt_all().await,
         }
         Ok(())
@@ -232,15 +232,6 @@ impl State {
             taken: changes.instances.iter().map(|instance| (instance.pool.clone(), instance.port)).collect(),
             reserved: changes.reserved.clone(),
         }
-    }
-
-    /// The ports of all service instances.
-    fn ports(&self) -> KnownPorts {
-        let mut ports = KnownPorts::new();
-        for known in self.instances.values() {
-            ports.entry(known.pool.clone()).or_default().insert(known.port);
-        }
-        ports
     }
 
     fn apply(&mut self, changes: Changes) {

@@ -87,6 +87,13 @@ impl Directory {
         self.alone_at_port.get(&port)
     }
 
+    /// Whether a service instance has that port of that pool.
+    #[must_use]
+    pub fn has_port(&self, pool: &PoolName, port: u16) -> bool {
+        let ids = self.by_port.get(&port).into_iter().flat_map(|ids| ids.iter());
+        ids.filter_map(|id| self.instances.get(id)).any(|entry| entry.pool == *pool)
+    }
+
     /// The only service instance that the app is bound to; none when there are several.
     #[must_use]
     pub fn by_app(&self, app: &str) -> Option<&Arc<DirectoryEntry>> {
