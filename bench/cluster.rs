@@ -6,15 +6,12 @@
 //! Prints one line a figure; with `--check` it ends with 1 when a bound is not met, and says which. It needs PostgreSQL,
 //! nats-server, the ports 26000 to 26499 on 127.0.0.11 to 127.0.0.13, and a machine that does nothing else.
 
-use std::{
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::process::ExitCode;
 
-use harbor::model::plan::SERVICE_ID;
-use hyper::Method;
-use serde_json::{Value, json};
+use serde_json::Value;
 
+mod platform;
+mod sample;
 #[path = "cluster/support.rs"]
 mod support;
 #[allow(dead_code, reason = "tests ask for more")]
@@ -24,12 +21,13 @@ mod verdict;
 
 /// Where `trio` looks for its plan.
 mod end_to_end {
-    pub const PLAN_TCP: &str = "e1f6b1f0-57f3-5c0e-8a0b-6d3a6f0c1a02";
+    pub use super::platform::PLAN_TCP;
 }
 
-use end_to_end::PLAN_TCP;
-use support::{eventually::eventually, harbor::Harbor, postgres::Postgres};
-use trio::{Trio, put};
+use platform::{deprovision, provision};
+use sample::{Sample, milliseconds};
+use support::{eventually::eventually, harbor::Harbor, http, postgres::Postgres};
+use trio::Trio;
 use verdict::{Verdict, say};
 
 /// Nodes at the most.
@@ -37,43 +35,10 @@ const MOST_NODES: u8 = 3;
 /// Provisions, and as many deprovisions, with each number of nodes; the first few only warm up.
 const SAMPLES: usize = 300;
 const WARM_UP: usize = 20;
+/// What PostgreSQL has on a machine of its own: what is committed is on the disk.
+const DURABLE: &str = "fsync = on\nfull_page_writes = on\nshared_buffers = '128MB'";
 /// From the commit on one node until all others have said that they have carried it out.
 const ELSEWHERE_P50_MS: f64 = 50.0;
-
-/// Durations in milliseconds, in order.
-#[derive(Debug)]
-struct Sample(Vec<f64>);
-
-impl Sample {
-    fn of(durations: impl IntoIterator<Item = f64>) -> Self {
-        let mut sorted = durations.into_iter().collect::<Vec<_>>();
-        sorted.sort_by(f64::total_cmp);
-        Self(sorted)
-    }
-
-    /// The value below which so many per cent are.
-    fn percentile(&self, per_cent: usize) -> f64 {
-        self.0[(self.0.len() * per_cent / 100).min(self.0.len() - 1)]
-    }
-}
-
-impl std::fmt::Display for Sample {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (p50, p99, most) = (self.percentile(50), self.percentile(99), self.percentile(100));
-        write!(f, "p50 {p50:.2} ms, p99 {p99:.2} ms, maximum {most:.2} ms")
-    }
-}
-
-/// How long a call took, in milliseconds.
-async fn timed<T>(call: impl Future<Output = T>) -> (T, f64) {
-    let began = Instant::now();
-    let answer = call.await;
-    (answer, milliseconds(began.elapsed()))
-}
-
-fn milliseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
-}
 
 /// What the nodes say took so long, by the key under which they log it.
 fn told(nodes: &[Harbor], key: &str) -> Vec<f64> {
@@ -91,15 +56,11 @@ async fn change(trio: &Trio) -> (Sample, Sample) {
         let node = &trio.nodes[number % trio.nodes.len()];
         let kind = if number < WARM_UP { "warm-up" } else { "sample" };
         let id = format!("{kind}-{number}");
-        let (answer, provision) = timed(put(node, &id, "")).await;
-        assert_eq!(answer.status, 201, "{answer:?}");
-        let path = format!("/v2/service_instances/{id}?service_id={}&plan_id={PLAN_TCP}", SERVICE_ID);
         let client = node.broker();
-        let (answer, deprovision) = timed(client.send(Method::DELETE, &path, None)).await;
-        assert_eq!(answer.parts(), (200, json!({})));
+        let (provisioned, deprovisioned) = (provision(&client, &id).await, deprovision(&client, &id).await);
         if number >= WARM_UP {
-            provisions.push(provision);
-            deprovisions.push(deprovision);
+            provisions.push(milliseconds(provisioned));
+            deprovisions.push(milliseconds(deprovisioned));
         }
     }
     let label = format!("with {} of {MOST_NODES} nodes", trio.nodes.len());
@@ -118,8 +79,7 @@ async fn change(trio: &Trio) -> (Sample, Sample) {
 #[tokio::main]
 async fn main() -> ExitCode {
     let mut verdict = Verdict::default();
-    // As tests have it: it does not wait for the disk, so that what is measured is Harbor's part.
-    let postgres = Postgres::start();
+    let postgres = Postgres::start_with(DURABLE, &[]);
     for count in 1..=MOST_NODES {
         let trio = Trio::start(&postgres, count, "26000-26499").await;
         let (opened, closed) = change(&trio).await;
