@@ -21,7 +21,7 @@ use harbor::{
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +31,7 @@ mod link;
 mod machine;
 mod node;
 mod request;
+mod time;
 
 use history::{NODES, Step};
 pub use ledger::Answers;
@@ -40,6 +41,7 @@ pub use link::{Pace, Way};
 use machine::Machine;
 use node::{Running, SkewedClock, Start};
 use request::{Answer, BEGUN, binding_id, instance_id};
+pub use time::pass;
 
 /// By how much the clock of a node is wrong, at the most, in microseconds.
 const WRONG_BY: i64 = 120_000_000;
@@ -137,7 +139,7 @@ pub async fn run<P: Place>(place: P, limits: Limits, mut random: Rng) -> Answers
     });
     (0..NODES).for_each(|number| world.start(number));
     for (gap, step) in history::steps(&mut random, limits.steps, limits.longest_gap) {
-        sleep(gap).await;
+        pass(gap).await;
         // Whoever has drawn more than another time has no say in what is drawn from here on.
         fastrand::seed(random.u64(..));
         world.take(step);
@@ -234,7 +236,7 @@ impl<P: Place> World<P> {
                         }
                         Err(error) => world.ledger().note(format_args!("node {number} does not start: {error}")),
                     }
-                    sleep(START_AGAIN).await;
+                    pass(START_AGAIN).await;
                 }
             };
             let _ = died.run_until_cancelled(started).await;
@@ -284,7 +286,7 @@ impl<P: Place> World<P> {
     async fn follow(&self, instance: usize) {
         let thing = || Thing::Instance(instance_id(instance).to_string());
         for node in (0..NODES).cycle().skip(instance) {
-            sleep(ASK_EVERY).await;
+            pass(ASK_EVERY).await;
             let Some((life, running)) = self.running(node) else { continue };
             let entry = self.ledger().begin(thing(), Effect::None, format_args!("asks node {node} for {instance}"));
             let answer = self.answered(&life, running.progress(instance)).await;
@@ -364,7 +366,7 @@ impl<P: Place> World<P> {
                     Some(Ok(())) => {}
                     Some(Err(failed)) => std::panic::resume_unwind(failed.into_panic()),
                     None if self.tasks.lock().unwrap().is_empty() => return,
-                    None => sleep(Duration::from_millis(20)).await,
+                    None => pass(Duration::from_millis(20)).await,
                 }
             }
         };
@@ -385,7 +387,7 @@ impl<P: Place> World<P> {
             if Instant::now() > deadline {
                 self.fail(&wrong);
             }
-            sleep(Duration::from_millis(100)).await;
+            pass(Duration::from_millis(100)).await;
         }
     }
 

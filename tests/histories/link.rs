@@ -21,10 +21,9 @@ use harbor::{
     },
     store::{self, AnyStore, Fault, Feed, Hint, Store},
 };
-use tokio::{
-    sync::watch,
-    time::{sleep, timeout},
-};
+use tokio::{sync::watch, time::timeout};
+
+use super::time::pass;
 
 /// How a call fares; of two ways that are joined, the worse one counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -153,7 +152,7 @@ impl Link {
         let mut chance = self.chance.draw(doing, &about.to_string());
         let mut delay = || {
             let most = if chance.u64(..SLOW_ONE_IN) == 0 { self.pace.slow } else { self.pace.usual };
-            sleep(most.mul_f64(chance.f64()))
+            pass(most.mul_f64(chance.f64()))
         };
         let (there, back) = (delay(), delay());
         let whole = async {

@@ -14,6 +14,8 @@ use harbor::model::{
 };
 use tokio::sync::watch;
 
+use super::time::pass;
+
 /// It outlives the processes of its node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Machine {
@@ -44,7 +46,7 @@ impl Opener {
             let machine = self.machine.borrow_and_update().clone();
             // Some bursts of changes take a while.
             let most = if self.random.u8(..32) == 0 { 400 } else { 4 };
-            tokio::time::sleep(Duration::from_millis(self.random.u64(..most))).await;
+            pass(Duration::from_millis(self.random.u64(..most))).await;
             let observations = self.reconcile(&state, &machine);
             self.observe.send_replace(Arc::new(observations));
             tokio::select! {

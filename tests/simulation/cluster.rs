@@ -56,7 +56,7 @@ impl Place for Memory {
 
     async fn restart(&self, server: &watch::Sender<Way>, down: Duration) {
         server.send_replace(Way::Refused);
-        tokio::time::sleep(down).await;
+        histories::pass(down).await;
         server.send_replace(Way::Open);
     }
 }

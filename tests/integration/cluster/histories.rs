@@ -49,8 +49,8 @@ impl Place for OnPostgres {
             tokio::task::spawn_blocking(move || change(&mut server.lock().unwrap())).await.unwrap();
         };
         // Every other time it has no time to say goodbye.
-        end(if down.as_millis() % 2 == 0 { Postgres::stop } else { Postgres::kill }).await;
-        tokio::time::sleep(down).await;
+        end(if down.as_millis().is_multiple_of(2) { Postgres::stop } else { Postgres::kill }).await;
+        histories::pass(down).await;
         end(Postgres::start_again).await;
     }
 }
