@@ -1,6 +1,7 @@
 //! `harbor data`: what one store holds, in a file and in another store; by real processes, on both engines.
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -110,7 +111,7 @@ async fn a_store_moves_to_postgresql_and_back_and_is_the_same_to_the_byte() {
     assert!(node.terminate().success());
 }
 
-/// Exports again and again while the node works: each is whole and of one moment.
+/// Exports again and again while the node works, at ten moments or more: each is whole and of one of them.
 async fn export_under_load(site: &Site) {
     let node = site.serve().await;
     let (client, enough) = (node.broker(), CancellationToken::new());
@@ -126,20 +127,18 @@ async fn export_under_load(site: &Site) {
         }
     };
     let exports = async {
-        let mut last = 0;
-        for _ in 0..12 {
+        let mut moments = BTreeSet::new();
+        while moments.len() < 10 {
             let command = site.command(&["data", "export"]);
             let output = tokio::process::Command::from(command).output().await.unwrap();
             assert!(output.status.success(), "{output:?}");
             let dump = Dump::read(&output.stdout).unwrap();
-            assert!(dump.revision.0 >= last, "{} after {last}", dump.revision);
-            last = dump.revision.0;
+            assert!(moments.last().is_none_or(|last| dump.revision >= *last), "{} after {moments:?}", dump.revision);
+            moments.insert(dump.revision);
         }
         enough.cancel();
-        last
     };
-    let ((), last) = tokio::join!(load, exports);
-    assert!(last > 10, "the node worked meanwhile");
+    tokio::join!(load, exports);
     assert!(node.terminate().success());
     // This checks the whole of a SQLite database.
     run(site, &["migrate"]).unwrap();
