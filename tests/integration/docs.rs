@@ -19,6 +19,8 @@ use crate::support::{
     postgres::{Postgres, USER},
 };
 
+mod nodes;
+
 /// What stands between a command's number and its output.
 const MARK: char = '\u{1}';
 
