@@ -64,9 +64,9 @@ fn step(random: &mut Rng) -> Step {
     match random.u8(..100) {
         0..28 => Step::Provision { node, instance, later: random.u8(..3) == 0 },
         28..42 => Step::Deprovision { node, instance },
-        42..52 => Step::Bind { node, instance, binding },
-        52..56 => Step::Unbind { node, instance, binding },
-        56..66 => Step::Update { node, instance, both: random.bool() },
+        42..50 => Step::Bind { node, instance, binding },
+        50..58 => Step::Unbind { node, instance, binding },
+        58..66 => Step::Update { node, instance, both: random.bool() },
         66..71 => Step::Kill { node },
         71..76 => Step::Start { node },
         76..81 => Step::CutOff { node, way: if random.bool() { Way::Refused } else { Way::Silent } },

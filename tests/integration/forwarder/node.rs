@@ -176,11 +176,14 @@ impl Node {
         });
     }
 
-    /// The same, and it must be bound.
+    /// The same, and waits until it is bound. A process that another test is just starting may have a copy of a socket
+    /// that was here before, for some milliseconds.
     #[track_caller]
     pub fn open(&self, port: u16, protocol: Protocol, settings: Settings) {
         self.want(port, protocol, settings);
-        assert_eq!(self.state(port), ListenerState::Bound, "port {port}");
+        self.wait_for(&format!("port {port} is open"), |seen| {
+            seen.listeners.get(&id(port)).is_some_and(|seen| seen.state == ListenerState::Bound)
+        });
     }
 
     /// A TCP port with a backend.
