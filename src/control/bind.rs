@@ -84,11 +84,17 @@ impl Control {
         if let Some(plan_id) = spec.plan_id.as_ref().filter(|plan_id| !self.knows_plan(plan_id, &instance)) {
             return Err(Failure::Refused(BindRefusal::UnknownPlan(plan_id.clone())));
         }
-        if let Some(known) = self.store.binding(id, &spec.id).await? {
-            return self.rebind(&instance, &known, &spec);
-        }
         if self.is_being_opened(id).await? {
             return Err(Failure::Busy);
+        }
+        // Its opening may have ended since it was read, with another port.
+        if self.store.serves_many()
+            && self.store.instance(id).await?.is_none_or(|now| now.revision != instance.revision)
+        {
+            return Err(Failure::Busy);
+        }
+        if let Some(known) = self.store.binding(id, &spec.id).await? {
+            return self.rebind(&instance, &known, &spec);
         }
         // Without its pool it has no names to tell: nothing is bound then.
         self.pool(&instance.pool)?;

@@ -62,10 +62,10 @@ fn gap(random: &mut Rng, longest: Duration) -> Duration {
 fn step(random: &mut Rng) -> Step {
     let (node, instance, binding) = (random.usize(..NODES), random.usize(..INSTANCES), random.usize(..BINDINGS));
     match random.u8(..100) {
-        0..28 => Step::Provision { node, instance, later: random.u8(..3) == 0 },
-        28..42 => Step::Deprovision { node, instance },
-        42..50 => Step::Bind { node, instance, binding },
-        50..58 => Step::Unbind { node, instance, binding },
+        0..26 => Step::Provision { node, instance, later: random.u8(..3) == 0 },
+        26..36 => Step::Deprovision { node, instance },
+        36..48 => Step::Bind { node, instance, binding },
+        48..58 => Step::Unbind { node, instance, binding },
         58..66 => Step::Update { node, instance, both: random.bool() },
         66..71 => Step::Kill { node },
         71..76 => Step::Start { node },
