@@ -75,6 +75,7 @@ pub struct Cluster {
     pulse: Pulse,
     /// Whether the last call to the store has failed.
     away: bool,
+    /// Whether another process speaks for this node.
     superseded: bool,
 }
 
@@ -160,6 +161,7 @@ impl Cluster {
         match self.store.report(node, incarnation, &self.sources.report(), self.clock.wall()).await? {
             Heard::Kept => self.superseded = false,
             Heard::Gone => self.join().await?,
+            Heard::Superseded if !self.ears.members.borrow().is_alive(node) => self.join().await?,
             Heard::Superseded if !self.superseded => {
                 self.superseded = true;
                 tracing::error!(
@@ -178,7 +180,8 @@ impl Cluster {
             Ok(members) => members,
             Err(fault) => return self.note(Err(fault)),
         };
-        if let Some(own) = members.iter_mut().find(|member| member.id == self.settings.node) {
+        let own = members.iter_mut().find(|member| member.id == self.settings.node && !self.superseded);
+        if let Some(own) = own {
             (own.report, own.seen_at) = (self.sources.report(), self.clock.wall());
         }
         let now = self.clock.now();
@@ -187,7 +190,7 @@ impl Cluster {
             self.pulse.renew(now);
         }
         let newest = self.sources.desired.borrow().revision;
-        let members = self.pulse.feel(members, newest, now);
+        let members = Members { superseded: self.superseded, ..self.pulse.feel(members, newest, now) };
         self.ears.members.send_if_modified(|known| {
             for (what, id) in differences(known, &members) {
                 tracing::info!(node = %id, "{what}");

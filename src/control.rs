@@ -93,6 +93,8 @@ pub struct Settings {
 struct Facts {
     /// As all nodes have agreed on them.
     pools: Pools,
+    /// As this node's file last had them.
+    file: Arc<[Pool]>,
     /// Those whose ports this node binds.
     served: BTreeSet<PoolName>,
     plans: Arc<[Plan]>,
@@ -104,8 +106,8 @@ pub struct Control {
     node: NodeId,
     announce_url: Option<String>,
     announce_secret: AnnounceSecret,
-    /// The pools as this node's file last had them.
-    file: Mutex<Vec<Pool>>,
+    /// One at a time.
+    reload: Mutex<()>,
     store: AnyStore,
     clock: Arc<dyn Clock>,
     ports: Arc<Ports>,
@@ -141,6 +143,7 @@ impl Control {
         let facts = Facts {
             pools: Pools::new(),
             served: pools.iter().map(|pool| pool.name.clone()).collect(),
+            file: pools.into(),
             plans: plans.into(),
             limits: Arc::new(limits),
         };
@@ -151,7 +154,7 @@ impl Control {
             node,
             announce_url,
             announce_secret,
-            file: Mutex::new(pools),
+            reload: Mutex::default(),
             store,
             clock,
             ports,

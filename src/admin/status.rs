@@ -114,7 +114,7 @@ pub async fn status(sources: &Sources) -> wire::Status {
         refusals: refused(refusals.remove(&None)),
         service_instances,
     };
-    status.degraded = degraded(&status);
+    status.degraded = degraded(&status, sources.members.borrow().superseded);
     status
 }
 
@@ -160,6 +160,8 @@ fn pools(usage: Vec<PoolUsage>) -> Vec<wire::Pool> {
         quarantined: usage.counts.quarantined,
         reserved: usage.counts.reserved,
         in_conflict: usage.counts.in_conflict,
+        retired: usage.retired,
+        differences: usage.differences.map(|differences| differences.to_string()),
     };
     usage.into_iter().map(pool).collect()
 }
@@ -174,7 +176,7 @@ fn link(link: &Link) -> wire::Link {
 
 /// What is wrong, the worst first: what stops all, then what stops changes, then what stops some. A service instance
 /// without backends is not among it: its app may not be running.
-fn degraded(status: &wire::Status) -> Vec<String> {
+fn degraded(status: &wire::Status, superseded: bool) -> Vec<String> {
     let mut reasons = Vec::new();
     match status.mode {
         wire::Mode::Serving => {}
@@ -191,10 +193,22 @@ fn degraded(status: &wire::Status) -> Vec<String> {
             "NATS is away since {since} ({reason}): known backends go on, new ones are not learned from it"
         ));
     }
+    if superseded {
+        reasons.push(format!(
+            "another process has joined as {} and speaks for it: give each node a harbor_node.id of its own, and restart one",
+            status.node
+        ));
+    }
     // What ails this node is told below, by its own word.
     let others = status.nodes.iter().filter(|node| node.id != status.node);
     reasons.extend(others.flat_map(|node| node.problems.iter().cloned()));
-    for pool in status.pools.iter().filter(|pool| pool.free == 0) {
+    for (pool, differences) in status.pools.iter().filter_map(|pool| Some((pool, pool.differences.as_ref()?))) {
+        reasons.push(format!(
+            "this node's file is not what the nodes have agreed on: {differences}, of the pool {}; make the files the same",
+            pool.name
+        ));
+    }
+    for pool in status.pools.iter().filter(|pool| pool.free == 0 && !pool.retired) {
         reasons.push(format!("pool {} has no free port: widen its port_range", pool.name));
     }
     let mut failed = status.service_instances.iter().filter_map(|instance| match &instance.listener {
@@ -235,6 +249,8 @@ mod tests {
             quarantined: 0,
             reserved: 0,
             in_conflict: 0,
+            retired: false,
+            differences: None,
         };
         wire::Status {
             degraded: vec![],
@@ -276,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_node_with_nothing_to_do_is_fine() {
-        assert_eq!(degraded(&fine()), Vec::<String>::new());
+        assert_eq!(degraded(&fine(), false), Vec::<String>::new());
     }
 
     #[test]
@@ -287,7 +303,7 @@ mod tests {
         status.nats = wire::Link::Down { since: "then".into(), reason: "connection refused".into() };
         status.pools[0].free = 0;
         status.service_instances = (35000..35008).map(failed).collect();
-        let reasons = degraded(&status);
+        let reasons = degraded(&status, false);
         assert_eq!(
             reasons[..5],
             [

@@ -186,7 +186,7 @@ pub enum Link {
     },
 }
 
-/// How full a pool is.
+/// How a pool is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pool {
     /// Its name.
@@ -205,6 +205,12 @@ pub struct Pool {
     pub reserved: usize,
     /// Ports that something else on the machine has.
     pub in_conflict: usize,
+    /// Whether it gives out no more ports.
+    #[serde(default)]
+    pub retired: bool,
+    /// In what the node's file differs from what the nodes have agreed on; absent: in nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub differences: Option<String>,
 }
 
 /// How many listeners are what.

@@ -32,7 +32,7 @@ use crate::{
     broker,
     cluster::{self, Cluster, Ears},
     config::{Config, Sources},
-    control::Control,
+    control::{Control, Disagreement},
     discovery::{self, Discovery, Relays},
     forwarder::{ClosingRecord, Forwarder, PortSockets, Surroundings},
     health::{checks, last_known, probe::Connect},
@@ -151,8 +151,11 @@ pub(super) async fn run(
     let outcome = async {
         let manager = Arc::new(ServiceManager::from_environment());
         let apis = Apis::bind(&config, apis, &manager).await?;
-        let node = Node::join(&config, sources, Arc::clone(&store), metrics, &apis, (program, manager, ports, threads))
-            .await?;
+        let rest = (program, manager, ports, threads);
+        let node = tokio::select! {
+            node = Node::join(&config, sources, Arc::clone(&store), patient, metrics, &apis, rest) => node?,
+            () = signals.end() => return Ok(()),
+        };
         node.serve(config, sources, log, apis, &mut signals, predecessor).await
     };
     let outcome = outcome.await;
@@ -188,6 +191,23 @@ async fn open_store(
     Ok(None)
 }
 
+/// Asks a store, and again while it is away and `patient`: one that was there a moment ago can be lost in any call.
+async fn ask<T, E: std::fmt::Display>(
+    patient: bool,
+    is_fault: impl Fn(&E) -> bool,
+    mut question: impl AsyncFnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    loop {
+        match question().await {
+            Err(error) if patient && is_fault(&error) => {
+                tracing::warn!(%error, "waiting for the store: nothing is served before it answers");
+                sleep(OPEN_AGAIN).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Each flow that ends is a line at the level `debug`: who came, where it went, how much, why it ended.
 fn log_flow(record: &ClosingRecord<'_>) {
     tracing::debug!(
@@ -210,6 +230,7 @@ impl Node {
         config: &Config,
         sources: &Sources,
         store: AnyStore,
+        patient: bool,
         metrics: Arc<Metrics>,
         apis: &Apis,
         (program, manager, ports, threads): (Program, Arc<ServiceManager>, PortSockets, Option<usize>),
@@ -232,20 +253,27 @@ impl Node {
         };
         let forwarder = Forwarder::start(settings::forwarder(config, threads), surroundings)
             .context("the threads that forward cannot be started")?;
-        let members = Arc::new(Members::presumed_alive(store.members().await?));
+        // What is wrong with a file on this machine does not pass by itself.
+        let patient = patient && store.serves_many();
+        let members = ask(patient, |_: &store::Fault| true, async || store.members().await).await?;
+        let members = Arc::new(Members::presumed_alive(members));
         if members.wants_drained(&config.node.id) {
             // Before anything is bound.
             forwarder.close_listeners();
         }
         let ears = Ears { members: watch::Sender::new(members), changed: watch::Sender::default() };
-        let control = Control::open(
-            settings::control(config),
-            Arc::clone(&store),
-            Arc::clone(&clock),
-            observations.clone(),
-            ears.members.subscribe(),
-            Arc::clone(&metrics.control),
-        )
+        let is_fault = |why: &Disagreement| matches!(why, Disagreement::Fault(_));
+        let control = ask(patient, is_fault, async || {
+            Control::open(
+                settings::control(config),
+                Arc::clone(&store),
+                Arc::clone(&clock),
+                observations.clone(),
+                ears.members.subscribe(),
+                Arc::clone(&metrics.control),
+            )
+            .await
+        })
         .await?;
         let infrastructure = infrastructure::addresses(config).await;
         let (discovery, relays) = Discovery::new(

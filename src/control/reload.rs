@@ -36,12 +36,12 @@ impl Control {
         plans: Vec<Plan>,
         limits: ForwarderLimits,
     ) -> Result<(), ReloadRefusal> {
-        let mut file = self.file.lock().await;
+        let _one_at_a_time = self.reload.lock().await;
+        let facts = self.facts();
         self.check_left(&wanted)?;
-        let changed = wanted.iter().filter(|pool| !file.contains(pool)).cloned().collect::<Vec<_>>();
+        let changed = wanted.iter().filter(|pool| !facts.file.contains(pool)).cloned().collect::<Vec<_>>();
         let moving = |name: &PoolName| changed.iter().any(|pool| pool.name == *name);
         let unmoved = wanted.iter().filter(|pool| !moving(&pool.name));
-        let facts = self.facts();
         for (pool, differences) in
             unmoved.filter_map(|pool| Some((pool, pool.differences(facts.pools.get(&pool.name)?)?)))
         {
@@ -61,12 +61,12 @@ impl Control {
         self.snapshot
             .change_facts(|facts| Facts {
                 pools: facts.pools.clone(),
+                file: wanted.into(),
                 served,
                 plans: if *facts.plans == *plans { Arc::clone(&facts.plans) } else { plans.into() },
                 limits: Arc::new(limits),
             })
             .await;
-        *file = wanted;
         Ok(())
     }
 

@@ -424,6 +424,7 @@ mod tests {
         };
         let facts = Facts {
             served: BTreeSet::from([pool.name.clone()]),
+            file: [pool.clone()].into(),
             plans: Plan::built_in(&pool.name).into(),
             pools: BTreeMap::from([(pool.name.clone(), pool)]),
             limits: Arc::new(ForwarderLimits::default()),

@@ -107,6 +107,8 @@ impl Report {
 pub struct Members {
     /// In order of their ids.
     pub all: Vec<Known>,
+    /// Whether another process has joined under the name of this node, and speaks for it.
+    pub superseded: bool,
 }
 
 /// A node, and whether it lives.
@@ -141,13 +143,15 @@ impl Members {
                 .into_iter()
                 .map(|member| Known { alive: alive(&member), member, behind_since: None })
                 .collect(),
+            superseded: false,
         }
     }
 
     /// All of them as if they lived: for a process that begins to listen, and finds out who does not.
     #[must_use]
     pub fn presumed_alive(members: Vec<Member>) -> Self {
-        Self { all: members.into_iter().map(|member| Known { member, alive: true, behind_since: None }).collect() }
+        let alive = |member| Known { member, alive: true, behind_since: None };
+        Self { all: members.into_iter().map(alive).collect(), superseded: false }
     }
 
     /// The nodes that serve `pool`, live, and neither drain nor are about to.
@@ -217,9 +221,7 @@ mod tests {
     }
 
     fn opening(members: Vec<Member>) -> Opening {
-        let members = Members {
-            all: members.into_iter().map(|member| Known { member, alive: true, behind_since: None }).collect(),
-        };
+        let members = Members::presumed_alive(members);
         let (id, own) = (ServiceInstanceId::new("i").unwrap(), NodeId::new("own").unwrap());
         members.opening(&pool("default"), &id, 1024, Revision(5), &own)
     }

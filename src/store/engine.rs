@@ -28,6 +28,12 @@ pub(super) trait Engine: fmt::Debug + Send + Sync + 'static {
     /// Begins to write, once no other transaction does: of those that write one runs at a time, on all nodes.
     fn write(&self) -> impl Future<Output = Sql<Self::Session>> + Send;
 
+    /// Begins to write what one row holds and nothing else depends on, beside others that write. It may be lost when the
+    /// machine of the database fails within the second.
+    fn note(&self) -> impl Future<Output = Sql<Self::Session>> + Send {
+        self.write()
+    }
+
     /// Hears the hints of all commits from now on.
     fn feed(&self) -> impl Future<Output = Sql<Box<dyn Feed>>> + Send;
 

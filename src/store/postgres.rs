@@ -50,6 +50,9 @@ const BEGIN_READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 const BEGIN_WRITE: &str =
     "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT revision FROM revision_counter FOR UPDATE";
 
+/// Begins to write beside others that do, without waiting for the disk.
+const BEGIN_NOTE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = off";
+
 /// While the schema changes, its own bound is the only one. That a table is there already is no news.
 const WITHOUT_BOUNDS: &str = "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
     SET client_min_messages = warning";
@@ -89,6 +92,10 @@ impl Engine for PostgresEngine {
 
     async fn write(&self) -> Sql<Lease> {
         self.writer.begin(BEGIN_WRITE).await
+    }
+
+    async fn note(&self) -> Sql<Lease> {
+        self.writer.begin(BEGIN_NOTE).await
     }
 
     async fn feed(&self) -> Sql<Box<dyn Feed>> {

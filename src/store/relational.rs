@@ -442,15 +442,11 @@ impl<E: Engine> Store for Relational<E> {
 
     async fn report(&self, node: &NodeId, incarnation: &str, report: &Report, now: Timestamp) -> Result<Heard> {
         self.run("reporting to", async {
-            let mut tx = self.engine.write().await?;
-            match tx.text(sql::INCARNATION_OF_NODE, values![node.as_str()]).await? {
-                None => return leave(tx, Heard::Gone).await,
-                Some(speaks) if speaks != incarnation => return leave(tx, Heard::Superseded).await,
-                Some(_) => {}
-            }
+            let mut tx = self.engine.note().await?;
             let failures = row::failures_to_json(&report.failures);
             let said = values![
                 node.as_str(),
+                incarnation,
                 report.mode.as_str(),
                 report.applied,
                 report.flows,
@@ -458,7 +454,10 @@ impl<E: Engine> Store for Relational<E> {
                 &failures,
                 now,
             ];
-            tx.execute(sql::REPORT, said).await?;
+            if tx.execute(sql::REPORT, said).await? == 0 {
+                let is_known = tx.text(sql::INCARNATION_OF_NODE, values![node.as_str()]).await?.is_some();
+                return leave(tx, if is_known { Heard::Superseded } else { Heard::Gone }).await;
+            }
             self.commit(tx, MEMBERS, Heard::Kept).await
         })
         .await
@@ -519,14 +518,16 @@ impl<E: Engine> Store for Relational<E> {
     }
 
     async fn ping(&self) -> Result<()> {
-        self.run("asking for an answer", async {
+        self.run("asking", async {
             if !self.doubted.load(Ordering::Relaxed) {
                 let mut tx = self.engine.read().await?;
                 current_revision(&mut tx).await?;
                 return leave(tx, ()).await;
             }
             let mut tx = self.engine.write().await?;
-            tx.execute(sql::CHANGE_NOTHING, values![]).await?;
+            // There and back: SQLite writes nothing that is what it was before.
+            let revision = raise_revision(&mut tx).await?;
+            tx.execute(sql::SET_REVISION, values![Revision(revision.0 - 1)]).await?;
             tx.commit(None).await?;
             self.doubted.store(false, Ordering::Relaxed);
             Ok(())

@@ -42,7 +42,6 @@ macro_rules! select_port {
 
 statements! {
     REVISION = "SELECT revision FROM revision_counter";
-    /// Written all the same.
     SET_REVISION = "UPDATE revision_counter SET revision = $1";
     /// Zero where nothing was ever kept.
     COUNT_ANYTHING = "SELECT revision + (SELECT count(*) FROM secrets) + (SELECT count(*) FROM nodes) \
@@ -50,7 +49,6 @@ statements! {
         + (SELECT count(*) FROM reservations) + (SELECT count(*) FROM pools) + (SELECT count(*) FROM operations) \
         + (SELECT count(*) FROM tombstones) + (SELECT count(*) FROM settings) + (SELECT count(*) FROM settings_history) \
         FROM revision_counter";
-    CHANGE_NOTHING = "UPDATE revision_counter SET revision = revision";
     RAISE_REVISION = "UPDATE revision_counter SET revision = revision + 1 RETURNING revision";
 
     INSTANCE = select_instance!("WHERE s.id = $1");
@@ -141,8 +139,8 @@ statements! {
         incarnation = excluded.incarnation, version = excluded.version, mode = excluded.mode, applied = excluded.applied, \
         flows = excluded.flows, failed = excluded.failed, failures = excluded.failures, \
         joined_at = excluded.joined_at, seen_at = excluded.seen_at";
-    REPORT = "UPDATE nodes SET mode = $2, applied = $3, flows = $4, failed = $5, failures = $6, seen_at = $7 \
-        WHERE id = $1";
+    REPORT = "UPDATE nodes SET mode = $3, applied = $4, flows = $5, failed = $6, failures = $7, seen_at = $8 \
+        WHERE id = $1 AND incarnation = $2";
     SET_DRAIN = "UPDATE nodes SET drain = $2 WHERE id = $1";
     DELETE_NODE = "DELETE FROM nodes WHERE id = $1";
     DELETE_POOLS_OF_NODE = "DELETE FROM node_pools WHERE node_id = $1";

@@ -165,7 +165,7 @@ impl Node {
         };
         self.durable.join(&member).await.unwrap();
         let known = Known { member, alive, behind_since: None };
-        self.members.send_replace(Arc::new(Members { all: vec![known] }));
+        self.members.send_replace(Arc::new(Members { all: vec![known], superseded: false }));
     }
 
     /// Ends the store.
@@ -277,7 +277,7 @@ async fn the_status_tells_node_pools_links_listeners_and_backends() {
                 "nodes": [],
                 "pools": [{
                     "name": "default", "ports": "26000-26009", "size": 10, "free": 8, "allocated": 2,
-                    "quarantined": 0, "reserved": 0, "in_conflict": 0,
+                    "quarantined": 0, "reserved": 0, "in_conflict": 0, "retired": false,
                 }],
                 "listeners": {"bound": 2, "failed": 0, "closed": 0, "pending": 0},
                 "backends": {

@@ -1,11 +1,16 @@
 //! NATS goes and comes back under traffic, while an app dies. `harbor-bench outages` does the same as often as one likes.
 
 use std::{
+    fs::{self, File},
+    io::{self, Write as _},
     net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
+use harbor::model::plan::SERVICE_ID;
 use serde_json::{Value, json};
 use tokio::{
     net::{TcpStream, UdpSocket},
@@ -138,4 +143,59 @@ async fn through_five_outages_of_nats_the_living_stay_the_dead_go_and_traffic_no
     assert!(times > 100, "{times} times is no traffic");
     tasks.join_next().await.expect("there is one").expect("announcing does not panic");
     assert!(harbor.terminate().success());
+}
+
+/// Fills the file system that holds `directory` of the process's mounts.
+fn fill(process: u32, directory: &Path) -> PathBuf {
+    let filler = PathBuf::from(format!("/proc/{process}/root{}", directory.display())).join("filler");
+    let mut file = File::create(&filler).expect("root may");
+    for block in [&[0; 4096][..], &[0]] {
+        while file.write_all(block).is_ok() {}
+    }
+    filler
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_and_stops_changes_until_there_is_room() {
+    if !rustix::process::getuid().is_root() {
+        return writeln!(io::stderr(), "skipped: only root can mount a small file system").expect("there is an output");
+    }
+    let site = Site::new("27450-27459", "");
+    let disk = site.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let site = site.with("store.url", &format!("sqlite:{}/harbor.db", disk.display()));
+    let serve = site.command(&["serve"]);
+    let mut command = Command::new("unshare");
+    let mount = r#"mount -t tmpfs -o size=4m harbor "$1" && exec "$0" serve"#;
+    command.args(["--mount", "sh", "-c", mount]).arg(serve.get_program()).arg(&disk);
+    command.envs(serve.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let harbor = site.start_with(command);
+    harbor.ready().await;
+    provision(&harbor, "before", PLAN_BOTH).await;
+
+    let filler = fill(harbor.pid(), &disk);
+    let body = json!({
+        "service_id": SERVICE_ID, "plan_id": PLAN_BOTH, "organization_guid": "o", "space_guid": "s", "parameters": {}
+    });
+    let (broker, admin) = (harbor.broker(), harbor.admin());
+    eventually_async("a change is refused", || async {
+        // What fits into the rest of the last page is kept.
+        let id = uuid::Uuid::new_v4();
+        let answer = broker.put(&format!("/v2/service_instances/{id}"), &body).await;
+        (answer.status == 503).then(|| assert!(answer.headers.contains_key("retry-after"), "{answer:?}"))
+    })
+    .await;
+    eventually_async("the status tells it", || async {
+        let degraded = status(&harbor).await["degraded"].to_string();
+        (degraded.contains("the store is away") && degraded.contains("full")).then_some(())
+    })
+    .await;
+    assert_eq!(admin.get("/readyz").await.status, 200, "what is there is served");
+
+    fs::remove_file(filler).unwrap();
+    eventually_async("the status is well again", || async {
+        (status(&harbor).await["degraded"] == json!([])).then_some(())
+    })
+    .await;
+    provision(&harbor, "after", PLAN_BOTH).await;
 }

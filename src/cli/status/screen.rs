@@ -51,7 +51,8 @@ pub fn render(status: &Status, colour: bool) -> String {
                 let _ = write!(counts, ", {count} {what}");
             }
         }
-        line(format!("pool       {} ({}): {counts}", clean(&pool.name), clean(&pool.ports)));
+        let retired = if pool.retired { ", retired" } else { "" };
+        line(format!("pool       {} ({}{retired}): {counts}", clean(&pool.name), clean(&pool.ports)));
     }
     if status.nodes.len() > 1 {
         let nodes = status.nodes.iter().map(|node| format!("{} {}", clean(&node.id), node.state()));

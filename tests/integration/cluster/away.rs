@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use harbor::model::plan::SERVICE_ID;
 use rustix::process::Signal;
 use serde_json::json;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
 use super::trio::{Trio, address, listens, port_of, put};
 use crate::{
@@ -119,4 +120,20 @@ async fn a_node_that_starts_without_postgresql_waits_for_it() {
     postgres.start_again();
     waiting.ready().await;
     assert!(listens(0, port).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_store_goes_away_while_it_starts_waits_for_it() {
+    let mut trio = Trio::start(Postgres::shared(), 1, "27480-27489").await;
+    trio.nodes.remove(0).kill();
+    let mut other = PgConnection::connect(&trio.url.replace("@/", "@localhost/")).await.unwrap();
+    // It can be opened, and gives no answers.
+    for table in ["pools", "nodes"] {
+        other.execute(AssertSqlSafe(format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))).await.unwrap();
+        let waiting = trio.sites[0].start();
+        waiting.logged("opened the store");
+        waiting.logged("nothing is served before it answers");
+        other.execute("ROLLBACK").await.unwrap();
+        waiting.ready().await;
+    }
 }

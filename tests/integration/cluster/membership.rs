@@ -90,6 +90,16 @@ async fn a_second_process_of_the_same_name_speaks_for_it_and_the_first_says_so()
     let second = site.serve().await;
     trio.nodes[0].logged("another process has joined as this node");
     assert_eq!(nodes(&second).await.len(), 1);
+    let first = &trio.nodes[0];
+    let told = async || {
+        let status = first.admin().get("/admin/v1/status").await.json();
+        status["degraded"].to_string().contains("another process has joined as node-0 and speaks for it")
+    };
+    eventually_async("its status says so", || async { told().await.then_some(()) }).await;
+    // It speaks again when the other one is gone.
+    second.kill();
+    eventually_async("it speaks for itself", || async { (!told().await).then_some(()) }).await;
+    assert_eq!(put(first, "a", "").await.status, 201);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -49,6 +49,21 @@ async fn a_pool_that_one_node_changes_changes_on_all_of_them() {
     assert!(warning.contains("27210") && warning.contains("27211-27212"), "{warning}");
     let pools = trio.nodes[1].admin().get("/admin/v1/status").await.json()["pools"].clone();
     assert_eq!(pools[0]["ports"], "27211-27212");
+    let degraded =
+        async |number: usize| trio.nodes[number].admin().get("/admin/v1/status").await.json()["degraded"].clone();
+    let told = "this node's file is not what the nodes have agreed on: port_range is \"27210\" here and \
+                \"27211-27212\" there, of the pool default; make the files the same";
+    let reasons = degraded(1).await;
+    assert!(reasons.as_array().unwrap().contains(&json!(told)), "{reasons}");
+    rewrite(&trio.sites[1], "27210-27210", "27211-27212");
+    trio.nodes[1].signal(Signal::HUP);
+    for number in 0..2 {
+        eventually_async("no file differs", || async {
+            let reasons = degraded(number).await.to_string();
+            (!reasons.contains("agreed on")).then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

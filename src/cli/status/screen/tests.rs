@@ -41,6 +41,8 @@ fn fine() -> Status {
             quarantined: 0,
             reserved: 0,
             in_conflict: 0,
+            retired: false,
+            differences: None,
         }],
         listeners: ListenerCounts { bound: 2, failed: 0, closed: 0, pending: 0 },
         backends: BackendCounts { tcp: 3, udp: 0, service_instances_without: 1, states: BackendStates::default() },
