@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     model::{
-        Clock, NodeId, PoolName,
+        Clock, NodeId, PoolName, Timestamp,
         desired::DesiredState,
         member::{HEARTBEAT_EVERY, Member, Members, Report},
         observed::{Mode, Observations},
@@ -40,6 +40,15 @@ pub struct Settings {
     pub incarnation: String,
     /// The version that it runs.
     pub version: String,
+}
+
+impl Settings {
+    /// The node as it joins `now`: what it serves, and how it is.
+    #[must_use]
+    pub fn member(&self, pools: Vec<PoolName>, report: Report, now: Timestamp) -> Member {
+        let Self { node: id, incarnation, version } = self.clone();
+        Member { id, incarnation, version, pools, report, drain: false, joined_at: now, seen_at: now }
+    }
 }
 
 /// What a node tells of itself.
@@ -142,14 +151,9 @@ impl Cluster {
         }
     }
 
-    async fn join(&mut self) -> store::Result<()> {
-        let now = self.clock.wall();
-        let Settings { node, incarnation, version } = self.settings.clone();
-        let pools = self.sources.served.borrow().iter().cloned().collect();
-        let report = self.sources.report();
-        let member =
-            Member { id: node, incarnation, version, pools, report, drain: false, joined_at: now, seen_at: now };
-        self.store.join(&member).await
+    async fn join(&self) -> store::Result<()> {
+        let served = self.sources.served.borrow().iter().cloned().collect();
+        self.store.join(&self.settings.member(served, self.sources.report(), self.clock.wall())).await
     }
 
     /// Where nobody else can hear it, nothing is written.

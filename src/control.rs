@@ -58,12 +58,12 @@ pub use nodes::NodeRefusal;
 pub use observe::NODES_WAIT;
 pub use operation::Progress;
 pub use overview::PoolUsage;
-pub use pools::Disagreement;
+pub use pools::{Disagreement, check_pools};
 pub use provision::{ProvisionRefusal, ProvisionSpec, Provisioned};
 pub use reload::ReloadRefusal;
 pub use update::{UpdateRefusal, UpdateSpec};
 
-use keys::{Keys, TURN_WAIT};
+use keys::{Keys, NoTurn, TURN_WAIT};
 use ports::Ports;
 use snapshot::Snapshot;
 
@@ -137,7 +137,7 @@ impl Control {
         metrics: Arc<ControlMetrics>,
     ) -> Result<Arc<Self>, Disagreement> {
         let Settings { node, pools, plans, limits, announce_url } = settings;
-        pools::define(&store, &node, &pools, |_| false, clock.wall()).await?;
+        pools::define(&store, &node, &pools, |_| false).await?;
         let announce_secret = store.announce_secret().await?;
         let ports = Arc::new(Ports::new(Arc::clone(&store)));
         let facts = Facts {
@@ -274,8 +274,20 @@ impl Control {
         let (control, id) = (Arc::clone(self), id.clone());
         let turn = async move {
             let _permit = permit;
-            let _turn = control.keys.turn(&id).await.ok_or(Failure::Busy)?;
-            work(Arc::clone(&control)).await
+            let turn = control.keys.turn(&id).await.map_err(|why| match why {
+                NoTurn::TooLong => Failure::Busy,
+                NoTurn::GivenUp => Fault::Store(store::Fault {
+                    doing: "waiting for another request on the same service instance".into(),
+                    source: "the store has failed that one".into(),
+                })
+                .into(),
+            })?;
+            let outcome = work(Arc::clone(&control)).await;
+            if matches!(outcome, Err(Failure::Fault(Fault::Store(_)))) {
+                // One that is away is not asked in vain by each of them in turn.
+                turn.give_up();
+            }
+            outcome
         };
         match self.tasks.spawn(turn.in_current_span()).await {
             Ok(outcome) => outcome,

@@ -32,7 +32,7 @@ use crate::{
     broker,
     cluster::{self, Cluster, Ears},
     config::{Config, Sources},
-    control::{Control, Disagreement},
+    control::{self, Control, Disagreement},
     discovery::{self, Discovery, Relays},
     forwarder::{ClosingRecord, Forwarder, PortSockets, Surroundings},
     health::{checks, last_known, probe::Connect},
@@ -40,7 +40,7 @@ use crate::{
     model::{
         Clock, PoolName, ServiceInstanceId,
         desired::DesiredState,
-        member::Members,
+        member::{Members, Report},
         observed::{Link, Mode, Observations},
     },
     store::{self, AnyStore},
@@ -74,6 +74,7 @@ pub(super) struct Start {
 
 /// The parts of a node, joined.
 struct Node {
+    identity: cluster::Settings,
     program: Program,
     manager: Arc<ServiceManager>,
     sockets: Arc<Sockets>,
@@ -263,16 +264,30 @@ impl Node {
         }
         let ears = Ears { members: watch::Sender::new(members), changed: watch::Sender::default() };
         let is_fault = |why: &Disagreement| matches!(why, Disagreement::Fault(_));
+        let identity = cluster::Settings {
+            node: config.node.id.clone(),
+            incarnation: Uuid::new_v4().to_string(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        };
         let control = ask(patient, is_fault, async || {
-            Control::open(
-                settings::control(config),
+            let settings = settings::control(config);
+            control::check_pools(&store, &settings.node, &settings.pools).await?;
+            // Of two that start at once the later one to define a pool sees the other.
+            let pools = settings.pools.iter().map(|pool| pool.name.clone()).collect();
+            store.join(&identity.member(pools, Report::default(), clock.wall())).await?;
+            let control = Control::open(
+                settings,
                 Arc::clone(&store),
                 Arc::clone(&clock),
                 observations.clone(),
                 ears.members.subscribe(),
                 Arc::clone(&metrics.control),
             )
-            .await
+            .await;
+            if let Err(Disagreement::Refused(_)) = control {
+                store.remove_node(&identity.node).await?;
+            }
+            control
         })
         .await?;
         let infrastructure = infrastructure::addresses(config).await;
@@ -291,6 +306,7 @@ impl Node {
         );
         let (username, passwords) = settings::login(&config.broker);
         Ok(Self {
+            identity,
             program,
             manager,
             sockets,
@@ -442,7 +458,7 @@ impl Node {
             let (control, changed) = (Arc::clone(&self.control), self.ears.changed.subscribe());
             |stop| control.follow(changed, stop)
         });
-        keepers.spawn("cluster", |stop| self.cluster(&running.config, running.served.clone()).run(stop));
+        keepers.spawn("cluster", |stop| self.cluster(running.served.clone()).run(stop));
         if *self.mode.borrow() != Mode::Starting {
             self.start_last_known(&running.config, &mut keepers);
         }
@@ -507,12 +523,7 @@ impl Node {
     }
 
     /// This node's part in the cluster.
-    fn cluster(&self, config: &Config, served: watch::Receiver<BTreeSet<PoolName>>) -> Cluster {
-        let settings = cluster::Settings {
-            node: config.node.id.clone(),
-            incarnation: Uuid::new_v4().to_string(),
-            version: env!("CARGO_PKG_VERSION").into(),
-        };
+    fn cluster(&self, served: watch::Receiver<BTreeSet<PoolName>>) -> Cluster {
         let forwarder = Arc::clone(&self.forwarder);
         let sources = cluster::Sources {
             mode: self.mode.subscribe(),
@@ -522,7 +533,7 @@ impl Node {
             flows: Box::new(move || forwarder.open_flows()),
         };
         let ears = Ears { members: self.ears.members.clone(), changed: self.ears.changed.clone() };
-        Cluster::new(settings, Arc::clone(&self.store), Arc::clone(&self.clock), sources, ears)
+        Cluster::new(self.identity.clone(), Arc::clone(&self.store), Arc::clone(&self.clock), sources, ears)
     }
 
     fn drained(&self, config: &Config) -> Drained {

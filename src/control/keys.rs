@@ -6,14 +6,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::model::ServiceInstanceId;
 
 /// How long one waits for its turn. Well below the minute that the Cloud Controller waits for an answer.
 pub(super) const TURN_WAIT: Duration = Duration::from_secs(30);
 
-type Key = Arc<tokio::sync::Mutex<()>>;
+/// One permit: whoever has it works. Closed when that cannot be done.
+type Key = Arc<Semaphore>;
 
 /// The service instances that are being worked on: as many entries as use cases under way, at most.
 #[derive(Debug)]
@@ -27,8 +28,18 @@ pub(super) struct Keys {
 pub(super) struct Turn<'a> {
     keys: &'a Keys,
     id: ServiceInstanceId,
+    key: Key,
     /// `None` only while it is being dropped, or when it never came.
-    guard: Option<OwnedMutexGuard<()>>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+/// Why a turn did not come.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NoTurn {
+    /// It was waited for too long.
+    TooLong,
+    /// Whoever had it has given it up for all.
+    GivenUp,
 }
 
 impl Keys {
@@ -37,13 +48,17 @@ impl Keys {
         Self { wait, held: Mutex::default() }
     }
 
-    /// Waits for the turn; `None` when it did not come in time.
-    pub(super) async fn turn(&self, id: &ServiceInstanceId) -> Option<Turn<'_>> {
-        let key = Arc::clone(self.held().entry(id.clone()).or_default());
+    /// Waits for the turn.
+    pub(super) async fn turn(&self, id: &ServiceInstanceId) -> Result<Turn<'_>, NoTurn> {
+        let key = Arc::clone(self.held().entry(id.clone()).or_insert_with(|| Arc::new(Semaphore::new(1))));
         // Made before the wait, so that it tidies up whatever the wait comes to.
-        let mut turn = Turn { keys: self, id: id.clone(), guard: None };
-        turn.guard = tokio::time::timeout(self.wait, key.lock_owned()).await.ok();
-        turn.guard.is_some().then_some(turn)
+        let mut turn = Turn { keys: self, id: id.clone(), key: Arc::clone(&key), permit: None };
+        match tokio::time::timeout(self.wait, key.acquire_owned()).await {
+            Ok(Ok(permit)) => turn.permit = Some(permit),
+            Ok(Err(_)) => return Err(NoTurn::GivenUp),
+            Err(_) => return Err(NoTurn::TooLong),
+        }
+        Ok(turn)
     }
 
     fn held(&self) -> std::sync::MutexGuard<'_, HashMap<ServiceInstanceId, Key>> {
@@ -51,12 +66,23 @@ impl Keys {
     }
 }
 
+impl Turn<'_> {
+    /// Gives it up, and with it the turns of those who wait: none of them would get further. Who comes later may try.
+    pub(super) fn give_up(self) {
+        let mut held = self.keys.held();
+        self.key.close();
+        if held.get(&self.id).is_some_and(|key| Arc::ptr_eq(key, &self.key)) {
+            held.remove(&self.id);
+        }
+    }
+}
+
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        drop(self.guard.take());
+        drop(self.permit.take());
         let mut held = self.keys.held();
-        // Whoever waits holds the key too.
-        if held.get(&self.id).is_some_and(|key| Arc::strong_count(key) == 1) {
+        // The map has it, and this turn; whoever waits has it too.
+        if held.get(&self.id).is_some_and(|key| Arc::ptr_eq(key, &self.key) && Arc::strong_count(key) == 2) {
             held.remove(&self.id);
         }
     }
@@ -81,7 +107,7 @@ mod tests {
             tokio::task::yield_now().await;
             drop(first);
         });
-        assert!(second.is_some());
+        assert!(second.is_ok());
         assert_eq!(keys.held().len(), 2);
         drop((second, other));
         assert_eq!(keys.held().len(), 0);
@@ -91,9 +117,26 @@ mod tests {
     async fn a_turn_that_does_not_come_in_time_is_given_up() {
         let keys = Keys::new(Duration::ZERO);
         let first = keys.turn(&id("a")).await.unwrap();
-        assert!(keys.turn(&id("a")).await.is_none());
+        assert_eq!(keys.turn(&id("a")).await.unwrap_err(), NoTurn::TooLong);
         assert_eq!(keys.held().len(), 1);
         drop(first);
+        assert_eq!(keys.held().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_gives_up_for_all_that_wait_and_for_nobody_else() {
+        let keys = Keys::new(TURN_WAIT);
+        let (same, other) = (id("a"), id("b"));
+        let (first, elsewhere) = (keys.turn(&same).await.unwrap(), keys.turn(&other).await.unwrap());
+        let (second, third, fourth, ()) = tokio::join!(keys.turn(&same), keys.turn(&same), keys.turn(&other), async {
+            tokio::task::yield_now().await;
+            first.give_up();
+            drop(elsewhere);
+        });
+        assert_eq!((second.unwrap_err(), third.unwrap_err()), (NoTurn::GivenUp, NoTurn::GivenUp));
+        assert!(fourth.is_ok());
+        assert!(keys.turn(&same).await.is_ok());
+        drop(fourth);
         assert_eq!(keys.held().len(), 0);
     }
 }

@@ -54,7 +54,7 @@ impl Control {
                 _ => pool.clone(),
             });
             let all = all.collect::<Vec<_>>();
-            pools::define(&self.store, &self.node, &all, moving, self.clock.wall()).await?;
+            pools::define(&self.store, &self.node, &all, moving).await?;
             self.snapshot.refresh().await.map_err(Disagreement::from)?;
         }
         let served = wanted.iter().map(|pool| pool.name.clone()).collect();

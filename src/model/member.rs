@@ -134,7 +134,7 @@ pub enum Opening {
 }
 
 impl Members {
-    /// Who lives, by clocks that agree to within [`DEAD_AFTER`]: for a process that cannot wait until it has listened.
+    /// Who probably lives, by clocks that agree to within [`DEAD_AFTER`]: for the words of a process that does not listen.
     #[must_use]
     pub fn by_wall_clock(members: Vec<Member>, now: Timestamp) -> Self {
         let alive = |member: &Member| now.since(member.seen_at) < DEAD_AFTER;

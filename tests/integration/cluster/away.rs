@@ -60,6 +60,14 @@ async fn without_postgresql_traffic_goes_on_and_writes_are_refused_within_a_seco
                 assert_eq!(answer.status, 503, "{answer:?}");
                 assert!(answer.headers.contains_key("retry-after") && took < Duration::from_secs(1), "{took:?}");
             }
+            // Also those that wait for one another.
+            let start = Instant::now();
+            let binds = futures_util::future::join_all((0..8).map(async |number| {
+                let path = format!("/v2/service_instances/a/service_bindings/late-{number}");
+                node.broker().put(&path, &body).await.status.as_u16()
+            }));
+            assert_eq!(binds.await, [503; 8]);
+            assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
         }
         // Announcements go on as traffic does.
         let second = Echo::start("second").await;

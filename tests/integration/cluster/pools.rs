@@ -6,7 +6,11 @@ use serde_json::json;
 use super::trio::{Trio, listens, port_of, put, wish};
 use crate::{
     end_to_end::PLAN_TCP,
-    support::{eventually::eventually_async, harbor::Site, postgres::Postgres},
+    support::{
+        eventually::eventually_async,
+        harbor::{Harbor, Site},
+        postgres::Postgres,
+    },
 };
 
 fn rewrite(site: &Site, from: &str, to: &str) {
@@ -25,6 +29,35 @@ async fn a_node_whose_file_differs_is_refused_with_both_values() {
     assert_eq!(refused.wait().code(), Some(1));
     rewrite(&site, "27200-27210", "27200-27209");
     site.serve().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_file_differs_is_refused_whatever_the_clocks_say() {
+    let trio = Trio::start(Postgres::shared(), 1, "27460-27469").await;
+    let database = trio.url.split(['/', '?']).nth(3).unwrap();
+    // The node that serves lives an hour ago.
+    let late = "CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS \
+                $$ BEGIN NEW.seen_at := NEW.seen_at - 3600000000; RETURN NEW; END $$; \
+                CREATE TRIGGER late BEFORE UPDATE ON nodes FOR EACH ROW WHEN (NEW.id = 'node-0') \
+                EXECUTE FUNCTION late(); UPDATE nodes SET drain = 0";
+    Postgres::shared().sql(database, late);
+    let refused = trio.site(1, "27460-27470", "").start();
+    refused.logged("differs");
+    assert_eq!(refused.wait().code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_that_start_at_once_with_different_files_one_is_refused() {
+    for _ in 0..5 {
+        let trio = Trio::start(Postgres::shared(), 0, "").await;
+        let nodes =
+            [(0, "27470-27478"), (1, "27470-27479")].map(|(number, ports)| trio.site(number, ports, "").start());
+        let came_up = nodes.each_ref().map(Harbor::comes_up);
+        let refused = nodes.iter().zip(came_up).filter(|(_, came_up)| !came_up).map(|(node, _)| node);
+        let refused = refused.collect::<Vec<_>>();
+        assert_eq!(refused.len(), 1, "{came_up:?}");
+        assert!(refused[0].log().contains("differs"), "{}", refused[0].log());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
