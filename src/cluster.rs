@@ -211,6 +211,13 @@ impl Cluster {
         if let Err(fault) = outcome {
             tracing::debug!(error = %fault, "the other nodes cannot be told or heard");
             self.away = true;
+            self.ears.members.send_if_modified(|known| {
+                let is_new = !known.unheard;
+                if is_new {
+                    *known = Arc::new(Members { unheard: true, ..Members::clone(known) });
+                }
+                is_new
+            });
         }
     }
 }

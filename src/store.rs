@@ -291,6 +291,12 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Whether several nodes can share it.
     fn serves_many(&self) -> bool;
 
+    /// How often the link to the database was lost. What comes after a loss may be another one under the same name: a backup
+    /// that was restored, or a standby that lacks the last changes.
+    fn losses(&self) -> u64 {
+        0
+    }
+
     /// Lets go of what only one process may have, so that a successor can open the store; returns what must travel there
     /// for that, if anything. Calls fail from then on, until [`Store::take_back`]; without it, [`Store::close`] leaves to
     /// the successor what is its own. An engine that serves several processes at a time needs neither.

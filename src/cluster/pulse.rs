@@ -44,7 +44,7 @@ impl Pulse {
             let alive = now.saturating_duration_since(beat.heard) < DEAD_AFTER;
             Known { member, alive, behind_since: beat.behind_since }
         });
-        Members { all: all.collect(), superseded: false }
+        Members { all: all.collect(), ..Members::default() }
     }
 
     /// Forgets when nodes were heard: the store was away, and nobody could say anything.

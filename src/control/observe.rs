@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use super::Control;
 use crate::model::{
-    PoolName, Revision, ServiceInstanceId, member::Opening, observed::ListenerState, service_instance::ServiceInstance,
+    PoolName, Revision, ServiceInstanceId,
+    member::{Members, Opening},
+    observed::ListenerState,
+    service_instance::ServiceInstance,
 };
 
 /// How long a port may take to open or to close. Binding takes milliseconds; this is for a machine in trouble.
@@ -49,13 +52,12 @@ impl Control {
     /// What has become of it on the other nodes.
     async fn elsewhere(&self, instance: &ServiceInstance, is_open_here: bool) -> Seen {
         let ServiceInstance { id, pool, port, revision, .. } = instance;
-        let mut members = self.members.clone();
         let mut latest = Opening::Open(0);
-        let told = members.wait_for(|members| {
+        self.until_told(|members| {
             latest = members.opening(pool, id, *port, *revision, &self.node);
             !matches!(latest, Opening::Waiting(_))
-        });
-        let _ = tokio::time::timeout(NODES_WAIT, told).await;
+        })
+        .await;
         match latest {
             Opening::Failed(node, failure) if failure.held => Seen::Held(format!("on {node}: {}", failure.reason)),
             Opening::Failed(node, failure) => Seen::Failed(format!("on {node}: {}", failure.reason)),
@@ -74,9 +76,20 @@ impl Control {
 
     /// Waits, for a bounded time, until the other nodes of a pool have applied a revision.
     pub(super) async fn applied_elsewhere(&self, pool: &PoolName, id: &ServiceInstanceId, revision: Revision) {
+        let applied =
+            |members: &Members| !matches!(members.opening(pool, id, 0, revision, &self.node), Opening::Waiting(_));
+        self.until_told(applied).await;
+    }
+
+    /// Waits until the nodes have told it: for a bounded time, and no longer when the store goes away meanwhile, as nobody
+    /// can tell anything then.
+    async fn until_told(&self, mut is_told: impl FnMut(&Members) -> bool) {
         let mut members = self.members.clone();
-        let told = members
-            .wait_for(|members| !matches!(members.opening(pool, id, 0, revision, &self.node), Opening::Waiting(_)));
+        let mut was_heard = false;
+        let told = members.wait_for(|members| {
+            was_heard |= !members.unheard;
+            is_told(members) || (was_heard && members.unheard)
+        });
         let _ = tokio::time::timeout(NODES_WAIT, told).await;
     }
 

@@ -44,6 +44,8 @@ pub(super) struct Snapshot {
 struct State {
     facts: Arc<Facts>,
     revision: Revision,
+    /// [`Store::losses`](store::Store::losses) before it was read: another database counts revisions anew.
+    losses: u64,
     instances: HashMap<ServiceInstanceId, Known>,
     directory: Directory,
     listeners: Listeners,
@@ -74,6 +76,7 @@ impl Snapshot {
         let mut state = State {
             facts: Arc::new(facts),
             revision: Revision::default(),
+            losses: store.losses(),
             instances: HashMap::new(),
             directory,
             listeners: Listeners::default(),
@@ -118,7 +121,7 @@ impl Snapshot {
     /// Publishes what the store has, if `revision` has not been published yet. Of many that wait, the first reads for all.
     pub(super) async fn reach(&self, revision: Revision) -> store::Result<()> {
         let mut state = self.state.lock().await;
-        if state.revision >= revision {
+        if state.revision >= revision && state.losses == self.store.losses() {
             return Ok(());
         }
         self.read(&mut state).await
@@ -150,7 +153,7 @@ impl Snapshot {
         let read = self.read_quietly(&mut state).await;
         state.relist(id);
         self.publish(&state);
-        read
+        read.map(drop)
     }
 
     /// Takes over what `change` makes of what holds.
@@ -162,17 +165,18 @@ impl Snapshot {
     }
 
     async fn read(&self, state: &mut State) -> store::Result<()> {
-        let before = state.revision;
-        self.read_quietly(state).await?;
-        if state.revision != before {
+        if self.read_quietly(state).await? {
             self.publish(state);
         }
         Ok(())
     }
 
-    async fn read_quietly(&self, state: &mut State) -> store::Result<()> {
-        let before = Arc::clone(&state.facts);
-        let ports = match self.store.changes_since(state.revision).await? {
+    /// Whether there was anything new.
+    async fn read_quietly(&self, state: &mut State) -> store::Result<bool> {
+        let (before, revision) = (Arc::clone(&state.facts), state.revision);
+        let losses = self.store.losses();
+        let changes = if losses == state.losses { self.store.changes_since(revision).await? } else { None };
+        let ports = match changes {
             Some(changes) => {
                 let ports = state.port_changes(&changes);
                 state.apply(changes);
@@ -183,6 +187,8 @@ impl Snapshot {
                 None
             }
         };
+        state.losses = losses;
+        let is_new = ports.is_none() || state.revision != revision;
         let now = self.clock.wall();
         if !Arc::ptr_eq(&before, &state.facts) {
             self.ports.set_pools(&state.facts.pools, now).await;
@@ -191,7 +197,7 @@ impl Snapshot {
             Some(ports) => self.ports.follow(ports, &state.directory, now).await,
             None => self.ports.doubt_all().await,
         }
-        Ok(())
+        Ok(is_new)
     }
 
     fn publish(&self, state: &State) {

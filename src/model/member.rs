@@ -109,6 +109,8 @@ pub struct Members {
     pub all: Vec<Known>,
     /// Whether another process has joined under the name of this node, and speaks for it.
     pub superseded: bool,
+    /// Whether the store was away when they were last asked for: nobody can say anything.
+    pub unheard: bool,
 }
 
 /// A node, and whether it lives.
@@ -143,7 +145,7 @@ impl Members {
                 .into_iter()
                 .map(|member| Known { alive: alive(&member), member, behind_since: None })
                 .collect(),
-            superseded: false,
+            ..Self::default()
         }
     }
 
@@ -151,7 +153,7 @@ impl Members {
     #[must_use]
     pub fn presumed_alive(members: Vec<Member>) -> Self {
         let alive = |member| Known { member, alive: true, behind_since: None };
-        Self { all: members.into_iter().map(alive).collect(), superseded: false }
+        Self { all: members.into_iter().map(alive).collect(), ..Self::default() }
     }
 
     /// The nodes that serve `pool`, live, and neither drain nor are about to.

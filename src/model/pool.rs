@@ -204,7 +204,7 @@ mod tests {
         let agreed = [pool("default", "2000-2999"), pool("games", "3000-3999")];
         let agreed = agreed.into_iter().map(|pool| (pool.name.clone(), pool)).collect();
         let own = NodeId::new("own").unwrap();
-        let outcome = agree(&own, wanted, &agreed, &Members { all: members, superseded: false }, |_| moving);
+        let outcome = agree(&own, wanted, &agreed, &Members { all: members, ..Members::default() }, |_| moving);
         let shown = outcome.map(|define| define.iter().map(|pool| pool.name.to_string()).collect::<Vec<_>>());
         let expected = expected.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
         assert_eq!(shown.map_err(|refusal| refusal.to_string()), expected.map_err(str::to_owned));

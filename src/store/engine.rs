@@ -37,6 +37,11 @@ pub(super) trait Engine: fmt::Debug + Send + Sync + 'static {
     /// Hears the hints of all commits from now on.
     fn feed(&self) -> impl Future<Output = Sql<Box<dyn Feed>>> + Send;
 
+    /// [`Store::losses`](super::Store::losses).
+    fn losses(&self) -> u64 {
+        0
+    }
+
     /// [`Store::hand_over`](super::Store::hand_over).
     fn hand_over(&self) -> impl Future<Output = Sql<Option<OwnedFd>>> + Send {
         async { Ok(None) }

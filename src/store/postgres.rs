@@ -24,7 +24,7 @@ mod feed;
 mod pool;
 mod target;
 
-use pool::{Lease, Pool};
+use pool::{Lease, Losses, Pool};
 pub(super) use target::Target;
 
 /// Connections that read.
@@ -70,12 +70,14 @@ pub(super) struct PostgresEngine {
     /// One connection: the next write of this node waits here, not at the database.
     writer: Arc<Pool>,
     readers: Arc<Pool>,
+    losses: Losses,
 }
 
 impl PostgresEngine {
     fn new(target: Target) -> Self {
-        let pool = |size| Arc::new(Pool::new(target.clone(), size));
-        Self { writer: pool(1), readers: pool(READERS), target }
+        let losses = Losses::default();
+        let pool = |size| Arc::new(Pool::new(target.clone(), size, losses.clone()));
+        Self { writer: pool(1), readers: pool(READERS), target, losses }
     }
 }
 
@@ -99,7 +101,11 @@ impl Engine for PostgresEngine {
     }
 
     async fn feed(&self) -> Sql<Box<dyn Feed>> {
-        feed::listen(&self.target).await
+        feed::listen(&self.target, &self.losses).await
+    }
+
+    fn losses(&self) -> u64 {
+        self.losses.count()
     }
 
     async fn close(&self) {

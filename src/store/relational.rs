@@ -539,6 +539,10 @@ impl<E: Engine> Store for Relational<E> {
         E::SERVES_MANY
     }
 
+    fn losses(&self) -> u64 {
+        self.engine.losses()
+    }
+
     async fn hand_over(&self) -> Result<Option<OwnedFd>> {
         self.run("handing over", self.engine.hand_over()).await
     }

@@ -180,6 +180,10 @@ impl fmt::Debug for Link {
 
 #[async_trait]
 impl Store for Link {
+    fn losses(&self) -> u64 {
+        self.store.losses()
+    }
+
     async fn announce_secret(&self) -> store::Result<AnnounceSecret> {
         self.call("announce_secret", "", self.store.announce_secret()).await
     }

@@ -165,7 +165,7 @@ impl Node {
         };
         self.durable.join(&member).await.unwrap();
         let known = Known { member, alive, behind_since: None };
-        self.members.send_replace(Arc::new(Members { all: vec![known], superseded: false }));
+        self.members.send_replace(Arc::new(Members { all: vec![known], ..Members::default() }));
     }
 
     /// Ends the store.

@@ -416,6 +416,28 @@ async fn a_change_of_one_node_is_heard_by_others_and_so_is_a_loss_of_the_connect
     other.close().await;
 }
 
+#[tokio::test]
+async fn a_feed_that_has_gone_silent_is_noticed_however_often_one_stops_to_wait_for_it() {
+    let server = Postgres::start();
+    let url = server.database();
+    let (one, other) = (open(&url).await.unwrap(), open_as_a_node(&url).await);
+    let mut feed = other.feed().await.unwrap();
+    server.pause_who_was_asked(name(&url), "LISTEN \"harbor\"");
+    let before = other.losses();
+    made(&one, &instance("i", 20_000)).await;
+    let heard = async {
+        loop {
+            if let Ok(hint) = tokio::time::timeout(Duration::from_millis(100), feed.next()).await {
+                return hint;
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(PATIENCE, heard).await.expect("a hint"), Hint::Everything);
+    assert!(other.losses() > before, "what comes now may be another database");
+    one.close().await;
+    other.close().await;
+}
+
 /// What a node is configured with to use a store there.
 fn section(url: &str) -> String {
     format!("[store]\nurl = {url:?}\n")

@@ -10,16 +10,30 @@ use sqlx::{
     Executor as _,
     postgres::{PgListener, PgPoolOptions},
 };
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
-use super::{Target, pool::silent};
-use crate::store::{Feed, Hint, engine::Sql};
+use super::{
+    Target,
+    pool::{Losses, SESSION, silent},
+};
+use crate::{
+    model::member::HEARTBEAT_EVERY,
+    store::{Feed, Hint, engine::Sql},
+};
 
 /// The channel that all nodes of a database share.
 const CHANNEL: &str = "harbor";
 
-/// After so long without a notification the server is asked whether it is still there.
-const QUIET: Duration = Duration::from_secs(5);
+/// After so long without a notification the server is asked whether it is still there: a node that runs hears at least
+/// its own heartbeats.
+const QUIET: Duration = HEARTBEAT_EVERY.saturating_mul(2);
+
+/// Hints that wait until somebody asks for them; the next ones wait at the server.
+const HINTS: usize = 64;
 
 /// The pause between two attempts to connect.
 const CONNECT_EVERY: Duration = Duration::from_millis(500);
@@ -34,44 +48,58 @@ pub(super) const fn commit_with(hint: Hint) -> &'static str {
 }
 
 /// Listens from now on.
-pub(super) async fn listen(target: &Target) -> Sql<Box<dyn Feed>> {
-    let listener = Some(connect(target).await?);
-    Ok(Box::new(PostgresFeed { target: target.clone(), listener }))
+pub(super) async fn listen(target: &Target, losses: &Losses) -> Sql<Box<dyn Feed>> {
+    let listener = connect(target).await?;
+    let (hints, heard) = mpsc::channel(HINTS);
+    let mut listening = JoinSet::new();
+    listening.spawn(hear(target.clone(), losses.clone(), listener, hints));
+    Ok(Box::new(PostgresFeed { heard, _listening: listening }))
 }
 
-/// Hears what nodes notify.
+/// Hears what nodes notify. Whoever waits for a hint may stop waiting at any moment; the task that listens goes on.
 struct PostgresFeed {
-    target: Target,
-    /// None while there is no connection.
-    listener: Option<PgListener>,
+    heard: mpsc::Receiver<Hint>,
+    /// Ended with this.
+    _listening: JoinSet<()>,
 }
 
 #[async_trait]
 impl Feed for PostgresFeed {
     async fn next(&mut self) -> Hint {
-        loop {
-            let Some(listener) = &mut self.listener else {
-                match connect(&self.target).await {
-                    Ok(listener) => {
-                        self.listener = Some(listener);
-                        return Hint::Everything;
-                    }
-                    Err(error) => tracing::debug!(%error, "cannot hear of changes"),
-                }
-                sleep(CONNECT_EVERY).await;
-                continue;
-            };
-            match timeout(QUIET, listener.try_recv()).await {
-                Ok(Ok(Some(notification))) => return hint(notification.payload()),
-                // The connection is lost, which the driver would mend by itself, and wait for as long as it takes.
-                Ok(Ok(None) | Err(_)) => self.listener = None,
-                Err(_) => {
-                    if !matches!(timeout(self.target.answer_within, listener.execute("SELECT 1")).await, Ok(Ok(_))) {
-                        self.listener = None;
-                    }
-                }
+        self.heard.recv().await.unwrap_or(Hint::Everything)
+    }
+}
+
+/// Passes on what is notified, and connects again whenever the connection is lost or says nothing.
+async fn hear(target: Target, losses: Losses, mut listener: PgListener, hints: mpsc::Sender<Hint>) {
+    loop {
+        let hint = match timeout(QUIET, listener.try_recv()).await {
+            Ok(Ok(Some(notification))) => hint(notification.payload()),
+            Err(_) if answers(&mut listener, target.answer_within).await => continue,
+            // Lost, which the driver would mend by itself, and wait for as long as it takes.
+            Ok(Ok(None) | Err(_)) | Err(_) => {
+                losses.add();
+                listener = connect_again(&target).await;
+                Hint::Everything
             }
+        };
+        if hints.send(hint).await.is_err() {
+            return;
         }
+    }
+}
+
+async fn answers(listener: &mut PgListener, within: Duration) -> bool {
+    matches!(timeout(within, listener.execute("SELECT 1")).await, Ok(Ok(_)))
+}
+
+async fn connect_again(target: &Target) -> PgListener {
+    loop {
+        match connect(target).await {
+            Ok(listener) => return listener,
+            Err(error) => tracing::debug!(%error, "cannot hear of changes"),
+        }
+        sleep(CONNECT_EVERY).await;
     }
 }
 
@@ -91,6 +119,7 @@ async fn connect(target: &Target) -> Sql<PgListener> {
     let listening = async {
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.eager_reconnect(false);
+        listener.execute(SESSION).await?;
         listener.listen(CHANNEL).await?;
         Ok(listener)
     };

@@ -10,7 +10,10 @@
 //! sqlx has a pool too. It keeps connecting to a server that refuses until its time-out, and then does not say why.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -33,17 +36,31 @@ const QUEUE_WITHIN: Duration = Duration::from_secs(10);
 
 /// What each connection asks of the server, beside what the client sees to itself: that a node which is gone, or was cut
 /// off, holds no lock and no connection for long.
-const SESSION: &str = "SET statement_timeout = '10s'; \
-    SET idle_in_transaction_session_timeout = '400ms'; \
+pub(super) const SESSION: &str = "SET statement_timeout = '10s'; \
     SET tcp_keepalives_idle = 10; \
     SET tcp_keepalives_interval = 5; \
     SET tcp_keepalives_count = 3; \
     SET tcp_user_timeout = '10s'";
 
+/// How often connections were lost, however that showed.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Losses(Arc<AtomicU64>);
+
+impl Losses {
+    pub(super) fn count(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn add(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
 /// Connections to one database.
 #[derive(Debug)]
 pub(super) struct Pool {
     target: Target,
+    losses: Losses,
     permits: Arc<Semaphore>,
     idle: Mutex<Vec<PgConnection>>,
     /// Tells those that wait for a connection that one of them got no answer.
@@ -60,9 +77,9 @@ pub(in crate::store) struct Lease {
 
 impl Pool {
     /// At most `size` connections, made when they are needed.
-    pub(super) fn new(target: Target, size: usize) -> Self {
+    pub(super) fn new(target: Target, size: usize, losses: Losses) -> Self {
         let permits = Arc::new(Semaphore::new(size));
-        Self { target, permits, idle: Mutex::default(), outage: Notify::new() }
+        Self { target, losses, permits, idle: Mutex::default(), outage: Notify::new() }
     }
 
     /// Begins a transaction by `statement`.
@@ -110,8 +127,7 @@ impl Pool {
                 Ok(_) => return Ok(connection),
                 // The server was restarted, or has ended the connection. So it has the others that rest, probably; each
                 // is taken out here, so this ends.
-                Err(sqlx::Error::Io(_)) if !is_new => {}
-                Err(sqlx::Error::Database(error)) if !is_new && is_farewell(error.code().as_deref()) => {}
+                Err(error) if !is_new && is_loss(&error) => self.losses.add(),
                 Err(error) => return Err(error),
             }
         }
@@ -119,9 +135,12 @@ impl Pool {
 
     async fn connect(&self) -> Sql<PgConnection> {
         let mut connection = self.target.connect().await?;
-        // The wait for a lock ends before it is taken for silence: the message is the better one.
-        let lock_timeout = self.target.answer_within.as_millis() * 3 / 4;
-        connection.execute(AssertSqlSafe(format!("{SESSION}; SET lock_timeout = {lock_timeout}"))).await?;
+        // The wait for a lock ends before it is taken for silence: the message is the better one. Before that ends whoever
+        // has the lock and says nothing, so that those who wait get it.
+        let quarter = self.target.answer_within.as_millis() / 4;
+        let bounds =
+            format!("SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}", 3 * quarter, 2 * quarter);
+        connection.execute(AssertSqlSafe(format!("{SESSION}; {bounds}"))).await?;
         Ok(connection)
     }
 
@@ -129,8 +148,13 @@ impl Pool {
     async fn heard<T>(&self, answer: impl Future<Output = Sql<T>>) -> Sql<T> {
         let answer_within = self.target.answer_within;
         match timeout(answer_within, answer).await {
-            Ok(outcome) => outcome,
+            Ok(outcome) => outcome.inspect_err(|error| {
+                if is_loss(error) {
+                    self.losses.add();
+                }
+            }),
             Err(_) => {
+                self.losses.add();
                 // Those that rest lead to the same server.
                 self.idle().clear();
                 self.outage.notify_waiters();
@@ -198,6 +222,15 @@ fn arguments(values: &[Value<'_>]) -> Sql<PgArguments> {
         .map_err(sqlx::Error::Encode)?;
     }
     Ok(arguments)
+}
+
+/// Whether the connection is over.
+fn is_loss(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) => true,
+        sqlx::Error::Database(error) => is_farewell(error.code().as_deref()),
+        _ => false,
+    }
 }
 
 /// Whether a server says by this code that the connection is over: it stops, has crashed, or was told to end it.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use harbor::model::plan::SERVICE_ID;
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
 use super::trio::{Trio, address, listens, port_of, put};
@@ -128,6 +128,42 @@ async fn a_node_that_starts_without_postgresql_waits_for_it() {
     postgres.start_again();
     waiting.ready().await;
     assert!(listens(0, port).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_take_over_a_store_from_the_past_whatever_it_is_at_by_then() {
+    let mut postgres = Postgres::start();
+    let trio = Trio::start(&postgres, 2, "27490-27519").await;
+    let provision = async |names: &str, count: usize| {
+        for number in 0..count {
+            let id = format!("{names}-{number}");
+            eventually_async("it is provisioned", || async {
+                [200, 201].contains(&put(&trio.nodes[0], &id, "").await.status.as_u16()).then_some(())
+            })
+            .await;
+        }
+    };
+    provision("kept", 2).await;
+    postgres.back_up();
+    trio.meet().await;
+    provision("lost", 3).await;
+    postgres.restore();
+    // The revision is soon beyond the one that nodes had read.
+    provision("after", 6).await;
+    for number in 0..2 {
+        let of = |instance: &Value| instance["id"].as_str().unwrap().split('-').next().unwrap().to_owned();
+        eventually_async("it has what the store has", || async {
+            let status = trio.nodes[number].admin().get("/admin/v1/status").await.json();
+            let names = status["service_instances"].as_array().unwrap().iter().map(of).collect::<Vec<_>>();
+            let count = |name: &str| names.iter().filter(|of| *of == name).count();
+            (count("kept") == 2 && count("lost") == 0 && count("after") == 6).then_some(())
+        })
+        .await;
+    }
+    for number in 0..6 {
+        let port = port_of(&trio.nodes[0], &format!("after-{number}")).await;
+        assert!(listens(0, port).await && listens(1, port).await, "{port}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -258,6 +258,34 @@ impl Postgres {
         assert!(self.try_start(), "PostgreSQL does not start again:\n{}", self.log());
     }
 
+    /// Takes a backup, for which it is stopped for a moment.
+    pub fn back_up(&mut self) {
+        self.stop();
+        self.copy("data", "backup");
+        self.start_again();
+    }
+
+    /// Kills it, and starts it again as it was at the last backup.
+    pub fn restore(&mut self) {
+        self.kill();
+        self.copy("backup", "data");
+        self.start_again();
+    }
+
+    fn copy(&self, from: &str, to: &str) {
+        let (from, to) = (self.folder.path.join(from), self.folder.path.join(to));
+        let _ = fs::remove_dir_all(&to);
+        assert!(Command::new("cp").arg("-a").args([from, to]).status().expect("there is cp").success());
+    }
+
+    /// Holds one of its processes still, which serves the connection that has asked this last.
+    pub fn pause_who_was_asked(&self, database: &str, statement: &str) {
+        let find = format!("SELECT pid FROM pg_stat_activity WHERE datname = '{database}' AND query = '{statement}'");
+        let pid = self.sql("postgres", &find);
+        let pid = Pid::from_raw(pid.trim().parse().expect("one process")).expect("a process id");
+        kill_process(pid, Signal::STOP).expect("it runs");
+    }
+
     /// Holds it still: connections stay, and nothing answers.
     pub fn pause(&self) {
         // First the one that would start others.
