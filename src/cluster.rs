@@ -82,6 +82,8 @@ pub struct Cluster {
     sources: Sources,
     ears: Ears,
     pulse: Pulse,
+    /// Whether the store knows this process, with the pools that it serves now, as the node.
+    joined: bool,
     /// Whether the last call to the store has failed.
     away: bool,
     /// Whether another process speaks for this node.
@@ -92,7 +94,17 @@ impl Cluster {
     /// Puts the parts together. Nobody is told anything before [`Cluster::run`].
     #[must_use]
     pub fn new(settings: Settings, store: AnyStore, clock: Arc<dyn Clock>, sources: Sources, ears: Ears) -> Self {
-        Self { settings, store, clock, sources, ears, pulse: Pulse::default(), away: false, superseded: false }
+        Self {
+            settings,
+            store,
+            clock,
+            sources,
+            ears,
+            pulse: Pulse::default(),
+            joined: false,
+            away: false,
+            superseded: false,
+        }
     }
 
     /// Takes part until `shutdown`, and says so when it ends.
@@ -116,6 +128,7 @@ impl Cluster {
                     report_at.get_or_insert(Instant::now() + REPORT_PAUSE);
                 }
                 Ok(()) = served.changed() => {
+                    self.joined = false;
                     let joined = self.join().await;
                     self.note(joined);
                 }
@@ -151,13 +164,19 @@ impl Cluster {
         }
     }
 
-    async fn join(&self) -> store::Result<()> {
+    async fn join(&mut self) -> store::Result<()> {
         let served = self.sources.served.borrow().iter().cloned().collect();
-        self.store.join(&self.settings.member(served, self.sources.report(), self.clock.wall())).await
+        self.store.join(&self.settings.member(served, self.sources.report(), self.clock.wall())).await?;
+        self.joined = true;
+        Ok(())
     }
 
-    /// Where nobody else can hear it, nothing is written.
+    /// Where nobody else can hear it, nothing more is written than that it has joined. If the store was away then, it
+    /// still takes this node for the process before.
     async fn report(&mut self) -> store::Result<()> {
+        if !self.joined {
+            self.join().await?;
+        }
         if !self.store.serves_many() {
             return Ok(());
         }

@@ -487,6 +487,7 @@ impl Store for Breakable {
     }
 
     async fn join(&self, member: &Member) -> store::Result<()> {
+        self.check("join")?;
         self.inner.join(member).await
     }
 

@@ -1,12 +1,25 @@
 //! Who takes part: joins, dies, is drained, resumed and removed.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use harbor::{
+    cluster::{Cluster, Ears, Settings, Sources},
+    model::{
+        NodeId, Timestamp,
+        member::{Member, Report},
+    },
+    store::Store as _,
+};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::trio::{Trio, listens, name, node, nodes, port_of, put};
-use crate::support::{eventually::eventually_async, harbor::Site, postgres::Postgres};
+use crate::{
+    broker::fixture::{Breakable, TestClock},
+    support::{eventually::eventually_async, harbor::Site, postgres::Postgres},
+};
 
 /// What `harbor node …` says of a node, as JSON, and with which exit code it ends.
 fn told(site: &Site, arguments: &[&str]) -> (i32, Value) {
@@ -144,4 +157,47 @@ async fn a_node_with_a_store_of_its_own_is_drained_and_resumed_too() {
     alone.ready().await;
     assert_eq!(put(&alone, "b", "").await.status, 201);
     assert_eq!(told(&site, &["list", "--admin", &admin]).0, 0);
+}
+
+#[tokio::test]
+async fn a_node_that_could_not_join_as_the_store_was_away_joins_when_it_is_back() {
+    let store = Arc::new(Breakable::default());
+    store.share();
+    let id = NodeId::new("node-1").unwrap();
+    let before = Member {
+        id: id.clone(),
+        incarnation: "the process before".into(),
+        version: "0.1.0".into(),
+        pools: Vec::new(),
+        report: Report::default(),
+        drain: false,
+        joined_at: Timestamp::default(),
+        seen_at: Timestamp::default(),
+    };
+    store.join(&before).await.unwrap();
+
+    store.break_down(Some("join"));
+    let (members, mut heard) = watch::channel(Arc::default());
+    let sources = Sources {
+        mode: watch::Sender::default().subscribe(),
+        observations: watch::Sender::default().subscribe(),
+        desired: watch::Sender::default().subscribe(),
+        served: watch::Sender::default().subscribe(),
+        flows: Box::new(|| 0),
+    };
+    let settings = Settings { node: id, incarnation: "this process".into(), version: "0.1.0".into() };
+    let ears = Ears { members, changed: watch::Sender::default() };
+    let cluster = Cluster::new(settings, store.clone(), Arc::new(TestClock::default()), sources, ears);
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(cluster.run(stop.clone()));
+    heard.changed().await.unwrap();
+    assert_eq!(store.members().await.unwrap()[0].incarnation, "the process before", "it has tried by now");
+
+    store.break_down(None);
+    eventually_async("it has joined", || async {
+        (store.members().await.unwrap()[0].incarnation == "this process").then_some(())
+    })
+    .await;
+    stop.cancel();
+    running.await.unwrap();
 }
