@@ -12,13 +12,40 @@ use std::{
 use harbor::store::Changes;
 use tokio::time::Instant;
 
-use super::request::Answer;
+use super::{
+    history::Beliefs,
+    request::{Answer, binding_id, instance_id},
+};
 
 /// What is asked for: a service instance, or a binding of one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Thing {
     Instance(String),
     Binding(String, String),
+}
+
+impl Thing {
+    pub fn instance(instance: usize) -> Self {
+        Self::Instance(instance_id(instance).to_string())
+    }
+
+    pub fn binding(instance: usize, binding: usize) -> Self {
+        Self::Binding(instance_id(instance).to_string(), binding_id(instance, binding).to_string())
+    }
+
+    /// The id of the service instance.
+    fn of(&self) -> &str {
+        match self {
+            Self::Instance(id) | Self::Binding(id, _) => id,
+        }
+    }
+}
+
+/// What is asked of a node.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    pub node: usize,
+    pub verb: &'static str,
 }
 
 /// What a request may do.
@@ -48,6 +75,7 @@ pub const FIRST_SETTING: u32 = 1000;
 /// A request, from question to answer.
 #[derive(Debug)]
 struct Record {
+    asked: Asked,
     thing: Thing,
     effect: Effect,
     began: Instant,
@@ -65,6 +93,10 @@ impl Record {
         self.outcome != Outcome::Not
     }
 
+    fn is_decided(&self) -> bool {
+        self.ended.is_some() && self.outcome != Outcome::Unknown
+    }
+
     /// Whether it was over before that moment.
     fn is_before(&self, moment: Instant) -> bool {
         self.ended.is_some_and(|ended| ended < moment)
@@ -79,12 +111,25 @@ pub struct Ledger {
     began: Option<Instant>,
     /// How long what was given up may go on at the other end.
     grace: Duration,
-    /// How many answers of which kind there were.
-    pub answers: Answers,
+    /// What users take to be there.
+    believed: BTreeSet<Thing>,
+    /// What was found to be wrong apart from the store.
+    blamed: Vec<String>,
+    tally: Tally,
 }
 
-/// How often which answer was given.
-pub type Answers = BTreeMap<&'static str, usize>;
+/// How often which answer was given, and what else has happened how often.
+pub type Tally = BTreeMap<String, usize>;
+
+impl Beliefs for Ledger {
+    fn has_instance(&self, instance: usize) -> bool {
+        self.believed.contains(&Thing::instance(instance))
+    }
+
+    fn has_binding(&self, instance: usize, binding: usize) -> bool {
+        self.believed.contains(&Thing::binding(instance, binding))
+    }
+}
 
 /// A request in the ledger.
 #[derive(Debug, Clone, Copy)]
@@ -108,12 +153,27 @@ impl Ledger {
         self.journal.join("\n")
     }
 
+    /// Notes what is wrong, for the next look at all.
+    pub fn blame(&mut self, what: String) {
+        self.blamed.push(what);
+    }
+
+    /// Counts what has happened.
+    pub fn count(&mut self, what: impl Into<String>) {
+        *self.tally.entry(what.into()).or_default() += 1;
+    }
+
+    /// Everything that was counted.
+    pub fn tally(&mut self) -> Tally {
+        std::mem::take(&mut self.tally)
+    }
+
     /// Notes a request that is made now.
-    pub fn begin(&mut self, thing: Thing, effect: Effect, what: impl fmt::Display) -> Entry {
+    pub fn begin(&mut self, asked: Asked, thing: Thing, effect: Effect, what: impl fmt::Display) -> Entry {
         let entry = Entry(self.records.len());
         self.note(format_args!("#{} {what}", entry.0));
         let (outcome, began) = (Outcome::Unknown, Instant::now());
-        self.records.push(Record { thing, effect, began, ended: None, outcome, saw: None, port: None });
+        self.records.push(Record { asked, thing, effect, began, ended: None, outcome, saw: None, port: None });
         entry
     }
 
@@ -121,10 +181,43 @@ impl Ledger {
     pub fn end(&mut self, entry: Entry, answer: Answer) {
         let Answer { outcome, saw, port, kind, words } = answer;
         self.note(format_args!("#{} {words}", entry.0));
-        *self.answers.entry(kind).or_default() += 1;
+        self.count(kind);
         let late = if outcome == Outcome::Unknown { self.grace } else { Duration::ZERO };
         let record = &mut self.records[entry.0];
         (record.ended, record.outcome, record.saw, record.port) = (Some(Instant::now() + late), outcome, saw, port);
+        let thing = record.thing.clone();
+        match saw {
+            Some(true) => drop(self.believed.insert(thing)),
+            Some(false) => self.believed.retain(|known| {
+                let goes_along = matches!(thing, Thing::Instance(_)) && known.of() == thing.of();
+                *known != thing && !goes_along
+            }),
+            None => {}
+        }
+        self.count_meetings(entry);
+    }
+
+    /// Counts which requests about the same service instance were under way on another node at the same time; those of
+    /// which both have an answer.
+    fn count_meetings(&mut self, entry: Entry) {
+        let own = &self.records[entry.0];
+        let meets = |other: &&Record| {
+            let same = other.thing.of() == own.thing.of() && other.asked.node != own.asked.node;
+            let both_do = other.effect != Effect::None && own.effect != Effect::None;
+            same && both_do && other.is_decided() && own.is_decided() && !other.is_before(own.began)
+        };
+        let pair = |other: &Record| {
+            let (a, b) = (other.asked.verb.min(own.asked.verb), other.asked.verb.max(own.asked.verb));
+            format!("{a} meets {b}")
+        };
+        let meetings = self.records.iter().filter(meets).map(pair).collect::<Vec<_>>();
+        meetings.into_iter().for_each(|pair| self.count(pair));
+    }
+
+    /// Whether somebody may have done this meanwhile to what a request is about.
+    pub fn is_disturbed(&self, entry: Entry, by: Effect) -> bool {
+        let Record { thing, began, .. } = &self.records[entry.0];
+        !self.none_since(thing, *began, |effect| effect == by)
     }
 
     /// The requests that have no answer yet.
@@ -135,7 +228,7 @@ impl Ledger {
 
     /// What in the store, which was read at one moment after `read_from`, is not what users were told.
     pub fn contradictions(&self, all: &Changes, read_from: Instant) -> Vec<String> {
-        let mut wrong = Vec::new();
+        let mut wrong = self.blamed.clone();
         let ports = all.instances.iter().map(|instance| (&instance.pool, instance.port)).collect::<BTreeSet<_>>();
         if ports.len() < all.instances.len() {
             wrong.push("two service instances have one port".to_owned());

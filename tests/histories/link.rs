@@ -56,12 +56,25 @@ pub struct Pace {
     pub slow: Duration,
 }
 
+/// What a node does in the store that no answer tells.
+#[derive(Debug)]
+pub enum Deed<'a> {
+    /// An unfinished provision is its work from now on.
+    TakesUp { from: &'a NodeId, by: &'a NodeId },
+    /// A service instance has another port, as somebody else holds the first one.
+    Moves,
+}
+
+/// Who is told of it, at the moment when it is done.
+pub type Witness = Box<dyn Fn(Deed<'_>) + Send + Sync>;
+
 /// A store as one process of a node reaches it.
 pub struct Link {
     store: AnyStore,
     ways: Ways,
     chance: Chance,
     pace: Pace,
+    witness: Witness,
 }
 
 /// The way of the node's own, and the one at the store's end.
@@ -139,8 +152,8 @@ impl Chance {
 }
 
 impl Link {
-    pub fn new(store: AnyStore, ways: Ways, pace: Pace, seed: u64) -> Self {
-        Self { store, ways, pace, chance: Chance { seed, calls: Mutex::default() } }
+    pub fn new(store: AnyStore, ways: Ways, pace: Pace, seed: u64, witness: Witness) -> Self {
+        Self { store, ways, pace, chance: Chance { seed, calls: Mutex::default() }, witness }
     }
 
     async fn call<T>(
@@ -233,7 +246,14 @@ impl Store for Link {
         by: Option<&NodeId>,
         now: Timestamp,
     ) -> store::Result<store::Change> {
-        self.call("move_port", id, self.store.move_port(id, from, to, by, now)).await
+        let moving = async {
+            let change = self.store.move_port(id, from, to, by, now).await?;
+            if matches!(change, store::Change::Done(_)) {
+                (self.witness)(Deed::Moves);
+            }
+            Ok(change)
+        };
+        self.call("move_port", id, moving).await
     }
 
     async fn update(&self, instance: &ServiceInstance) -> store::Result<store::Change> {
@@ -258,7 +278,14 @@ impl Store for Link {
     }
 
     async fn take_up(&self, id: &ServiceInstanceId, from: &NodeId, to: &NodeId, now: Timestamp) -> store::Result<bool> {
-        self.call("take_up", id, self.store.take_up(id, from, to, now)).await
+        let taking = async {
+            let is_taken = self.store.take_up(id, from, to, now).await?;
+            if is_taken {
+                (self.witness)(Deed::TakesUp { from, by: to });
+            }
+            Ok(is_taken)
+        };
+        self.call("take_up", id, taking).await
     }
 
     async fn opened(&self, id: &ServiceInstanceId, by: &NodeId) -> store::Result<bool> {

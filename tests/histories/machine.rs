@@ -31,6 +31,8 @@ pub type Bound = BTreeMap<(u16, Transport), ServiceInstanceId>;
 /// The data plane of one process.
 pub struct Opener {
     pub machine: watch::Receiver<Machine>,
+    /// Whether it listens nowhere, as its node drains.
+    pub closed: watch::Receiver<bool>,
     pub desired: watch::Receiver<Arc<DesiredState>>,
     pub observe: watch::Sender<Arc<Observations>>,
     pub bound: Arc<Mutex<Bound>>,
@@ -44,30 +46,33 @@ impl Opener {
         loop {
             let state = Arc::clone(&self.desired.borrow_and_update());
             let machine = self.machine.borrow_and_update().clone();
+            let closed = *self.closed.borrow_and_update();
             // Some bursts of changes take a while.
             let most = if self.random.u8(..32) == 0 { 400 } else { 4 };
             pass(Duration::from_millis(self.random.u64(..most))).await;
-            let observations = self.reconcile(&state, &machine);
+            let observations = self.reconcile(&state, &machine, closed);
             self.observe.send_replace(Arc::new(observations));
             tokio::select! {
                 biased;
                 Ok(()) = self.desired.changed() => {}
                 Ok(()) = self.machine.changed() => {}
+                Ok(()) = self.closed.changed() => {}
                 else => return,
             }
         }
     }
 
-    fn reconcile(&self, state: &DesiredState, machine: &Machine) -> Observations {
+    fn reconcile(&self, state: &DesiredState, machine: &Machine, closed: bool) -> Observations {
         let mut bound = self.bound.lock().unwrap();
         bound.retain(|(port, transport), id| {
-            state.listeners.get(id).is_some_and(|spec| spec.port == *port && spec.protocol.has(*transport))
+            let fits = |spec: &Arc<ListenerSpec>| spec.port == *port && spec.protocol.has(*transport);
+            !closed && state.listeners.get(id).is_some_and(fits)
         });
         let before = Arc::clone(&self.observe.borrow());
         let mut observations = Observations { applied: Some(state.revision), ..Observations::default() };
         let specs = state.listeners.iter().collect::<BTreeMap<_, _>>();
         for (id, spec) in specs {
-            let state = open(&mut bound, spec, machine);
+            let state = if closed { ListenerState::Closed } else { open(&mut bound, spec, machine) };
             let since = before.listeners.get(id).filter(|seen| seen.state == state).map(|seen| seen.since);
             let since = since.unwrap_or_else(|| self.clock.wall());
             observations.listeners.insert_mut(id.clone(), ListenerObservation { version: spec.version, state, since });

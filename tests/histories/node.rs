@@ -27,10 +27,10 @@ use tokio_util::sync::CancellationToken;
 use super::machine::{Bound, Machine, Opener};
 
 /// The ports of the pool that all nodes serve, of the plans `tcp` and `both`.
-pub const PORTS: std::ops::RangeInclusive<u16> = 20_100..=20_107;
+pub const PORTS: std::ops::RangeInclusive<u16> = 20_100..=20_109;
 
 /// Those of the pool that the first node does not serve, of the plan `games`.
-pub const GAMES: std::ops::RangeInclusive<u16> = 20_110..=20_112;
+pub const GAMES: std::ops::RangeInclusive<u16> = 20_110..=20_113;
 
 /// How long a freed port rests.
 const QUARANTINE: Duration = Duration::from_secs(3);
@@ -84,6 +84,7 @@ impl Start {
     pub async fn run(self) -> anyhow::Result<Running> {
         let Self { number, incarnation, store, clock, machine, metrics, random } = self;
         let members = Arc::new(Members::presumed_alive(store.members().await?));
+        let closed = watch::Sender::new(members.wants_drained(&name(number)));
         let ears = Ears { members: watch::Sender::new(members), changed: watch::Sender::default() };
         let (observe, observations) = watch::channel(Arc::new(Observations::default()));
         let control = Control::open(
@@ -104,8 +105,10 @@ impl Start {
             flows: Box::new(|| 0),
         };
         let identity = cluster::Settings { node: name(number), incarnation, version: "0.1.0".into() };
+        let wishes = ears.members.subscribe();
         let opener = Opener {
             machine,
+            closed: closed.subscribe(),
             desired: control.desired(),
             observe,
             bound: Arc::clone(&bound),
@@ -118,7 +121,7 @@ impl Start {
         tasks.spawn(opener.run());
         let wanted = control.desired().borrow().revision;
         observations.clone().wait_for(|seen| seen.applied.is_some_and(|applied| applied >= wanted)).await?;
-        mode.send_replace(Mode::Serving);
+        tasks.spawn(drain_as_wished(name(number), wishes, closed, mode));
         Ok(Running { control, bound, observations, _tasks: tasks })
     }
 }
@@ -137,6 +140,24 @@ impl Running {
             transports.map(|transport| ((spec.port, *transport), spec.service_instance_id.clone()))
         });
         each.collect::<BTreeMap<_, _>>()
+    }
+}
+
+/// Closes all ports while somebody wants the node drained, and opens them when nobody does.
+async fn drain_as_wished(
+    node: NodeId,
+    mut members: watch::Receiver<Arc<Members>>,
+    closed: watch::Sender<bool>,
+    mode: watch::Sender<Mode>,
+) {
+    loop {
+        let wished = members.borrow_and_update().wants_drained(&node);
+        let now = if wished { Mode::Draining } else { Mode::Serving };
+        mode.send_if_modified(|mode| std::mem::replace(mode, now) != now);
+        closed.send_if_modified(|closed| std::mem::replace(closed, wished) != wished);
+        if members.changed().await.is_err() {
+            return;
+        }
     }
 }
 

@@ -5,16 +5,16 @@ use std::fmt::Debug;
 use harbor::{
     control::{
         BindRefusal, BindSpec, Bound, DeleteRefusal, Failure, Fault, Progress, ProvisionRefusal, ProvisionSpec,
-        Provisioned, UpdateSpec,
+        Provisioned, UpdateRefusal, UpdateSpec,
     },
     model::{
-        AppId, BindingId, OrganizationId, PlanId, ServiceInstanceId, SpaceId,
+        AppId, BindingId, OrganizationId, PlanId, PoolName, ServiceInstanceId, SpaceId,
         parameters::{ProvisionParameters, Settings, SettingsPatch},
     },
 };
 
 use super::{
-    history::{CHOOSER, CHOSEN_PORT, FIRST_GAME, Step},
+    history::{CHOOSER, CHOSEN_PORT, FIRST_GAME, Request},
     ledger::{Effect, FIRST_SETTING, Outcome},
     node::{Running, plans},
 };
@@ -60,14 +60,14 @@ impl Answer {
 
 impl Running {
     /// Makes a request.
-    pub async fn ask(&self, step: Step, effect: Effect) -> Answer {
-        match (step, effect) {
-            (Step::Provision { instance, later, .. }, _) => self.provision(instance, later).await,
-            (Step::Deprovision { instance, .. }, _) => self.deprovision(instance).await,
-            (Step::Bind { instance, binding, .. }, _) => self.bind(instance, binding).await,
-            (Step::Unbind { instance, binding, .. }, _) => self.unbind(instance, binding).await,
-            (Step::Update { instance, both, .. }, Effect::Set(value)) => self.update(instance, both, value).await,
-            _ => unreachable!("it is no request"),
+    pub async fn ask(&self, request: Request, effect: Effect) -> Answer {
+        match (request, effect) {
+            (Request::Provision { instance, later }, _) => self.provision(instance, later).await,
+            (Request::Deprovision { instance }, _) => self.deprovision(instance).await,
+            (Request::Bind { instance, binding }, _) => self.bind(instance, binding).await,
+            (Request::Unbind { instance, binding }, _) => self.unbind(instance, binding).await,
+            (Request::Update { instance, both }, Effect::Set(value)) => self.update(instance, both, value).await,
+            (Request::Update { .. }, _) => unreachable!("an update sets something"),
         }
     }
 
@@ -87,7 +87,7 @@ impl Running {
         };
         match self.control.provision(spec).await {
             Ok(Provisioned::Created(made)) => {
-                Answer::new("provisioned", Outcome::Done, Some(true), &made.port).telling(made.port)
+                Answer::new(PROVISIONED, Outcome::Done, Some(true), &made.port).telling(made.port)
             }
             Ok(Provisioned::Existing(known)) => {
                 Answer::new("provisioned before", Outcome::Not, Some(true), &known.port)
@@ -106,7 +106,7 @@ impl Running {
 
     async fn deprovision(&self, instance: usize) -> Answer {
         match self.control.deprovision(&instance_id(instance), &plan_of(instance)).await {
-            Ok(gone) => Answer::new("deprovisioned", Outcome::Done, Some(false), &gone.port),
+            Ok(gone) => Answer::new(DEPROVISIONED, Outcome::Done, Some(false), &gone.port),
             Err(Failure::Refused(DeleteRefusal::Gone)) => Answer::new("gone", Outcome::Not, Some(false), &()),
             Err(failure) => Answer::of_failure(&failure),
         }
@@ -155,8 +155,11 @@ impl Running {
             name: None,
         };
         match self.control.update(spec).await {
-            Ok(changed) => Answer::new("updated", Outcome::Done, None, &changed.protocol),
+            Ok(changed) => Answer::new("updated", Outcome::Done, Some(true), &changed.protocol).telling(changed.port),
             Err(Failure::Busy) => Answer::new("busy with another update", Outcome::Not, None, &()),
+            Err(Failure::Refused(refusal @ UpdateRefusal::NotFound(_))) => {
+                Answer::new("nothing to update", Outcome::Not, Some(false), &refusal)
+            }
             Err(failure) => Answer::of_failure(&failure),
         }
     }
@@ -176,6 +179,10 @@ impl Running {
 /// The answer that promises another one.
 pub const BEGUN: &str = "begun";
 
+/// The answers that all live nodes were waited for with.
+pub const PROVISIONED: &str = "provisioned";
+pub const DEPROVISIONED: &str = "deprovisioned";
+
 /// The id of a service instance.
 pub fn instance_id(instance: usize) -> ServiceInstanceId {
     ServiceInstanceId::new(format!("instance-{instance}")).unwrap()
@@ -184,6 +191,11 @@ pub fn instance_id(instance: usize) -> ServiceInstanceId {
 /// The id of a binding: no other service instance has it.
 pub fn binding_id(instance: usize, binding: usize) -> BindingId {
     BindingId::new(format!("binding-{instance}-{binding}")).unwrap()
+}
+
+/// The pool that a service instance is of.
+pub fn pool_of(instance: usize) -> PoolName {
+    PoolName::new(if instance >= FIRST_GAME { "games" } else { "default" }).unwrap()
 }
 
 /// The plan that a service instance is asked for with.

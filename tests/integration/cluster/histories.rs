@@ -27,6 +27,7 @@ const LIMITS: Limits = Limits {
     grace: Duration::from_secs(5),
     answer: Duration::from_secs(120),
     agree: Duration::from_secs(60),
+    simulated: false,
 };
 
 /// A server of its own, with one database.
