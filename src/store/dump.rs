@@ -82,8 +82,8 @@ pub struct Setting {
 pub struct Contradiction(String);
 
 impl Dump {
-    /// Whether a store can hold it: every id, port and name once, every binding with its service instance, and nothing later
-    /// than its revision.
+    /// Whether a store can hold it and go on from it: every id, port and name once, every binding with its service instance,
+    /// nothing later than its revision, and revisions left for what comes.
     ///
     /// # Errors
     /// The first [`Contradiction`].
@@ -146,6 +146,9 @@ impl Dump {
     }
 
     fn check_revisions(&self) -> Result<(), Contradiction> {
+        if self.revision > LAST_REVISION {
+            return contradiction(format!("the revision {} is later than any store comes to", self.revision));
+        }
         let instances = self.instances.iter().map(|instance| instance.revision);
         let bindings = self.bindings.iter().map(|binding| binding.revision);
         let settings = self.settings.iter().chain(&self.settings_history).map(|setting| setting.revision);
@@ -168,6 +171,10 @@ impl Dump {
 
 /// The first port that can be given out.
 const FIRST_PORT: u16 = 1024;
+
+/// Half of what the column of revisions holds. The other half is left to go on: at a million changes a second for 146,000
+/// years.
+const LAST_REVISION: Revision = Revision(1 << 62);
 
 fn contradiction(what: String) -> Result<(), Contradiction> {
     Err(Contradiction(what))

@@ -60,7 +60,7 @@ pub enum ReadError {
     },
     /// Understood, and yet no store can have held it.
     #[error("{0}: no Harbor has written this; take another copy")]
-    Contradiction(#[from] Contradiction),
+    Contradiction(Contradiction),
 }
 
 /// The first line. Of one that a newer version has written, the format alone has to be understood.
@@ -160,7 +160,7 @@ impl Dump {
             let record = serde_json::from_slice::<Record>(line).map_err(|error| not_understood(number, error))?;
             dump.add(record).map_err(|error| not_understood(number, error))?;
         }
-        dump.check()?;
+        dump.check().map_err(ReadError::Contradiction)?;
         Ok(dump)
     }
 

@@ -232,4 +232,17 @@ fn what_no_store_can_have_held_is_refused() {
     check(|dump| dump.settings[0].value = None, "\"max_sockets\" of \"forwarder\" has no value");
     check(|dump| dump.revision = Revision(16), "something is of revision 17, later than 16");
     check(|dump| dump.bindings[0].revision = Revision(0), "something has no revision");
+    check(|dump| dump.revision = Revision(i64::MAX as u64), "9223372036854775807 is later than any store comes to");
+    let mut late = full();
+    late.revision = Revision(1 << 62);
+    assert_eq!(Dump::read(written(&late).as_bytes()).unwrap(), late, "half of all revisions are left");
+}
+
+#[test]
+fn a_contradiction_is_told_once() {
+    let mut dump = full();
+    dump.last_releases[0].port = 0;
+    let error = Dump::read(written(&dump).as_bytes()).expect_err("it should be refused");
+    assert_eq!(error.to_string(), "port 0 is below 1024: no Harbor has written this; take another copy");
+    assert!(std::error::Error::source(&error).is_none(), "whoever shows causes too would show it again");
 }
