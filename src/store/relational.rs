@@ -68,7 +68,12 @@ impl<E: Engine> Relational<E> {
         work.await.map_err(|source| {
             self.metrics.faults.inc();
             self.doubted.store(true, Ordering::Relaxed);
-            Fault { doing: format!("{doing} the {} store", E::NAME), source: source.into() }
+            let source = match source {
+                // What was found, without the driver's words before it.
+                sqlx::Error::Decode(reason) => reason,
+                other => other.into(),
+            };
+            Fault { doing: format!("{doing} the {} store", E::NAME), source }
         })
     }
 

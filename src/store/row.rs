@@ -21,6 +21,12 @@ use crate::model::{
 /// A row that Harbor cannot have written: the database was changed by hand or is damaged.
 pub(super) type BadRow = Box<dyn std::error::Error + Send + Sync>;
 
+/// A row that an operator can find.
+pub(super) trait Named {
+    /// What it is, and its key.
+    fn name(&self) -> String;
+}
+
 /// A service instance with its port.
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct InstanceRow {
@@ -37,6 +43,12 @@ pub(super) struct InstanceRow {
     node_id: Text,
     created_at: i64,
     revision: i64,
+}
+
+impl Named for InstanceRow {
+    fn name(&self) -> String {
+        format!("the service instance {:?}", self.id)
+    }
 }
 
 impl TryFrom<InstanceRow> for ServiceInstance {
@@ -72,6 +84,12 @@ pub(super) struct BindingRow {
     predecessor_id: Option<Text>,
     created_at: i64,
     revision: i64,
+}
+
+impl Named for BindingRow {
+    fn name(&self) -> String {
+        format!("the binding {:?}", self.id)
+    }
 }
 
 impl TryFrom<BindingRow> for Binding {
@@ -127,6 +145,12 @@ pub(super) struct ReservationRow {
     last_port: i64,
 }
 
+impl Named for ReservationRow {
+    fn name(&self) -> String {
+        format!("the reservation {:?} of the pool {:?}", self.name, self.pool)
+    }
+}
+
 impl TryFrom<ReservationRow> for Reservation {
     type Error = BadRow;
 
@@ -148,6 +172,12 @@ pub(super) struct TombstoneRow {
     pub(super) id: Text,
 }
 
+impl Named for TombstoneRow {
+    fn name(&self) -> String {
+        format!("the deletion of {:?}", self.id)
+    }
+}
+
 /// Kind of a tombstone.
 pub(super) const KIND_INSTANCE: &str = "service_instance";
 
@@ -162,6 +192,12 @@ pub(super) struct FreedRow {
     released_by: Text,
     released_at: i64,
     quarantined_until: i64,
+}
+
+impl Named for FreedRow {
+    fn name(&self) -> String {
+        format!("the last release of port {} of the pool {:?}", self.port, self.pool)
+    }
 }
 
 impl TryFrom<FreedRow> for Freed {
@@ -191,6 +227,12 @@ pub(super) struct SettingRow {
     revision: i64,
 }
 
+impl Named for SettingRow {
+    fn name(&self) -> String {
+        format!("the setting {:?} of {:?}", self.key, self.scope)
+    }
+}
+
 impl TryFrom<SettingRow> for Setting {
     type Error = BadRow;
 
@@ -214,6 +256,12 @@ pub(super) struct Marked<T> {
     revision: i64,
 }
 
+impl<T: Named> Named for Marked<T> {
+    fn name(&self) -> String {
+        self.row.name()
+    }
+}
+
 impl<T> Marked<T> {
     /// Both, the row read as `A`.
     pub(super) fn read<A>(self) -> Result<(A, Revision), BadRow>
@@ -232,7 +280,14 @@ impl<T> Marked<T> {
 /// The definition of a pool.
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct PoolRow {
+    name: Text,
     definition: Text,
+}
+
+impl Named for PoolRow {
+    fn name(&self) -> String {
+        format!("the pool {:?}", self.name)
+    }
 }
 
 impl TryFrom<PoolRow> for Pool {
@@ -250,6 +305,12 @@ pub(super) struct OperationRow {
     node_id: Text,
     failure: Option<Text>,
     changed_at: i64,
+}
+
+impl Named for OperationRow {
+    fn name(&self) -> String {
+        format!("the operation on {:?}", self.service_instance_id)
+    }
 }
 
 impl TryFrom<OperationRow> for Operation {

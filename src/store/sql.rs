@@ -93,7 +93,7 @@ statements! {
         "INSERT INTO reservations (pool, name, first_port, last_port, revision) VALUES ($1, $2, $3, $4, $5)";
     POOLS_RESERVED_AFTER = "SELECT DISTINCT pool FROM reservations WHERE revision > $1 ORDER BY pool";
 
-    POOLS = "SELECT definition, revision FROM pools ORDER BY name";
+    POOLS = "SELECT name, definition, revision FROM pools ORDER BY name";
     POOLS_AFTER = "SELECT definition FROM pools WHERE revision > $1 ORDER BY name";
     COUNT_POOL_AFTER = "SELECT count(*) FROM pools WHERE name = $1 AND revision > $2";
     PUT_POOL = "INSERT INTO pools (name, definition, revision) VALUES ($1, $2, $3) \

@@ -210,6 +210,68 @@ async fn what_is_not_sound_makes_no_store() {
 }
 
 #[tokio::test]
+async fn an_export_that_cannot_be_whole_fails_and_says_which_row_stands_in_the_way() {
+    let url = Postgres::shared().database();
+    for site in [Site::new("30060-30069", ""), Site::new("30060-30069", "").with("store.url", &url)] {
+        let node = site.serve().await;
+        for id in ["a", "b"] {
+            provision(&node.broker(), id).await;
+        }
+        credentials(&node, "a").await;
+        assert!(node.terminate().success());
+        let whole = fs::read(export(&site, "backup")).unwrap();
+
+        let mut sqlite = None;
+        if site.data().join("harbor.db").exists() {
+            let options = SqliteConnectOptions::new().filename(site.data().join("harbor.db"));
+            sqlite = Some(options.connect().await.unwrap());
+        }
+        for (damage, repair, expected) in [
+            (
+                r#"UPDATE service_instances SET settings = '{"colour":"red"}' WHERE id = 'b'"#,
+                "UPDATE service_instances SET settings = '{}' WHERE id = 'b'",
+                r#"the service instance "b" cannot be understood (unknown field `colour`"#,
+            ),
+            (
+                "UPDATE bindings SET app_id = ''",
+                "UPDATE bindings SET app_id = 'app'",
+                r#"the binding "of-a" cannot be understood (an app id must have"#,
+            ),
+            (
+                "INSERT INTO tombstones VALUES ('binding', '', 1)",
+                "DELETE FROM tombstones WHERE id = ''",
+                r#"the deletion of "" cannot be understood (a binding id must have"#,
+            ),
+            (
+                r#"INSERT INTO pools VALUES ('later', '{"colour":"red"}', 1)"#,
+                "DELETE FROM pools WHERE name = 'later'",
+                r#"the pool "later" cannot be understood (unknown field `colour`"#,
+            ),
+        ] {
+            let mut change = async |statement: &'static str| match &mut sqlite {
+                Some(connection) => {
+                    sqlx::query(statement).execute(connection).await.unwrap();
+                }
+                None => {
+                    Postgres::shared().sql_at(&url, statement);
+                }
+            };
+            change(damage).await;
+            let refusal = run(&site, &["data", "export", "backup"]).unwrap_err();
+            assert!(refusal.contains(expected) && refusal.ends_with("exit code 1"), "{refusal}");
+            assert!(refusal.contains("export by the version of Harbor that wrote it"), "{refusal}");
+            assert_eq!(run(&site, &["data", "export"]).unwrap_err(), refusal, "and nothing is put out");
+            assert_eq!(fs::read(site.path().join("backup")).unwrap(), whole, "the last backup is left as it was");
+            change(repair).await;
+        }
+        assert_eq!(fs::read(export(&site, "backup")).unwrap(), whole);
+        if let Some(connection) = sqlite {
+            connection.close().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_file_is_private_and_takes_its_place_whole() {
     let site = Site::new("30050-30059", "");
     run(&site, &["migrate"]).unwrap();

@@ -1,41 +1,41 @@
 //! A dump, read from tables and written into empty ones.
 
-use super::{
-    bindings_after, current_revision, decode_all, insert_binding, insert_instance, insert_secret, instances_after,
-    known_secret,
-};
+use super::{current_revision, insert_binding, insert_instance, insert_secret, known_secret};
 use crate::{
     model::{BindingId, Revision, ServiceInstanceId},
     store::{
         Dump, Freed, LastRelease, Operation, Reservation, Setting,
         engine::{Session, Sql, values},
-        row::{self, FreedRow, Marked, OperationRow, PoolRow, ReservationRow, SettingRow, TombstoneRow},
+        row::{
+            self, BadRow, BindingRow, FreedRow, InstanceRow, Marked, Named, OperationRow, PoolRow, ReservationRow,
+            SettingRow, TombstoneRow,
+        },
         sql,
     },
 };
 
-/// All but nodes, as one transaction sees it.
+/// All but nodes, as one transaction sees it; a fault when a row cannot be understood, as what is left out would be missed
+/// only when it is needed.
 pub(super) async fn read(tx: &mut impl Session) -> Sql<Dump> {
     let start = Revision::default();
     let mut dump = Dump {
         revision: current_revision(tx).await?,
         announce_secret: known_secret(tx).await?,
-        pools: marked(tx.rows::<Marked<PoolRow>>(sql::POOLS, values![]).await?)?,
-        reservations: marked(tx.rows::<Marked<ReservationRow>>(sql::ALL_RESERVATIONS, values![]).await?)?,
-        instances: instances_after(tx, start).await?,
-        bindings: bindings_after(tx, start).await?,
-        last_releases: last_releases(tx).await?,
-        operations: decode_all::<_, Operation>(tx.rows::<OperationRow>(sql::ALL_OPERATIONS, values![]).await?)?,
-        settings: decode_all::<_, Setting>(tx.rows::<SettingRow>(sql::SETTINGS, values![]).await?)?,
-        settings_history: decode_all::<_, Setting>(tx.rows::<SettingRow>(sql::SETTINGS_HISTORY, values![]).await?)?,
+        pools: all(tx.rows(sql::POOLS, values![]).await?, Marked::<PoolRow>::read)?,
+        reservations: all(tx.rows(sql::ALL_RESERVATIONS, values![]).await?, Marked::<ReservationRow>::read)?,
+        instances: all(tx.rows(sql::INSTANCES_AFTER, values![start]).await?, InstanceRow::try_into)?,
+        bindings: all(tx.rows(sql::BINDINGS_AFTER, values![start]).await?, BindingRow::try_into)?,
+        last_releases: all(tx.rows(sql::LAST_RELEASES, values![]).await?, last_release)?,
+        operations: all(tx.rows(sql::ALL_OPERATIONS, values![]).await?, OperationRow::try_into)?,
+        settings: all(tx.rows(sql::SETTINGS, values![]).await?, SettingRow::try_into)?,
+        settings_history: all(tx.rows(sql::SETTINGS_HISTORY, values![]).await?, SettingRow::try_into)?,
         ..Dump::default()
     };
-    for tombstone in tx.rows::<Marked<TombstoneRow>>(sql::TOMBSTONES_AFTER, values![start]).await? {
-        let at = tombstone.revision().map_err(sqlx::Error::Decode)?;
-        let TombstoneRow { kind, id } = tombstone.row;
-        match &*kind {
-            row::KIND_INSTANCE => dump.deleted_instances.push((super::decode_id(ServiceInstanceId::new(id))?, at)),
-            _ => dump.deleted_bindings.push((super::decode_id(BindingId::new(id))?, at)),
+    let tombstones = tx.rows(sql::TOMBSTONES_AFTER, values![start]).await?;
+    for deleted in all(tombstones, Marked::<TombstoneRow>::read)? {
+        match deleted {
+            (Deleted::Instance(id), at) => dump.deleted_instances.push((id, at)),
+            (Deleted::Binding(id), at) => dump.deleted_bindings.push((id, at)),
         }
     }
     Ok(dump)
@@ -80,12 +80,9 @@ pub(super) async fn write(tx: &mut impl Session, dump: &Dump) -> Sql<()> {
     insert_settings(tx, sql::INSERT_SETTING_CHANGE, &dump.settings_history).await
 }
 
-async fn last_releases(tx: &mut impl Session) -> Sql<Vec<LastRelease>> {
-    let rows = tx.rows::<Marked<FreedRow>>(sql::LAST_RELEASES, values![]).await?;
-    let released = marked(rows)?.into_iter();
-    Ok(released
-        .map(|(Freed { pool, port, release }, revision)| LastRelease { pool, port, release, revision })
-        .collect())
+fn last_release(row: Marked<FreedRow>) -> Result<LastRelease, BadRow> {
+    let (Freed { pool, port, release }, revision) = row.read()?;
+    Ok(LastRelease { pool, port, release, revision })
 }
 
 async fn insert_settings(tx: &mut impl Session, statement: &'static str, settings: &[Setting]) -> Sql<()> {
@@ -95,9 +92,32 @@ async fn insert_settings(tx: &mut impl Session, statement: &'static str, setting
     Ok(())
 }
 
-fn marked<R, T>(rows: Vec<Marked<R>>) -> Sql<Vec<(T, Revision)>>
-where
-    T: TryFrom<R, Error = row::BadRow>,
-{
-    rows.into_iter().map(Marked::read).collect::<Result<_, _>>().map_err(sqlx::Error::Decode)
+/// Every row, or which one stands in the way and what to do.
+fn all<R: Named, T>(rows: Vec<R>, read: impl Fn(R) -> Result<T, BadRow>) -> Sql<Vec<T>> {
+    let read = |row: R| {
+        let name = row.name();
+        read(row).map_err(|reason| {
+            let advice = "export by the version of Harbor that wrote it, or correct it in the database";
+            sqlx::Error::Decode(format!("{name} cannot be understood ({reason}): {advice}").into())
+        })
+    };
+    rows.into_iter().map(read).collect()
+}
+
+/// What a tombstone tells of.
+enum Deleted {
+    Instance(ServiceInstanceId),
+    Binding(BindingId),
+}
+
+impl TryFrom<TombstoneRow> for Deleted {
+    type Error = BadRow;
+
+    fn try_from(TombstoneRow { kind, id }: TombstoneRow) -> Result<Self, BadRow> {
+        match &*kind {
+            row::KIND_INSTANCE => Ok(Self::Instance(ServiceInstanceId::new(id)?)),
+            row::KIND_BINDING => Ok(Self::Binding(BindingId::new(id)?)),
+            unknown => Err(format!("{unknown:?} is no kind that is known").into()),
+        }
+    }
 }
