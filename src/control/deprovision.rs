@@ -54,7 +54,7 @@ impl Control {
         self.snapshot.refresh().await?;
         let closed = self.listener_gone(id).await;
         let gone = gone.ok_or(Failure::Refused(DeleteRefusal::Gone))?;
-        self.applied_elsewhere(&gone.pool, id, self.snapshot.revision().await).await;
+        self.closed_elsewhere(&gone, self.snapshot.revision().await).await;
         let took = self.clock.now().saturating_duration_since(committed);
         if closed {
             self.metrics.closed(took);

@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use super::Control;
 use crate::model::{
-    PoolName, Revision, ServiceInstanceId,
-    member::{Members, Opening},
-    observed::ListenerState,
+    NodeId, PoolName, Revision, ServiceInstanceId, member::Opening, observed::ListenerState,
     service_instance::ServiceInstance,
 };
 
@@ -52,45 +50,51 @@ impl Control {
     /// What has become of it on the other nodes.
     async fn elsewhere(&self, instance: &ServiceInstance, is_open_here: bool) -> Seen {
         let ServiceInstance { id, pool, port, revision, .. } = instance;
-        let mut latest = Opening::Open(0);
-        self.until_told(|members| {
-            latest = members.opening(pool, id, *port, *revision, &self.node);
-            !matches!(latest, Opening::Waiting(_))
-        })
-        .await;
-        match latest {
+        match self.told(pool, id, *port, *revision, "listen on the port").await {
             Opening::Failed(node, failure) if failure.held => Seen::Held(format!("on {node}: {}", failure.reason)),
             Opening::Failed(node, failure) => Seen::Failed(format!("on {node}: {}", failure.reason)),
             Opening::Open(0) if !is_open_here => Seen::Failed(format!("no live node serves the pool {pool}")),
-            Opening::Open(_) => Seen::Listening,
-            Opening::Waiting(nodes) => {
-                let lagging = nodes.iter().map(|node| node.as_str()).collect::<Vec<_>>().join(", ");
-                tracing::warn!(
-                    service_instance = %id, %pool, port, lagging,
-                    "these nodes have not said within {NODES_WAIT:?} that they listen: going on without them"
-                );
-                if is_open_here { Seen::Listening } else { Seen::Failed(format!("{lagging} did not open it in time")) }
+            Opening::Waiting(nodes) if !is_open_here => {
+                Seen::Failed(format!("{} did not open it in time", names(&nodes)))
             }
+            Opening::Open(_) | Opening::Waiting(_) => Seen::Listening,
         }
     }
 
-    /// Waits, for a bounded time, until the other nodes of a pool have applied a revision.
-    pub(super) async fn applied_elsewhere(&self, pool: &PoolName, id: &ServiceInstanceId, revision: Revision) {
-        let applied =
-            |members: &Members| !matches!(members.opening(pool, id, 0, revision, &self.node), Opening::Waiting(_));
-        self.until_told(applied).await;
+    /// Waits, for a bounded time, until the other nodes of its pool have closed the port of a service instance that is
+    /// deleted at `revision`. One that does not say so in time is named in the log.
+    pub(super) async fn closed_elsewhere(&self, gone: &ServiceInstance, revision: Revision) {
+        self.told(&gone.pool, &gone.id, gone.port, revision, "have closed the port").await;
     }
 
-    /// Waits until the nodes have told it: for a bounded time, and no longer when the store goes away meanwhile, as nobody
-    /// can tell anything then.
-    async fn until_told(&self, mut is_told: impl FnMut(&Members) -> bool) {
+    /// What the other nodes of a pool say of a port at a revision: when all have said it, or one that it cannot, or after
+    /// a bounded wait; also when the store goes away meanwhile, as nobody can say anything then. Those that have not said by
+    /// then that they do `what` are named in the log.
+    async fn told(
+        &self,
+        pool: &PoolName,
+        id: &ServiceInstanceId,
+        port: u16,
+        revision: Revision,
+        what: &str,
+    ) -> Opening {
         let mut members = self.members.clone();
+        let mut latest = Opening::Open(0);
         let mut was_heard = false;
         let told = members.wait_for(|members| {
+            latest = members.opening(pool, id, port, revision, &self.node);
             was_heard |= !members.unheard;
-            is_told(members) || (was_heard && members.unheard)
+            !matches!(latest, Opening::Waiting(_)) || (was_heard && members.unheard)
         });
         let _ = tokio::time::timeout(NODES_WAIT, told).await;
+        if let Opening::Waiting(nodes) = &latest {
+            let lagging = names(nodes);
+            tracing::warn!(
+                service_instance = %id, %pool, port, lagging,
+                "these nodes have not said in time that they {what}: going on without them"
+            );
+        }
+        latest
     }
 
     /// What has become of the listener's `version`, or of a later one.
@@ -122,4 +126,9 @@ impl Control {
             }
         }
     }
+}
+
+/// The names of nodes, as people read them.
+fn names(nodes: &[NodeId]) -> String {
+    nodes.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ")
 }

@@ -3,6 +3,7 @@
 mod announcements;
 mod away;
 mod histories;
+mod lagging;
 mod membership;
 mod pools;
 mod provision;

@@ -15,23 +15,11 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::trio::{Trio, listens, name, node, nodes, port_of, put};
+use super::trio::{Trio, listens, name, node, nodes, port_of, put, reach, told};
 use crate::{
     broker::fixture::{Breakable, TestClock},
     support::{eventually::eventually_async, harbor::Site, postgres::Postgres},
 };
-
-/// What `harbor node …` says of a node, as JSON, and with which exit code it ends.
-fn told(site: &Site, arguments: &[&str]) -> (i32, Value) {
-    let output = site.command(&[&["node"], arguments, &["--json"]].concat()).output().expect("it is built");
-    let text = String::from_utf8(output.stdout).expect("text");
-    (output.status.code().expect("it ends"), serde_json::from_str(&text).unwrap_or(Value::Null))
-}
-
-/// The environment that says where a node is asked.
-fn reach(node: &crate::support::harbor::Harbor) -> String {
-    format!("http://{}", node.address("admin"))
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drained_node_is_not_ready_and_takes_nothing_new_until_it_is_resumed() {

@@ -6,7 +6,7 @@ use harbor::model::plan::SERVICE_ID;
 use rustix::process::Signal;
 use serde_json::json;
 
-use super::trio::{Trio, address, listens, name, nodes, port_of, put, wish};
+use super::trio::{Trio, address, listens, name, node, nodes, port_of, put, reach, told, wish};
 use crate::{
     end_to_end::{PLAN_BOTH, PLAN_TCP},
     support::{eventually::eventually_async, postgres::Postgres},
@@ -43,6 +43,37 @@ async fn a_port_that_a_stranger_holds_on_any_node_is_not_given_out() {
     let answer = trio.nodes[0].broker().put("/v2/service_instances/b", &chosen).await;
     assert_eq!(answer.status, 400, "{answer:?}");
     drop(strangers);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_a_stranger_holds_on_a_node_that_starts_is_told_by_every_node_until_the_stranger_goes() {
+    let mut trio = Trio::start(Postgres::shared(), 2, "27510-27519").await;
+    assert_eq!(put(&trio.nodes[0], "a", "").await.parts(), (201, json!({})));
+    let port = port_of(&trio.nodes[0], "a").await;
+    trio.nodes.remove(1).kill();
+    let stranger = TcpListener::bind((address(1), port)).unwrap();
+    trio.nodes.push(trio.sites[1].start());
+    let problem = format!("port {port} is not open on {} since ", name(1));
+    let asked = &trio.nodes[0];
+    let list = || told(&trio.sites[0], &["list", "--admin", &reach(asked)]);
+    let degraded = async || asked.admin().get("/admin/v1/status").await.json()["degraded"].clone();
+    let seen = eventually_async("it says that it cannot open the port", || async {
+        let seen = node(asked, 1).await;
+        (seen["alive"] == true && seen["ports_failed"] == 1).then_some(seen)
+    });
+    let seen = seen.await;
+    let problems = seen["problems"].as_array().unwrap();
+    assert!(problems.len() == 1 && problems[0].as_str().unwrap().starts_with(&problem), "{seen}");
+    assert_eq!(degraded().await, seen["problems"]);
+    let (code, listed) = list();
+    assert_eq!((code, &listed["nodes"][1]["ports_failed"]), (1, &json!(1)), "{listed}");
+    assert_eq!(listed["nodes"][1]["problems"], seen["problems"]);
+    // What this node has is not touched by it.
+    assert!(listed["nodes"][0]["problems"] == json!([]) && listens(0, port).await, "{listed}");
+
+    drop(stranger);
+    eventually_async("it has the port", || async { (list().0 == 0 && listens(1, port).await).then_some(()) }).await;
+    assert_eq!((node(asked, 1).await["ports_failed"].clone(), degraded().await), (json!(0), json!([])));
 }
 
 #[tokio::test(flavor = "multi_thread")]

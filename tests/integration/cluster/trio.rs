@@ -120,3 +120,15 @@ pub async fn listens(number: u8, port: u16) -> bool {
         Err(error) => error.kind() != std::io::ErrorKind::ConnectionRefused,
     }
 }
+
+/// What `harbor node …` says of a node, as JSON, and with which exit code it ends.
+pub fn told(site: &Site, arguments: &[&str]) -> (i32, Value) {
+    let output = site.command(&[&["node"], arguments, &["--json"]].concat()).output().expect("it is built");
+    let text = String::from_utf8(output.stdout).expect("text");
+    (output.status.code().expect("it ends"), serde_json::from_str(&text).unwrap_or(Value::Null))
+}
+
+/// The environment that says where a node is asked.
+pub fn reach(node: &Harbor) -> String {
+    format!("http://{}", node.address("admin"))
+}
