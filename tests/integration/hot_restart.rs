@@ -4,3 +4,4 @@ mod failures;
 mod flows;
 mod kept;
 mod stand_in;
+mod steady;
