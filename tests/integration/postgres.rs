@@ -13,6 +13,7 @@ use harbor::{
     store::{self, ANSWER_WITHIN, AnyStore, Ending, Hint, Migrated, OpenError, Provision, SCHEMA_VERSION, STATEMENTS},
     telemetry::metrics::Metrics,
 };
+use rustix::process::Signal;
 use serde_json::json;
 use sqlx::{
     ConnectOptions as _, Connection as _, Executor as _, PgConnection, SqlSafeStr as _, sqlite::SqliteConnectOptions,
@@ -35,6 +36,9 @@ use crate::{
 /// How soon a broker has to answer, whatever PostgreSQL does. Of several attempts one must show it: on a machine that has
 /// others to serve, any single one may be late.
 const ANSWERED: Duration = Duration::from_secs(1);
+
+/// How often what a stall of the machine can spoil is tried.
+const ATTEMPTS: u16 = 10;
 
 /// How late it may be then: a queue in which each waits for its turn to be given up would take longer.
 const LATE: Duration = Duration::from_secs(3);
@@ -76,7 +80,9 @@ async fn every_statement_can_be_prepared() {
     }
 }
 
-/// Columns, indexes and references of all tables, a line each.
+/// Columns with their defaults, indexes, references with what becomes of them, and how many checks there are, a line each.
+/// What is checked, and of which rows a partial index is, SQLite has only as the text of its statements: the steps of both
+/// engines are compared for that, where they are listed.
 #[tokio::test]
 async fn both_engines_have_the_same_schema() {
     let directory = tempfile::tempdir().unwrap();
@@ -87,12 +93,16 @@ async fn both_engines_have_the_same_schema() {
     let of_sqlite =
         "WITH tables AS (SELECT name FROM sqlite_master WHERE type = 'table' AND name <> '_sqlx_migrations')
         SELECT t.name || '.' || c.name || ' ' || c.type || CASE c.\"notnull\" WHEN 1 THEN ' NOT NULL' ELSE '' END
+            || coalesce(' DEFAULT ' || c.dflt_value, '')
             FROM tables t, pragma_table_info(t.name) c
         UNION ALL SELECT t.name || ' INDEX ' || (SELECT group_concat(name) FROM pragma_index_info(i.name))
             || CASE i.\"unique\" WHEN 1 THEN ' UNIQUE' ELSE '' END || CASE i.partial WHEN 1 THEN ' PARTIAL' ELSE '' END
             FROM tables t, pragma_index_list(t.name) i
-        UNION ALL SELECT t.name || '.' || f.\"from\" || ' REFERENCES ' || f.\"table\"
-            FROM tables t, pragma_foreign_key_list(t.name) f";
+        UNION ALL SELECT t.name || '.' || f.\"from\" || ' REFERENCES ' || f.\"table\" || '.' || f.\"to\"
+            || ' ON UPDATE ' || f.on_update || ' ON DELETE ' || f.on_delete
+            FROM tables t, pragma_foreign_key_list(t.name) f
+        UNION ALL SELECT name || ' CHECKS ' || ((length(sql) - length(replace(sql, 'CHECK (', 'CHECK'))) / 2)
+            FROM sqlite_master WHERE type = 'table' AND name <> '_sqlx_migrations'";
     let mut of_sqlite = sqlx::query_scalar::<_, String>(of_sqlite).fetch_all(&mut connection).await.unwrap();
     connection.close().await.unwrap();
 
@@ -103,19 +113,34 @@ async fn both_engines_have_the_same_schema() {
             AND relnamespace = 'public'::regnamespace AND relname <> '_sqlx_migrations')
         SELECT t.name || '.' || c.attname || ' ' || upper(format_type(c.atttypid, NULL))
             || CASE WHEN c.attnotnull THEN ' NOT NULL' ELSE '' END
+            || coalesce(' DEFAULT ' || pg_get_expr(d.adbin, d.adrelid), '')
             FROM tables t JOIN pg_attribute c ON c.attrelid = t.oid AND c.attnum > 0 AND NOT c.attisdropped
+            LEFT JOIN pg_attrdef d ON d.adrelid = t.oid AND d.adnum = c.attnum
         UNION ALL SELECT t.name || ' INDEX ' || (SELECT string_agg(c.attname, ',' ORDER BY c.attnum) FROM pg_attribute c
                 WHERE c.attrelid = i.indexrelid) || CASE WHEN i.indisunique THEN ' UNIQUE' ELSE '' END
             || CASE WHEN i.indpred IS NOT NULL THEN ' PARTIAL' ELSE '' END
             FROM tables t JOIN pg_index i ON i.indrelid = t.oid
-        UNION ALL SELECT t.name || '.' || c.attname || ' REFERENCES ' || f.confrelid::regclass
+        UNION ALL SELECT t.name || '.' || c.attname || ' REFERENCES ' || f.confrelid::regclass || '.' || r.attname
+            || ' ON UPDATE ' || a.name[position(f.confupdtype::text IN 'arcnd')]
+            || ' ON DELETE ' || a.name[position(f.confdeltype::text IN 'arcnd')]
             FROM tables t JOIN pg_constraint f ON f.conrelid = t.oid AND f.contype = 'f'
-            JOIN pg_attribute c ON c.attrelid = t.oid AND c.attnum = f.conkey[1]";
+            JOIN pg_attribute c ON c.attrelid = t.oid AND c.attnum = f.conkey[1]
+            JOIN pg_attribute r ON r.attrelid = f.confrelid AND r.attnum = f.confkey[1],
+            (SELECT '{NO ACTION,RESTRICT,CASCADE,SET NULL,SET DEFAULT}'::text[] AS name) a
+        UNION ALL SELECT t.name || ' CHECKS ' || (SELECT count(*) FROM pg_constraint c WHERE c.conrelid = t.oid
+            AND c.contype = 'c') FROM tables t";
     let of_postgres = server.sql(name(&url), of_postgres);
     let mut of_postgres = of_postgres.lines().map(str::to_owned).collect::<Vec<_>>();
     of_sqlite.sort();
     of_postgres.sort();
-    assert!(of_sqlite.len() > 60, "{of_sqlite:?}");
+    for line in [
+        "allocations.revision BIGINT NOT NULL DEFAULT 0",
+        "allocations CHECKS 4",
+        "bindings.service_instance_id REFERENCES service_instances.id ON UPDATE NO ACTION ON DELETE NO ACTION",
+    ] {
+        assert!(of_sqlite.contains(&line.to_owned()), "{line}: {of_sqlite:#?}");
+    }
+    assert!(of_sqlite.len() > 70, "{of_sqlite:?}");
     assert_eq!(of_sqlite, of_postgres);
     // Ids sort by their bytes, as they do everywhere else in Harbor.
     let collations = "SELECT DISTINCT collation_name FROM information_schema.columns WHERE table_schema = 'public' \
@@ -344,6 +369,92 @@ async fn a_busy_server_is_no_fault_however_long_the_queue() {
     let outcomes = calls.join_all().await;
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(Provision::Created(_)))));
     assert_eq!(revision(&store).await, 400);
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_has_six_connections_at_most_however_much_it_is_asked() {
+    let url = Postgres::shared().database();
+    let node = Site::new("28400-28449", &section(&url)).serve().await;
+    let mut looking = PgConnection::connect(&url.replace("@/", "@localhost/")).await.unwrap();
+    let mut count = async || {
+        let connections = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+            AND application_name = 'harbor'";
+        sqlx::query_scalar::<_, i64>(connections).fetch_one(&mut looking).await.unwrap()
+    };
+    let mut calls = JoinSet::new();
+    for number in 0..50 {
+        let broker = node.broker();
+        calls.spawn(async move {
+            let id = format!("i{number}");
+            assert_eq!(ask(&broker, &id).await.1.status, 201);
+            assert_eq!(broker.get(&format!("/v2/service_instances/{id}")).await.status, 200);
+        });
+    }
+    let mut most = 0;
+    while !calls.is_empty() {
+        while calls.try_join_next().map(|call| call.expect("a call does not panic")).is_some() {}
+        most = most.max(count().await);
+    }
+    // One that writes, one that listens, and four that read.
+    assert!((5..=6).contains(&most), "{most}");
+}
+
+#[tokio::test]
+async fn the_server_knows_the_bounds_of_a_nodes_session() {
+    let (server, url) = (Postgres::shared(), Postgres::shared().database());
+    let store = open_as_a_node(&url).await;
+    // Whoever writes notes what holds for it.
+    server.sql(
+        name(&url),
+        "CREATE TABLE noted (name TEXT, setting TEXT);
+        CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            INSERT INTO noted SELECT s.name, s.setting || s.unit FROM pg_settings s WHERE s.name LIKE '%_timeout';
+            RETURN NULL; END $$;
+        CREATE TRIGGER note AFTER UPDATE ON revision_counter EXECUTE FUNCTION note();",
+    );
+    made(&store, &instance("i", 20_000)).await;
+    for (bound, expected) in [
+        ("statement_timeout", Duration::from_secs(10)),
+        ("lock_timeout", ANSWER_WITHIN * 3 / 4),
+        ("idle_in_transaction_session_timeout", Duration::from_millis(400)),
+    ] {
+        let noted = server.sql(name(&url), &format!("SELECT DISTINCT setting FROM noted WHERE name = '{bound}'"));
+        assert_eq!(noted.trim(), format!("{}ms", expected.as_millis()), "{bound}");
+    }
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stands_still_in_a_transaction_is_ended_by_the_server_and_holds_up_nobody() {
+    let server = Postgres::start();
+    let url = server.database();
+    let (node, store) = (Site::new("28450-28459", &section(&url)).serve().await, open_as_a_node(&url).await);
+    let mut other = PgConnection::connect(&url.replace("@/", "@localhost/")).await.unwrap();
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'harbor' AND wait_event_type = 'Lock'";
+    let is_ended = || server.log().contains("terminating connection due to idle-in-transaction timeout");
+    // It waits for the lock, stands still, and gets it: unless it waits no more by then.
+    for number in 0..ATTEMPTS {
+        other.execute("BEGIN; SELECT * FROM revision_counter FOR UPDATE").await.unwrap();
+        let (broker, mut calls) = (node.broker(), JoinSet::new());
+        let call = calls.spawn(async move { ask(&broker, &format!("i{number}")).await });
+        eventually_async("it waits, or has waited", || async {
+            (server.sql("postgres", waits).trim() == "1" || call.is_finished()).then_some(())
+        })
+        .await;
+        node.signal(Signal::STOP);
+        other.execute("ROLLBACK").await.unwrap();
+        eventually_async("others can write", || async {
+            store.provision(&instance(&format!("other{number}"), 20_000 + number), false, NOW).await.ok()
+        })
+        .await;
+        node.signal(Signal::CONT);
+        calls.join_all().await;
+        if is_ended() {
+            break;
+        }
+    }
+    assert!(is_ended(), "{}", server.log());
     store.close().await;
 }
 
