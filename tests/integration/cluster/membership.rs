@@ -12,7 +12,7 @@ use harbor::{
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::trio::{Trio, listens, name, node, nodes, port_of, put, reach, told};
@@ -177,7 +177,8 @@ async fn a_node_that_could_not_join_as_the_store_was_away_joins_when_it_is_back(
     let ears = Ears { members, changed: watch::Sender::default() };
     let cluster = Cluster::new(settings, store.clone(), Arc::new(TestClock::default()), sources, ears);
     let stop = CancellationToken::new();
-    let running = tokio::spawn(cluster.run(stop.clone()));
+    let mut running = JoinSet::new();
+    running.spawn(cluster.run(stop.clone()));
     heard.changed().await.unwrap();
     assert_eq!(store.members().await.unwrap()[0].incarnation, "the process before", "it has tried by now");
 
@@ -187,5 +188,5 @@ async fn a_node_that_could_not_join_as_the_store_was_away_joins_when_it_is_back(
     })
     .await;
     stop.cancel();
-    running.await.unwrap();
+    running.join_all().await;
 }
