@@ -57,7 +57,7 @@ pub fn at(credentials: &Value) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
-async fn announce(nats: &Nats, id: &str, app: &Echo) {
+pub async fn announce(nats: &Nats, id: &str, app: &Echo) {
     let message = json!({
         "host": "127.0.0.1",
         "port": app.tcp.port(),

@@ -1,6 +1,7 @@
 //! Two nodes behind one address that a real keepalived moves: what clients see of it.
 
 mod apps;
+mod away;
 mod backends;
 mod callers;
 mod load;

@@ -6,13 +6,17 @@ use harbor::model::plan::SERVICE_ID;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+use tokio::{
+    net::{TcpStream, UdpSocket},
+    time::timeout,
+};
 
 use super::trio::{Trio, address, listens, port_of, put};
 use crate::{
-    end_to_end::PLAN_TCP,
+    end_to_end::{PLAN_BOTH, PLAN_TCP, announce, bind, provision, served},
     support::{
-        echo::{Echo, over_tcp},
-        eventually::eventually_async,
+        echo::{Echo, over_tcp, tell},
+        eventually::{PATIENCE, eventually_async},
         postgres::Postgres,
     },
 };
@@ -92,23 +96,54 @@ async fn without_postgresql_traffic_goes_on_and_writes_are_refused_within_a_seco
     }
 }
 
+/// Tells something in a datagram of a socket that is connected, and hears the answer.
+async fn tell_over_udp(socket: &UdpSocket, text: &str) -> String {
+    socket.send(text.as_bytes()).await.unwrap();
+    let mut answer = [0; 64];
+    let length = timeout(PATIENCE, socket.recv(&mut answer)).await.expect("an answer").unwrap();
+    String::from_utf8_lossy(&answer[..length]).into_owned()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_cut_off_from_both_goes_on_and_is_not_ready_after_a_while() {
     let mut postgres = Postgres::start();
     let mut trio = Trio::start_with(&postgres, 1, "27250-27259", "cut_off_after = \"1s\"").await;
-    assert_eq!(put(&trio.nodes[0], "a", "").await.status, 201);
-    let port = port_of(&trio.nodes[0], "a").await;
+    provision(&trio.nodes[0], "a", PLAN_BOTH).await;
+    bind(&trio.nodes[0], "a", "binding", PLAN_BOTH).await;
+    let (to, app) = ((address(0), port_of(&trio.nodes[0], "a").await).into(), Echo::start("app").await);
+    let nats = async_nats::connect(trio.nats.url()).await.unwrap();
+    announce(&nats, "a", &app).await;
+    assert_eq!(served(to).await, "app: hello");
+    let udp = async || {
+        let socket = UdpSocket::bind((address(0), 0)).await.unwrap();
+        socket.connect(to).await.unwrap();
+        socket
+    };
+    let (mut stream, session) = (TcpStream::connect(to).await.unwrap(), udp().await);
+    // All of it is answered, over connections and sessions that were there before and over new ones.
+    let serves = async |stream: &mut TcpStream| {
+        for text in ["one", "two"] {
+            let answer = format!("app: {text}");
+            assert_eq!(tell(stream, text).await.as_ref(), Some(&answer));
+            assert_eq!(over_tcp(to, text).await.as_ref(), Some(&answer));
+            assert_eq!(tell_over_udp(&session, text).await, answer);
+            assert_eq!(tell_over_udp(&udp().await, text).await, answer);
+        }
+    };
+    serves(&mut stream).await;
     postgres.kill();
     trio.nats.kill();
+    serves(&mut stream).await;
     let admin = trio.nodes[0].admin();
     let reasons = eventually_async("it is not ready", || async {
         let answer = admin.get("/readyz").await;
         (answer.status == 503).then(|| answer.json()["reasons"].clone())
     });
     assert_eq!(reasons.await, json!(["neither the store nor NATS has been reached for a while"]));
-    assert!(listens(0, port).await);
+    serves(&mut stream).await;
     postgres.start_again();
     eventually_async("it is ready again", || async { (admin.get("/readyz").await.status == 200).then_some(()) }).await;
+    serves(&mut stream).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,6 +27,8 @@ use crate::{
 pub const PORT: u16 = 31_005;
 pub const HASHED_PORT: u16 = 31_006;
 pub const PRIVATE_PORT: u16 = 31_007;
+/// The port of one that comes later.
+const LATE_PORT: u16 = 31_008;
 /// The range that they are in.
 pub const PORTS: &str = "31000-31009";
 /// How many backends there are of each, and of either transport.
@@ -86,6 +88,12 @@ pub async fn provision(harbor: &Harbor, allow: &str) {
         provision_with(harbor, id, PLAN_BOTH, parameters).await;
         bind(harbor, id, &format!("{id}-binding"), PLAN_BOTH).await;
     }
+}
+
+/// Makes one more service instance, which has no app. Returns its port.
+pub async fn provision_one_more(harbor: &Harbor) -> u16 {
+    provision_with(harbor, "late", PLAN_BOTH, json!({ "port": LATE_PORT })).await;
+    LATE_PORT
 }
 
 /// Which instance answers a new connection from one address to another; none when it is turned away.

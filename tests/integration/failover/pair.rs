@@ -33,6 +33,8 @@ pub const DRAIN_WAIT: &str = "600ms";
 pub struct Surroundings {
     /// Where clients are.
     pub client: Machine,
+    /// Where NATS and PostgreSQL are.
+    pub servers: [Machine; 2],
     _apps: Apps,
     nats: NatsServer,
     _postgres: Postgres,
@@ -63,7 +65,7 @@ impl Surroundings {
         let (nats, postgres) = (NatsServer::start_on(&bus), Postgres::start_at(store.address(), store.words().into()));
         let database = postgres.database_over_tcp();
         let apps = Apps::start(&mut network, &nats);
-        Some(Self { client, _apps: apps, nats, _postgres: postgres, database, network })
+        Some(Self { client, servers: [bus, store], _apps: apps, nats, _postgres: postgres, database, network })
     }
 
     /// Starts one node on each of the machines, with these settings, and waits until both know the service instances

@@ -166,6 +166,16 @@ impl Machine {
         ip(&["-n", &self.switch, "link", "set", &self.port, "up"]);
     }
 
+    /// From now on sends nothing to that address. Whoever is there hears of it only by the silence.
+    pub fn ignore(&self, address: IpAddr) {
+        ip(&["-n", &self.namespace, "route", "add", "blackhole", &address.to_string()]);
+    }
+
+    /// Sends to it again.
+    pub fn notice(&self, address: IpAddr) {
+        ip(&["-n", &self.namespace, "route", "del", "blackhole", &address.to_string()]);
+    }
+
     /// The same command, run inside. Its process has the id of the child.
     pub fn inside(&self, command: &Command) -> Command {
         let [program, arguments @ ..] = self.words();
