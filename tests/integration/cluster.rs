@@ -8,3 +8,4 @@ mod membership;
 mod pools;
 mod provision;
 mod trio;
+mod versions;

@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use crate::{
     discovery::logins::{authority, issue},
     end_to_end::{PLAN_TCP, at, bind, provision, served, status},
-    store::{NOW, instance, made, revision},
+    store::{NOW, instance, made, revision, versions::NEWER_ON_POSTGRES},
     support::{
         echo::{Echo, over_tcp},
         eventually::{PATIENCE, eventually_async},
@@ -211,11 +211,7 @@ async fn a_database_of_a_newer_version_is_taken_when_that_leaves_room_and_else_r
     let server = Postgres::shared();
     let url = server.database();
     open(&url).await.unwrap().close().await;
-    server.sql(
-        name(&url),
-        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
-         VALUES (999, 'later', true, '\\x00', 0)",
-    );
+    server.sql(name(&url), NEWER_ON_POSTGRES);
     let store = open(&url).await.unwrap();
     store.ping().await.unwrap();
     store.close().await;

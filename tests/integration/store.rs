@@ -37,7 +37,7 @@ const QUARANTINE: Duration = Duration::from_secs(15 * 60);
 
 mod dumps;
 mod members;
-mod versions;
+pub(crate) mod versions;
 
 use dumps::*;
 use members::*;
