@@ -32,8 +32,8 @@ use crate::support::{
 
 /// Rounds of each kind.
 const ROUNDS: usize = 10;
-/// How often those of one kind are done before they have failed.
-const ATTEMPTS: usize = 3;
+/// How many kinds, of all, may be done once more: a machine that stalls for seconds is not what is measured.
+const REPEATS: usize = 1;
 /// How often a client opens a connection.
 const EVERY: Duration = Duration::from_millis(5);
 
@@ -105,6 +105,7 @@ fn a_virtual_address_moves_to_the_other_node_within_its_bounds() {
     let Some(mut pair) = Pair::start("a_virtual_address_moves_to_the_other_node_within_its_bounds") else { return };
     let callers = Callers::start(&pair.around.client, (ADDRESS, PORT).into(), EVERY);
     let callers_v6 = Callers::start(&pair.around.client, (ADDRESS_V6, PORT).into(), EVERY * 4);
+    let mut repeated = 0;
     for (cause, most) in [(Cause::Cut, 1000), (Cause::Kill, 1200), (Cause::Drain, 200)] {
         let mut fine = || {
             let (mut outages, mut outages_v6) = (Outages(Vec::new()), Outages(Vec::new()));
@@ -116,11 +117,13 @@ fn a_virtual_address_moves_to_the_other_node_within_its_bounds() {
             }
             // Not captured as a print would be: the figures are what one runs this for.
             writeln!(std::io::stderr(), "failover, {cause:?}, IPv4: {outages}; IPv6: {outages_v6}").unwrap();
-            outages.median() <= Duration::from_millis(most)
+            outages.median().max(outages_v6.median()) <= Duration::from_millis(most)
                 && outages.longest().max(outages_v6.longest()) <= Duration::from_millis(2500)
         };
-        // A machine that stalls for seconds is not what is measured: then it is done again.
-        assert!((0..ATTEMPTS).any(|_| fine()), "{cause:?} takes longer than it may: see the figures");
+        while !fine() {
+            assert!(repeated < REPEATS, "{cause:?} takes longer than it may: see the figures");
+            repeated += 1;
+        }
     }
 }
 

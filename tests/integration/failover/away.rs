@@ -57,6 +57,7 @@ fn a_node_that_is_cut_off_from_both_servers_serves_what_it_knows_and_is_not_read
     eventually("it catches up", || listens(cut).then_some(()));
     load.wait_for_answers();
     let seen = load.stop();
+    assert!(seen.is_full(), "clients stood still: {seen}");
     assert!(seen.failed().is_empty() && seen.broken_streams().is_empty(), "{seen}: {:#?}", seen.failed());
     assert!(seen.flows.iter().all(|flow| flow.unanswered.is_empty()), "{:#?}", seen.flows);
 }

@@ -34,18 +34,23 @@ const FLOWS: usize = 20;
 const ASK_EVERY: Duration = Duration::from_millis(50);
 /// How long answers to the last datagrams may take.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
+/// What part of their work clients have to do: on a machine that others use too they miss some of their ticks.
+const MOST: f64 = 0.5;
 /// What takes longer than this was held up: the kernel repeats a first packet after a second, and others after 0.2 s.
 const HELD_UP: Duration = Duration::from_millis(200);
 
 /// The clients; they go on until they are stopped.
 pub struct Load {
     ledger: Arc<Mutex<Ledger>>,
+    begun: Instant,
     work: Resident,
 }
 
 /// What they have seen; connections in the order of their ends.
 #[derive(Debug, Default)]
 pub struct Ledger {
+    /// For how long they went on.
+    pub lasted: Duration,
     /// A connection, a question, an answer.
     pub calls: Vec<Conversation>,
     /// A second of questions and answers.
@@ -60,6 +65,7 @@ pub struct Ledger {
 pub struct Conversation {
     pub begun: Instant,
     pub ended: Instant,
+    pub answers: usize,
     /// The longest that it waited: for the connection with its first answer, or for another answer.
     pub slowest: Duration,
     /// Why it ended early.
@@ -83,7 +89,7 @@ impl Load {
     pub fn start(machine: &Machine, to: SocketAddr) -> Self {
         let ledger = Arc::new(Mutex::new(Ledger { flows: vec![Flow::default(); FLOWS], ..Ledger::default() }));
         let kept = Arc::clone(&ledger);
-        let load = Self { work: machine.keep(move |stop| clients(to, kept, stop)), ledger };
+        let load = Self { begun: Instant::now(), work: machine.keep(move |stop| clients(to, kept, stop)), ledger };
         load.wait_for_answers();
         load
     }
@@ -104,8 +110,9 @@ impl Load {
 
     /// Has all finish what they have begun, and returns what they have seen.
     pub fn stop(self) -> Ledger {
+        let lasted = self.begun.elapsed();
         drop(self.work);
-        mem::take(&mut *self.ledger.lock().unwrap())
+        Ledger { lasted, ..mem::take(&mut *self.ledger.lock().unwrap()) }
     }
 
     fn look<T>(&self, look: impl FnOnce(&Ledger) -> T) -> T {
@@ -117,6 +124,19 @@ impl Ledger {
     /// Calls and visits that were not answered to their end.
     pub fn failed(&self) -> Vec<&Conversation> {
         broken(self.calls.iter().chain(&self.visits))
+    }
+
+    /// Whether clients of each kind have asked as often as they were to, or most of it: what is not asked does not fail.
+    pub fn is_full(&self) -> bool {
+        let sent = self.flows.iter().map(|flow| flow.sent).sum::<u64>();
+        let work = [
+            (self.calls.len() as u64, CALL_EVERY, 1),
+            (self.visits.len() as u64, VISIT_EVERY, 1),
+            (self.streams.iter().map(|stream| stream.answers as u64).sum(), ASK_EVERY, STREAMS),
+            (sent, ASK_EVERY, FLOWS),
+        ];
+        let wanted = |every, clients: usize| self.lasted.div_duration_f64(every) * clients as f64;
+        work.into_iter().all(|(done, every, clients)| done as f64 >= MOST * wanted(every, clients))
     }
 
     /// Streams that were ended by others.
@@ -131,6 +151,7 @@ fn broken<'a>(conversations: impl IntoIterator<Item = &'a Conversation>) -> Vec<
 
 impl fmt::Display for Ledger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "in {:.1?}: ", self.lasted)?;
         for (name, kind) in [("calls", &self.calls), ("visits", &self.visits), ("streams", &self.streams)] {
             let held_up = kind.iter().filter(|one| one.slowest > HELD_UP).count();
             let slowest = kind.iter().map(|one| one.slowest).max().unwrap_or_default();
@@ -184,9 +205,9 @@ async fn clients(to: SocketAddr, ledger: Arc<Mutex<Ledger>>, stop: CancellationT
 /// One connection, which asks while it is to go on after so many answers.
 async fn converse(to: SocketAddr, goes_on: impl Fn(usize) -> bool) -> Conversation {
     let begun = Instant::now();
-    let mut conversation = Conversation { begun, ended: begun, slowest: Duration::ZERO, failure: None };
+    let mut conversation = Conversation { begun, ended: begun, answers: 0, slowest: Duration::ZERO, failure: None };
     let ended = async {
-        let (mut asked_at, mut answers) = (begun, 0);
+        let mut asked_at = begun;
         let mut stream = wait("connecting", TcpStream::connect(to)).await?;
         // Leaves no local port behind that lingers: there are thousands of them.
         SockRef::from(&stream).set_linger(Some(Duration::ZERO)).map_err(|error| error.to_string())?;
@@ -195,9 +216,9 @@ async fn converse(to: SocketAddr, goes_on: impl Fn(usize) -> bool) -> Conversati
             if wait("waiting for an answer", stream.read(&mut [0; 64])).await? == 0 {
                 return Err(String::from("waiting for an answer: the connection has ended"));
             }
-            answers += 1;
+            conversation.answers += 1;
             conversation.slowest = conversation.slowest.max(asked_at.elapsed());
-            if !goes_on(answers) {
+            if !goes_on(conversation.answers) {
                 return Ok(());
             }
             sleep_until((asked_at + ASK_EVERY).into()).await;

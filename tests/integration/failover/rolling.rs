@@ -38,6 +38,7 @@ fn stop(what: &str, loads: [Load; 2]) -> [Ledger; 2] {
 
 /// What is promised of every restart.
 fn assert_nothing_failed(seen: &Ledger) {
+    assert!(seen.is_full(), "clients stood still: {seen}");
     assert!(seen.failed().is_empty(), "{:#?}", seen.failed());
     for flow in &seen.flows {
         let goes_on = !flow.unanswered.contains(&flow.sent);
