@@ -3,13 +3,19 @@
 use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use http_body_util::BodyExt as _;
+use hyper::{
+    body::{Body as _, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
+    time::{Instant, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -23,11 +29,11 @@ const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(5);
 /// Longest such pause.
 const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// How long a connection that has come before the end may take to say what it wants.
-const FIRST_WORD_WITHIN: Duration = Duration::from_secs(1);
+/// How long after the end a connection that has come before may take to say all that it wants.
+const SAID_WITHIN: Duration = Duration::from_secs(1);
 
-/// Serves `router` on `listener` until `shutdown`; then closes the listener, lets running requests finish for
-/// [`Limits::shutdown_grace`], and returns when no connection is left.
+/// Serves `router` on `listener` until `shutdown`; then closes the listener, answers the requests that have come whole, or
+/// come in a moment, for [`Limits::shutdown_grace`], and returns when no connection is left.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<Arc<Tls>>,
@@ -103,7 +109,7 @@ async fn converse(
     let handshake = TlsAcceptor::from(tls.current()).accept(stream);
     let unbegun = CancellationToken::new();
     let outcome = tokio::select! {
-        () = last_call(&shutdown, &unbegun) => return,
+        _ = last_call(&shutdown, &unbegun) => return,
         outcome = tokio::time::timeout(limits.header_timeout, handshake) => outcome,
     };
     match outcome {
@@ -121,13 +127,25 @@ async fn exchange(
     limits: Limits,
     shutdown: CancellationToken,
 ) {
-    let begun = CancellationToken::new();
-    let first = begun.clone();
+    let (begun, being_answered) = (CancellationToken::new(), watch::Sender::new(false));
+    let (first, heard) = (begun.clone(), being_answered.clone());
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         first.cancel();
-        let mut request = request.map(Body::new);
+        heard.send_replace(request.body().is_end_stream());
+        let listening = Listening(heard.clone());
+        let mut request = request.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                let _as_long_as_the_body = &listening;
+                frame
+            }))
+        });
         request.extensions_mut().insert(caller);
-        router.clone().oneshot(request)
+        let (answer, answered) = (router.clone().oneshot(request), heard.clone());
+        async move {
+            let answer = answer.await;
+            answered.send_replace(false);
+            answer
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -138,9 +156,15 @@ async fn exchange(
     let mut connection = pin!(connection);
     let outcome = tokio::select! {
         outcome = connection.as_mut() => outcome,
-        () = last_call(&shutdown, &begun) => {
+        deadline = last_call(&shutdown, &begun) => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::select! {
+                outcome = connection.as_mut() => outcome,
+                () = unheard(being_answered.subscribe(), deadline) => {
+                    tracing::debug!(caller = %caller.0, "the connection is closed: its request has not come whole");
+                    return;
+                }
+            }
         }
     };
     if let Err(error) = outcome {
@@ -148,11 +172,30 @@ async fn exchange(
     }
 }
 
+/// Goes with a request's body: when that has been read, or nobody wants more of it, the request is being answered.
+struct Listening(watch::Sender<bool>);
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.0.send_replace(true);
+    }
+}
+
 /// Waits for the end, and a moment longer on a connection whose first request has not `begun`: it was made while there was
-/// somebody to answer, and would be closed without an answer.
-async fn last_call(shutdown: &CancellationToken, begun: &CancellationToken) {
+/// somebody to answer, and would be closed without an answer. Says when that moment is over.
+async fn last_call(shutdown: &CancellationToken, begun: &CancellationToken) -> Instant {
     shutdown.cancelled().await;
-    let _ = tokio::time::timeout(FIRST_WORD_WITHIN, begun.cancelled()).await;
+    let deadline = Instant::now() + SAID_WITHIN;
+    let _ = timeout_at(deadline, begun.cancelled()).await;
+    deadline
+}
+
+/// Waits until `deadline` where no request has come whole by then: others are not to wait for who sends one by and by.
+async fn unheard(mut being_answered: watch::Receiver<bool>, deadline: Instant) {
+    if timeout_at(deadline, being_answered.wait_for(|heard| *heard)).await.is_ok() {
+        // The connection ends with the answer.
+        std::future::pending().await
+    }
 }
 
 #[cfg(test)]

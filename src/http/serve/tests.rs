@@ -1,6 +1,9 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use axum::{Extension, routing::get};
+use axum::{
+    Extension,
+    routing::{get, put},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::{Notify, Semaphore as Gate},
@@ -134,6 +137,50 @@ async fn a_connection_that_was_made_before_the_end_is_answered() {
     for stream in [late, first] {
         assert!(rest(stream).await.ends_with("done"));
     }
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn shutdown_waits_for_whole_requests_and_not_for_who_sends_one_by_and_by() {
+    const WHOLE: &str = "PUT /body HTTP/1.1\r\nhost: harbor\r\ncontent-length: 3\r\n\r\nall";
+    let (router, entered, gate, _) = gated();
+    let (read, answers) = (Arc::clone(&entered), Arc::clone(&gate));
+    let whole = move |body: String| async move {
+        read.notify_one();
+        answers.acquire().await.expect("never closed").forget();
+        body
+    };
+    // Nobody waits as long as these are.
+    let hour = Duration::from_secs(3600);
+    let limits = Limits { header_timeout: hour, shutdown_grace: hour, ..Limits::default() };
+    let served = Served::new(router.route("/body", put(whole)), limits).await;
+    let mut half = Vec::new();
+    for _ in 0..25 {
+        half.push(served.send("PUT / HTTP/1.1\r\nHo").await);
+        half.push(served.send(WHOLE.trim_end_matches("ll")).await);
+    }
+    // An earlier answer does not make up for it.
+    gate.add_permits(1);
+    let mut second = served.send(GET).await;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"done") {
+        assert!(second.read_buf(&mut answer).await.expect("it is open") > 0);
+    }
+    second.write_all(b"GET / HT").await.expect("it is open");
+    half.push(second);
+    entered.notified().await;
+    let running = [served.send(GET).await, served.send(WHOLE).await];
+    for _ in &running {
+        entered.notified().await;
+    }
+    served.shutdown.cancel();
+    for stream in half {
+        assert_eq!(rest(stream).await, "");
+    }
+    gate.add_permits(running.len());
+    let [empty, with_body] = running;
+    assert!(rest(empty).await.ends_with("done"));
+    assert!(rest(with_body).await.ends_with("all"));
     served.stop().await;
 }
 
