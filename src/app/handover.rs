@@ -27,18 +27,13 @@ pub use predecessor::{Estate, Predecessor};
 pub(super) use program::Program;
 pub(super) use successor::{Given, Successor};
 
-/// Set for a new process whose standard input is its end of the pair.
-pub const VARIABLE: &str = "HARBOR_HANDOVER";
-
 /// How long a new process may take until it says hello: to be loaded, and to check its configuration.
 const STARTS_WITHIN: Duration = Duration::from_secs(30);
 
-/// How long it may take until it is prepared: to open the store, read it, and bind what was not handed over. Ports are
-/// served meanwhile, the APIs are not.
+/// How long it may take until it is prepared: to take what it is given, open the store, read it, and bind what was not
+/// handed over. Ports are served meanwhile, the APIs are not.
 const PREPARES_WITHIN: Duration = Duration::from_secs(60);
 
-/// How long it may take until it serves. Nobody does meanwhile; what comes waits in the kernel.
+/// How long it may take, from the first session that it is sent, until it serves. Nobody does meanwhile; what comes waits
+/// in the kernel.
 const TAKES_OVER_WITHIN: Duration = Duration::from_secs(5);
-
-/// How long either side waits for the other to take what it says.
-const TAKEN_WITHIN: Duration = Duration::from_secs(10);

@@ -22,12 +22,12 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 /// How often it is asked.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
-/// Hand a running node over to a new process; no connection is lost.
+/// Hand a running node over to a new process; open connections may finish.
 ///
 /// The node starts its program anew, as it is found on the disk now, and hands over all ports, with the connections and
-/// datagrams that wait there, and all UDP sessions. When the
-/// new process serves, the old one lets its TCP connections finish for forwarder.drain_timeout, and ends. When the new
-/// one fails, the old one goes on as if nothing had been, and the exit code is 1. SIGUSR2 to the node does the same.
+/// datagrams that wait there, and all UDP sessions. TCP connections that are open go on in the old process for
+/// forwarder.drain_timeout: those that are not done by then are ended, and the old process ends with the last of them. When
+/// the new one fails, the old one goes on as if nothing had been, and the exit code is 1. SIGUSR2 to the node does the same.
 #[derive(Debug, clap::Args)]
 pub struct Restart {
     #[command(flatten)]

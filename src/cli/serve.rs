@@ -9,7 +9,7 @@ use crate::{app, config};
 ///
 /// It runs until SIGTERM or SIGINT: then it takes no new connections and lets the open ones finish for
 /// forwarder.drain_timeout. SIGHUP reads the configuration, certificates and log files again. SIGUSR2 starts the program
-/// anew and hands over to it, without a connection or a datagram being lost: see harbor restart.
+/// anew and hands over to it, and what is open may finish: see harbor restart.
 #[derive(Debug, clap::Args)]
 pub struct Serve {}
 

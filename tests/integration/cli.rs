@@ -52,7 +52,7 @@ Commands:
   serve         Run a node: broker, port forwarding, announcements and operators' API
   status        Show how a running node is, what is wrong first
   node          List the nodes of a store, and drain, resume or remove one
-  restart       Hand a running node over to a new process; no connection is lost
+  restart       Hand a running node over to a new process; open connections may finish
   announce      Keep this app instance, or this machine, announced as a backend
   env           Print the variables that Stackato set, from VCAP_SERVICES
   check-config  Check the configuration and show what it comes to, without secrets

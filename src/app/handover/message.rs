@@ -17,7 +17,7 @@ use rustix::{
     },
 };
 use serde::{Deserialize, Serialize};
-use tokio::{io::Interest, net::UnixStream, time::timeout};
+use tokio::{io::Interest, net::UnixStream};
 
 use crate::{
     forwarder::{
@@ -188,14 +188,14 @@ impl Channel {
         UnixStream::from_std(socket.into()).map(Self)
     }
 
-    /// Sends a message with copies of at most [`MAX_DESCRIPTORS`] descriptors.
+    /// Sends a message with copies of at most [`MAX_DESCRIPTORS`] descriptors, once there is room for it: a process that reads
+    /// nothing has none at some time, for ever.
     ///
     /// # Errors
     /// The system's; a message that is too long.
     pub async fn send(&self, message: &Message, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let bytes = encode(message)?;
-        let sent = self.0.async_io(Interest::WRITABLE, || send_now(self.0.as_fd(), &bytes, descriptors));
-        timeout(super::TAKEN_WITHIN, sent).await?
+        self.0.async_io(Interest::WRITABLE, || send_now(self.0.as_fd(), &bytes, descriptors)).await
     }
 
     /// The next message, with its descriptors.

@@ -4,15 +4,16 @@ use std::{
     collections::HashMap,
     fs::File,
     io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
+use rustix::net::{AddressFamily, SocketType, sockopt};
 use tokio::{sync::OnceCell, time::timeout};
 
 use super::{
-    STARTS_WITHIN, VARIABLE,
+    STARTS_WITHIN,
     message::{Channel, Greeting, Message, PROTOCOL, SocketUse, is_end, say_last},
 };
 use crate::forwarder::{ExportedSession, PortSockets, Spread};
@@ -42,12 +43,13 @@ pub struct Estate {
 }
 
 impl Predecessor {
-    /// The one that has started this process, if one has. Standard input is its; nobody reads from there any more.
+    /// The one that has started this process, if one has: standard input is an end of a pair then, as nobody else gives a
+    /// process one. A mark in the environment would go on to whatever is started later. Nobody reads from there any more.
     ///
     /// # Errors
     /// The system's.
     pub fn find() -> io::Result<Option<Self>> {
-        if std::env::var_os(VARIABLE).is_none() {
+        if !is_end_of_a_pair(io::stdin().as_fd()) {
             return Ok(None);
         }
         let socket = io::stdin().as_fd().try_clone_to_owned()?;
@@ -152,5 +154,28 @@ impl Predecessor {
 
     async fn channel(&self) -> io::Result<&Channel> {
         self.channel.get_or_try_init(|| async { Channel::new(self.socket.try_clone()?) }).await
+    }
+}
+
+/// Whether it is a socket such as [`Channel::pair`] makes.
+fn is_end_of_a_pair(descriptor: BorrowedFd<'_>) -> bool {
+    sockopt::socket_domain(descriptor) == Ok(AddressFamily::UNIX)
+        && sockopt::socket_type(descriptor) == Ok(SocketType::SEQPACKET)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_predecessor_is_told_from_whatever_else_standard_input_may_be() {
+        let (_ours, theirs) = Channel::pair().unwrap();
+        assert!(is_end_of_a_pair(theirs.as_fd()));
+        let (stream, _other) = UnixStream::pair().unwrap();
+        assert!(!is_end_of_a_pair(stream.as_fd()));
+        assert!(!is_end_of_a_pair(File::open("/dev/null").unwrap().as_fd()));
+        assert!(Predecessor::find().unwrap().is_none());
     }
 }

@@ -1,12 +1,13 @@
 //! A new process that fails leaves everything as it was.
 
 use std::{
+    collections::BTreeSet,
     io::Write as _,
     net::{SocketAddr, TcpStream, UdpSocket},
     process::Command,
 };
 
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use serde_json::json;
 use tokio::task::block_in_place;
 
@@ -75,6 +76,17 @@ impl Stage {
         (output.status.code(), String::from_utf8(said).unwrap())
     }
 
+    /// Which process answers operators.
+    async fn process(&self) -> u32 {
+        let process = status(&self.harbor).await["process"].as_u64();
+        process.and_then(|process| u32::try_from(process).ok()).expect("a status has it")
+    }
+
+    /// How many clients the backend for UDP has seen.
+    fn sessions(&self) -> usize {
+        self.udp.received().into_iter().map(|(source, _)| source).collect::<BTreeSet<_>>().len()
+    }
+
     /// Everything is as it was, and new things can be had.
     async fn goes_on(&mut self, process: u32, what: &str) {
         assert_eq!(status(&self.harbor).await["process"], process, "{what}");
@@ -84,8 +96,7 @@ impl Stage {
             assert_eq!(ask(&self.session, what.as_bytes()), what.as_bytes());
             ping(&mut connect(V4, self.port.port()), what.as_bytes());
         });
-        let sources = self.udp.received().into_iter().map(|(source, _)| source);
-        assert_eq!(sources.collect::<std::collections::BTreeSet<_>>().len(), 1, "{what}: the session moved");
+        assert_eq!(self.sessions(), 1, "{what}: the session moved");
     }
 }
 
@@ -127,7 +138,7 @@ async fn a_new_process_that_fails_at_any_step_leaves_the_old_one_serving() {
     std::fs::write(stage.site.config(), config).unwrap();
     let (code, said) = block_in_place(|| stage.restart());
     assert_eq!(code, Some(0), "{said}");
-    let new = status(&stage.harbor).await["process"].as_u64().and_then(|process| u32::try_from(process).ok()).unwrap();
+    let new = stage.process().await;
     assert!(
         new != process && said.contains(&format!("Process {process} ")) && said.contains(&format!("process {new} "))
     );
@@ -137,6 +148,38 @@ async fn a_new_process_that_fails_at_any_step_leaves_the_old_one_serving() {
     assert_eq!(stage.tcp.accepted(), 12);
     drop(stage.stream);
     block_in_place(|| stage.harbor.logged("every connection has finished"));
+    stage.harbor.signal(Signal::TERM);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_process_that_hears_nothing_of_many_sessions_leaves_them_to_the_old_one() {
+    let stage = Stage::set("18050-18059").await;
+    let process = stage.harbor.pid();
+    // Far more than the pair of sockets takes unread.
+    let limits = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, ..limits }).unwrap();
+    let sessions = (0..1200).map(|_| udp_client(V4, stage.port.port())).collect::<Vec<_>>();
+    let all_answer = |what: &str| {
+        for session in &sessions {
+            assert_eq!(ask(session, what.as_bytes()), what.as_bytes());
+        }
+    };
+    block_in_place(|| all_answer("before"));
+    stage.program.becomes_one_that("hears-nothing-once-prepared");
+    let (code, said) = block_in_place(|| stage.restart());
+    assert!(code == Some(1) && said.contains("does not serve within 5s"), "{said}");
+    block_in_place(|| all_answer("after"));
+    assert_eq!(stage.sessions(), 1 + sessions.len(), "a session moved");
+
+    // With one that hears, all of them go on in it.
+    stage.program.becomes_harbor();
+    let (code, said) = block_in_place(|| stage.restart());
+    assert_eq!(code, Some(0), "{said}");
+    block_in_place(|| all_answer("handed over"));
+    let new = stage.process().await;
+    stage.harbor.serves_now(new);
+    assert_ne!(new, process);
+    assert_eq!(stage.sessions(), 1 + sessions.len(), "a session moved");
     stage.harbor.signal(Signal::TERM);
 }
 

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use harbor::app::handover::{Channel, Estate, Greeting, Message, PROTOCOL, Predecessor, VARIABLE};
+use harbor::app::handover::{Channel, Estate, Greeting, Message, PROTOCOL, Predecessor};
 
 use crate::support::harbor::{Harbor, Site};
 
@@ -86,12 +86,11 @@ async fn hang() -> ! {
 #[ignore = "started by other tests"]
 async fn one_that_goes_wrong() {
     let step = std::env::var(STEP).expect("a test says so");
-    assert!(std::env::var_os(VARIABLE).is_some());
+    let socket = std::os::fd::AsFd::as_fd(&std::io::stdin()).try_clone_to_owned().unwrap();
     if step == "dies-at-once" {
         die();
     }
     if step == "speaks-another-protocol" || step == "talks-nonsense" {
-        let socket = std::os::fd::AsFd::as_fd(&std::io::stdin()).try_clone_to_owned().unwrap();
         let channel = Channel::new(socket).unwrap();
         let message = match step.as_str() {
             "talks-nonsense" => Message::Serving,
@@ -110,6 +109,10 @@ async fn one_that_goes_wrong() {
     match step.as_str() {
         "dies-with-the-lock" => die(),
         "hangs-with-the-lock" => hang().await,
+        "hears-nothing-once-prepared" => {
+            Channel::new(socket).unwrap().send(&Message::Prepared, &[]).await.unwrap();
+            hang().await;
+        }
         _ => {}
     }
     let sessions = predecessor.sessions().await.unwrap();
