@@ -38,7 +38,7 @@ mod text;
 
 pub use dump::{Contradiction, Dump, LastRelease, MAX_FILE_BYTES, ReadError, Setting};
 pub use migrations::SCHEMA_VERSION;
-pub use open::{ANSWER_WITHIN, Migrated, OpenError, Settings, migrate, open, open_to_read};
+pub use open::{ANSWER_WITHIN, MIGRATE_WITHIN, Migrated, OpenError, Settings, migrate, open, open_to_read};
 pub use sql::ALL as STATEMENTS;
 
 /// How many revisions [`Store::changes_since`] can look back; tombstones older than that are dropped. A caller further

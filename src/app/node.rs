@@ -50,6 +50,10 @@ use crate::{
 /// How long it is waited before a store that is away is tried again.
 const OPEN_AGAIN: Duration = Duration::from_secs(1);
 
+/// How long a hot restart's new process may take to bring the schema up to date: the APIs of the old one stand still. One
+/// that takes longer is for `harbor migrate`, beside the running node.
+const SUCCESSOR_MIGRATES_WITHIN: Duration = Duration::from_secs(5);
+
 /// Of so many such attempts one is a warning in the log.
 const ATTEMPTS_PER_WARNING: u64 = 30;
 
@@ -173,9 +177,16 @@ async fn open_store(
     patient: bool,
     signals: &mut Signals,
 ) -> anyhow::Result<Option<AnyStore>> {
-    let settings = settings::store(config);
+    let mut settings = settings::store(config);
+    if !patient {
+        settings.migrate_within = SUCCESSOR_MIGRATES_WITHIN;
+    }
     for attempt in 0_u64.. {
-        match store::open(&settings, Arc::clone(&metrics.store), inherited.take()).await {
+        let opened = tokio::select! {
+            opened = store::open(&settings, Arc::clone(&metrics.store), inherited.take()) => opened,
+            () = signals.end() => break,
+        };
+        match opened {
             Ok(store) => return Ok(Some(store)),
             Err(error) if !patient => return Err(error.into()),
             Err(error) if error.passes() && attempt % ATTEMPTS_PER_WARNING == 0 => {

@@ -32,6 +32,7 @@ pub(super) fn store(config: &Config) -> store::Settings {
         password: config.store.password.as_ref().map(|password| password.expose().to_owned()),
         data_dir: config.node.data_dir.clone(),
         answer_within: store::ANSWER_WITHIN,
+        migrate_within: store::MIGRATE_WITHIN,
     }
 }
 

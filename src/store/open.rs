@@ -150,10 +150,15 @@ pub struct Settings {
     /// The longest silence of PostgreSQL: connecting, the wait for an answer, and the pause between two rows may each take
     /// so long.
     pub answer_within: Duration,
+    /// How long PostgreSQL's schema may take to be brought up to date, including the wait for others that do the same.
+    pub migrate_within: Duration,
 }
 
 /// The longest silence where nobody says otherwise: the broker then answers within a second.
 pub const ANSWER_WITHIN: Duration = Duration::from_millis(800);
+
+/// How long the schema may take where nobody says otherwise: nothing is served before.
+pub const MIGRATE_WITHIN: Duration = Duration::from_secs(300);
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -210,7 +215,7 @@ pub async fn open(
 ) -> Result<AnyStore, OpenError> {
     Ok(match settings.place()? {
         Place::Sqlite(path) => Arc::new(sqlite::open(&path, metrics, inherited).await?),
-        Place::Postgres(target) => Arc::new(postgres::open(target, metrics).await?),
+        Place::Postgres(target) => Arc::new(postgres::open(target, settings.migrate_within, metrics).await?),
     })
 }
 
@@ -232,7 +237,7 @@ pub async fn open_to_read(settings: &Settings, metrics: Arc<StoreMetrics>) -> Re
 pub async fn migrate(settings: &Settings) -> Result<Migrated, OpenError> {
     match settings.place()? {
         Place::Sqlite(path) => sqlite::migrate(&path).await,
-        Place::Postgres(target) => postgres::migrate(&target).await,
+        Place::Postgres(target) => postgres::migrate(&target, settings.migrate_within).await,
     }
 }
 
@@ -241,8 +246,13 @@ mod tests {
     use super::*;
 
     fn check(url: &str, expected: &str) {
-        let settings =
-            Settings { url: url.into(), password: None, data_dir: "/data".into(), answer_within: ANSWER_WITHIN };
+        let settings = Settings {
+            url: url.into(),
+            password: None,
+            data_dir: "/data".into(),
+            answer_within: ANSWER_WITHIN,
+            migrate_within: MIGRATE_WITHIN,
+        };
         let shown = match settings.place() {
             Ok(Place::Sqlite(path)) => path.display().to_string(),
             Ok(Place::Postgres(target)) => target.to_string(),

@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use sqlx::{
-    Connection as _, Executor as _, PgConnection,
+    AssertSqlSafe, Connection as _, Executor as _, PgConnection,
     migrate::{MigrateError, Migrator},
 };
 
@@ -33,13 +33,11 @@ const READERS: usize = 4;
 /// How long the first connection may take: nobody waits for an answer yet.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 
-/// How long the schema may take to be brought up to date, including the wait for others that do the same.
-const MIGRATE_WITHIN: Duration = Duration::from_secs(300);
-
-/// Whoever has this advisory lock may change the schema. Its number is `harbor` in ASCII.
+/// Whoever has this advisory lock may change the schema; it goes with the connection. Its number is `harbor` in ASCII.
 const LOCK_SCHEMA: &str = "SELECT pg_advisory_lock(114767740170098)";
 
-const UNLOCK_SCHEMA: &str = "SELECT pg_advisory_unlock(114767740170098)";
+/// The same without waiting: whether it was free.
+const TRY_LOCK_SCHEMA: &str = "SELECT pg_try_advisory_lock(114767740170098)";
 
 /// Begins to read: all of it is of the moment of the first statement.
 const BEGIN_READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
@@ -115,8 +113,12 @@ impl Engine for PostgresEngine {
 }
 
 /// Opens the database, brought up to date.
-pub(super) async fn open(target: Target, metrics: Arc<StoreMetrics>) -> Result<Relational<PostgresEngine>, OpenError> {
-    let migrated = migrate(&target).await?;
+pub(super) async fn open(
+    target: Target,
+    migrate_within: Duration,
+    metrics: Arc<StoreMetrics>,
+) -> Result<Relational<PostgresEngine>, OpenError> {
+    let migrated = migrate(&target, migrate_within).await?;
     tracing::info!(database = %target, schema = migrated.to, schema_before = migrated.from, "opened the store");
     Ok(Relational::new(PostgresEngine::new(target), metrics))
 }
@@ -149,31 +151,46 @@ fn silent(target: &Target, within: Duration) -> OpenError {
     advice::unavailable(target, &pool::silent(within))
 }
 
-/// Brings the database up to date. Of many processes that do so at once, one does it and the others find it done.
-pub(super) async fn migrate(target: &Target) -> Result<Migrated, OpenError> {
+/// Brings the database up to date. Of many processes that do so at once, one does it and the others find it done. Where
+/// there is nothing to do, nobody is waited for.
+pub(super) async fn migrate(target: &Target, within: Duration) -> Result<Migrated, OpenError> {
     let unavailable = |error: &sqlx::Error| advice::unavailable(target, error);
     let mut connection = connect(target).await?;
     let work = async {
-        connection.execute(WITHOUT_BOUNDS).await.map_err(|e| unavailable(&e))?;
+        let session = AssertSqlSafe(format!("{WITHOUT_BOUNDS}; {}", pool::KEEPALIVES));
+        connection.execute(session).await.map_err(|e| unavailable(&e))?;
         check_encoding(target, &mut connection).await?;
-        connection.execute(LOCK_SCHEMA).await.map_err(|e| unavailable(&e))?;
-        let (from, oldest) = schema_version(target, &mut connection).await?;
-        if !migrations::is_to_be_migrated(target, from, oldest)? {
-            connection.close().await.map_err(|e| unavailable(&e))?;
-            return Ok(Migrated { from, to: from });
+        let (mut from, mut oldest) = schema_version(target, &mut connection).await?;
+        if from < SCHEMA_VERSION {
+            lock_schema(target, &mut connection).await?;
+            // Whoever had the lock before may have done it.
+            (from, oldest) = schema_version(target, &mut connection).await?;
         }
-        migrator().run(&mut connection).await.map_err(|error| match sql_error(&error) {
-            Some(known) if advice::is_known(known) => unavailable(known),
-            _ => OpenError::Migrate { database: target.to_string(), source: error.into() },
-        })?;
-        connection.execute(UNLOCK_SCHEMA).await.map_err(|e| unavailable(&e))?;
+        if migrations::is_to_be_migrated(target, from, oldest)? {
+            // Of a schema that is current this compares the checksums alone.
+            migrator().run(&mut connection).await.map_err(|error| match sql_error(&error) {
+                Some(known) if advice::is_known(known) => unavailable(known),
+                _ => OpenError::Migrate { database: target.to_string(), source: error.into() },
+            })?;
+        }
         connection.close().await.map_err(|e| unavailable(&e))?;
-        Ok(Migrated { from, to: SCHEMA_VERSION })
+        Ok(Migrated { from, to: from.max(SCHEMA_VERSION) })
     };
-    match tokio::time::timeout(MIGRATE_WITHIN, work).await {
+    match tokio::time::timeout(within, work).await {
         Ok(outcome) => outcome,
-        Err(_) => Err(silent(target, MIGRATE_WITHIN)),
+        Err(_) => Err(advice::not_migrated(target, within)),
     }
+}
+
+/// Waits until no other process changes the schema, and keeps all from doing so.
+async fn lock_schema(target: &Target, connection: &mut PgConnection) -> Result<(), OpenError> {
+    let unavailable = |error: sqlx::Error| advice::unavailable(target, &error);
+    if sqlx::query_scalar(TRY_LOCK_SCHEMA).fetch_one(&mut *connection).await.map_err(unavailable)? {
+        return Ok(());
+    }
+    tracing::warn!(database = %target, "waiting for another process that brings the database up to date");
+    connection.execute(LOCK_SCHEMA).await.map_err(unavailable)?;
+    Ok(())
 }
 
 /// sqlx would take a lock of its own; the one that is taken here also covers the look at the schema before it.
@@ -192,8 +209,17 @@ async fn check_encoding(target: &Target, connection: &mut PgConnection) -> Resul
     }
 }
 
-/// The schema's number, without changing anything, and the oldest that works with it; 0 for an empty database.
+/// The schema's number, without changing anything, and the oldest that works with it; 0 for an empty database. Another
+/// process may be changing it: what is seen is of one moment.
 async fn schema_version(target: &Target, connection: &mut PgConnection) -> Result<(i64, Option<i64>), OpenError> {
+    let reading = |error: sqlx::Error| advice::unavailable(target, &error);
+    connection.execute(BEGIN_READ).await.map_err(reading)?;
+    let found = look(target, connection).await?;
+    connection.execute("COMMIT").await.map_err(reading)?;
+    Ok(found)
+}
+
+async fn look(target: &Target, connection: &mut PgConnection) -> Result<(i64, Option<i64>), OpenError> {
     let reading = |error: sqlx::Error| advice::unavailable(target, &error);
     let tables = sqlx::query_scalar::<_, String>(TABLES).fetch_all(&mut *connection).await.map_err(reading)?;
     let has = |name: &str| tables.iter().any(|table| table == name);

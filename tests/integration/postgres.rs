@@ -198,6 +198,64 @@ async fn of_many_that_open_an_empty_database_at_once_one_makes_the_schema() {
     assert_eq!(steps.trim(), SCHEMA_VERSION.to_string());
 }
 
+/// A session that has the lock of the schema, as one that changes it.
+async fn lock_schema(url: &str) -> PgConnection {
+    let mut other = PgConnection::connect(&url.replace("@/", "@localhost/")).await.unwrap();
+    other.execute("SELECT pg_advisory_lock(114767740170098)").await.unwrap();
+    other
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_schema_is_current_waits_for_nobody_who_has_its_lock() {
+    let url = Postgres::shared().database();
+    store::migrate(&settings(url.clone())).await.unwrap();
+    let other = lock_schema(&url).await;
+    let harbor = Site::new("23440-23449", &section(&url)).serve().await;
+    harbor.restart();
+    harbor.ready().await;
+    provision(&harbor, "a", PLAN_TCP).await;
+    other.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_waits_for_the_lock_of_the_schema_says_so_and_can_be_ended() {
+    let url = Postgres::shared().database();
+    let other = lock_schema(&url).await;
+    let site = Site::new("23450-23459", &section(&url));
+    let harbor = site.start();
+    harbor.logged("waiting for another process that brings the database up to date");
+    assert!(harbor.terminate().success());
+    let harbor = site.start();
+    harbor.logged("waiting for another process that brings the database up to date");
+    other.close().await.unwrap();
+    harbor.ready().await;
+    assert!(harbor.terminate().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hot_restart_gives_up_soon_when_the_schema_cannot_be_brought_up_to_date() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let harbor = Site::new("23460-23469", &section(&url)).serve().await;
+    let process = harbor.pid();
+    // As for a new version with another step.
+    server.sql(name(&url), "DELETE FROM _sqlx_migrations WHERE version > 1");
+    let other = lock_schema(&url).await;
+    harbor.signal(Signal::USR2);
+    let said = harbor.logged("the hot restart failed: going on as before");
+    assert!(
+        said.contains("its schema was not brought up to date within 5s") && said.contains("harbor migrate"),
+        "{said}"
+    );
+    eventually_async("the old process answers", || async {
+        let (_, answer) = ask(&harbor.broker(), "a").await;
+        (answer.status == 201 || answer.status == 200).then_some(())
+    })
+    .await;
+    assert_eq!(status(&harbor).await["process"], process);
+    other.close().await.unwrap();
+}
+
 #[tokio::test]
 async fn migrating_tells_the_versions() {
     let settings = settings(Postgres::shared().database());

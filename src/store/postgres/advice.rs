@@ -1,6 +1,6 @@
 //! Why a database cannot be opened, and what to do about it: one list.
 
-use std::io::ErrorKind;
+use std::{io::ErrorKind, time::Duration};
 
 use super::Target;
 use crate::store::OpenError;
@@ -14,6 +14,16 @@ pub(super) fn unavailable(target: &Target, error: &sqlx::Error) -> OpenError {
     };
     let advice = known(error).unwrap_or("check store.url, and what the server's log says");
     OpenError::Unavailable { database: target.to_string(), reason, advice, passes: passes(error) }
+}
+
+/// The error for a schema that has not been brought up to date in time.
+pub(super) fn not_migrated(target: &Target, within: Duration) -> OpenError {
+    OpenError::Unavailable {
+        database: target.to_string(),
+        reason: format!("its schema was not brought up to date within {within:?}"),
+        advice: "run `harbor migrate`, and see who has an advisory lock in pg_locks if that waits too",
+        passes: true,
+    }
 }
 
 /// Whether it may pass by itself: the server is not there yet, or not ready.

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     Target,
-    pool::{Losses, SESSION, silent},
+    pool::{KEEPALIVES, Losses, silent},
 };
 use crate::{
     model::member::HEARTBEAT_EVERY,
@@ -119,7 +119,7 @@ async fn connect(target: &Target) -> Sql<PgListener> {
     let listening = async {
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.eager_reconnect(false);
-        listener.execute(SESSION).await?;
+        listener.execute(KEEPALIVES).await?;
         listener.listen(CHANNEL).await?;
         Ok(listener)
     };

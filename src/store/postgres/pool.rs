@@ -34,10 +34,9 @@ use crate::store::{
 /// The longest wait for a connection while others are answered.
 const QUEUE_WITHIN: Duration = Duration::from_secs(10);
 
-/// What each connection asks of the server, beside what the client sees to itself: that a node which is gone, or was cut
-/// off, holds no lock and no connection for long.
-pub(super) const SESSION: &str = "SET statement_timeout = '10s'; \
-    SET tcp_keepalives_idle = 10; \
+/// What each connection asks of the server about silence, beside what the client sees to itself: that a node which is gone,
+/// or was cut off, has no connection for long.
+pub(super) const KEEPALIVES: &str = "SET tcp_keepalives_idle = 10; \
     SET tcp_keepalives_interval = 5; \
     SET tcp_keepalives_count = 3; \
     SET tcp_user_timeout = '10s'";
@@ -138,9 +137,12 @@ impl Pool {
         // The wait for a lock ends before it is taken for silence: the message is the better one. Before that ends whoever
         // has the lock and says nothing, so that those who wait get it.
         let quarter = self.target.answer_within.as_millis() / 4;
-        let bounds =
-            format!("SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}", 3 * quarter, 2 * quarter);
-        connection.execute(AssertSqlSafe(format!("{SESSION}; {bounds}"))).await?;
+        let bounds = format!(
+            "SET statement_timeout = '10s'; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}",
+            3 * quarter,
+            2 * quarter
+        );
+        connection.execute(AssertSqlSafe(format!("{KEEPALIVES}; {bounds}"))).await?;
         Ok(connection)
     }
 

@@ -70,6 +70,7 @@ async fn store_ports(site: &Site) {
         password: None,
         data_dir: site.data(),
         answer_within: store::ANSWER_WITHIN,
+        migrate_within: store::MIGRATE_WITHIN,
     };
     let store = store::open(&settings, Metrics::new().store.clone(), None).await.unwrap();
     for port in FIRST_PORT..FIRST_PORT + PORTS {

@@ -369,7 +369,8 @@ impl Drop for Postgres {
 /// The settings of a store there, for tests that are not about time: on a machine that has others to serve, an answer may
 /// be late.
 pub fn settings(url: String) -> store::Settings {
-    store::Settings { url, password: None, data_dir: PathBuf::new(), answer_within: PATIENCE }
+    let migrate_within = store::MIGRATE_WITHIN;
+    store::Settings { url, password: None, data_dir: PathBuf::new(), answer_within: PATIENCE, migrate_within }
 }
 
 /// As whom PostgreSQL runs, which refuses root: the owner of its own files on this machine, or nobody.
