@@ -38,9 +38,11 @@ impl Caller {
 /// What a listener puts up with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Open connections; more wait in the kernel's queue.
+    /// Open connections. For the next one the one makes room that has waited longest for a request, of the caller who has
+    /// most; while all are being answered it waits in the kernel's queue.
     pub max_connections: usize,
-    /// Of these, those of one caller, see [`Caller::network`]; more are closed at once.
+    /// Of these, those of one caller, see [`Caller::network`]. For the next one the one makes room that has waited longest
+    /// for a request; while all are being answered it is closed.
     pub max_connections_per_caller: usize,
     /// How long a TLS handshake, a request head, or the silence before the next one may take.
     pub header_timeout: Duration,

@@ -21,13 +21,19 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use super::{Caller, Limits, Tls, callers::Callers};
+use super::{
+    Caller, Limits, Tls,
+    callers::{Callers, Counted},
+};
 
 /// First pause after an accept that failed because this process is short of something.
 const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(5);
 
 /// Longest such pause.
 const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// How long it is waited for room before another connection has to make it: all were being answered.
+const ROOM_AGAIN: Duration = Duration::from_millis(100);
 
 /// How long after the end a connection that has come before may take to say all that it wants.
 const SAID_WITHIN: Duration = Duration::from_secs(1);
@@ -44,19 +50,26 @@ pub async fn serve(
     let (permits, callers) = (Arc::new(Semaphore::new(limits.max_connections)), Callers::default());
     let mut connections = JoinSet::new();
     loop {
+        let accepted = async {
+            let (stream, caller) = accept(&listener).await;
+            (stream, caller, room(&permits, &callers).await)
+        };
         let (stream, caller, permit) = tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
-            accepted = accept(&listener, &permits) => accepted,
+            accepted = accepted => accepted,
         };
         while connections.try_join_next().is_some() {}
         let Some(counted) = callers.admit(caller.network(), limits.max_connections_per_caller) else {
-            tracing::debug!(caller = %caller.0, "a connection is closed: its caller has as many as it may");
+            tracing::debug!(caller = %caller.0, "a connection is closed: its caller is answered on as many as it may have");
             continue;
         };
         let (tls, router, shutdown) = (tls.clone(), router.clone(), shutdown.clone());
         connections.spawn(async move {
-            converse(stream, caller, tls, router, limits, shutdown).await;
+            tokio::select! {
+                () = converse(stream, caller, &counted, tls, router, limits, shutdown) => {}
+                () = counted.closed() => tracing::debug!(caller = %caller.0, "a connection is closed: it makes room"),
+            }
             drop((permit, counted));
         });
     }
@@ -68,15 +81,14 @@ pub async fn serve(
     }
 }
 
-/// The next connection, once there is room for it.
-async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> (TcpStream, Caller, OwnedSemaphorePermit) {
-    let permit = Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed");
+/// The next connection.
+async fn accept(listener: &TcpListener) -> (TcpStream, Caller) {
     let mut pause = ACCEPT_PAUSE_MIN;
     loop {
         match listener.accept().await {
             Ok((stream, address)) => {
                 let caller = Caller(SocketAddr::new(address.ip().to_canonical(), address.port()));
-                return (stream, caller, permit);
+                return (stream, caller);
             }
             Err(error) if is_of_the_connection(&error) => {}
             Err(error) => {
@@ -84,6 +96,20 @@ async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> (TcpStream,
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(ACCEPT_PAUSE_MAX);
             }
+        }
+    }
+}
+
+/// Room for one more.
+async fn room(permits: &Arc<Semaphore>, callers: &Callers) -> OwnedSemaphorePermit {
+    if let Ok(free) = Arc::clone(permits).try_acquire_owned() {
+        return free;
+    }
+    loop {
+        callers.make_room();
+        let freed = tokio::time::timeout(ROOM_AGAIN, Arc::clone(permits).acquire_owned()).await;
+        if let Ok(freed) = freed {
+            return freed.expect("the semaphore is never closed");
         }
     }
 }
@@ -98,6 +124,7 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 async fn converse(
     stream: TcpStream,
     caller: Caller,
+    counted: &Counted,
     tls: Option<Arc<Tls>>,
     router: Router,
     limits: Limits,
@@ -105,7 +132,7 @@ async fn converse(
 ) {
     // Answers are small and complete: waiting to fill a segment only delays them. A failure costs only that.
     let _ = stream.set_nodelay(true);
-    let Some(tls) = tls else { return exchange(stream, caller, router, limits, shutdown).await };
+    let Some(tls) = tls else { return exchange(stream, caller, counted, router, limits, shutdown).await };
     let handshake = TlsAcceptor::from(tls.current()).accept(stream);
     let unbegun = CancellationToken::new();
     let outcome = tokio::select! {
@@ -113,7 +140,7 @@ async fn converse(
         outcome = tokio::time::timeout(limits.header_timeout, handshake) => outcome,
     };
     match outcome {
-        Ok(Ok(stream)) => exchange(stream, caller, router, limits, shutdown).await,
+        Ok(Ok(stream)) => exchange(stream, caller, counted, router, limits, shutdown).await,
         Ok(Err(error)) => tracing::debug!(caller = %caller.0, %error, "the TLS handshake failed"),
         Err(_) => tracing::debug!(caller = %caller.0, "the TLS handshake took too long"),
     }
@@ -123,6 +150,7 @@ async fn converse(
 async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     caller: Caller,
+    counted: &Counted,
     router: Router,
     limits: Limits,
     shutdown: CancellationToken,
@@ -142,9 +170,13 @@ async fn exchange(
         request.extensions_mut().insert(caller);
         let (answer, answered) = (router.clone().oneshot(request), heard.clone());
         async move {
-            let answer = answer.await;
+            if !counted.answers() {
+                return Err(io::Error::other("it has to make room"));
+            }
+            let Ok(answer) = answer.await;
+            counted.waits();
             answered.send_replace(false);
-            answer
+            Ok(answer)
         }
     });
     let connection = http1::Builder::new()

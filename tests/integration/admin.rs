@@ -27,7 +27,11 @@ use harbor::{
 };
 use hyper::Method;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::TcpSocket,
+    sync::{mpsc, watch},
+};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -245,6 +249,25 @@ async fn a_node_is_ready_once_it_serves_until_it_drains() {
     node.mode.send_replace(Mode::Starting);
     node.observations.send_replace(Arc::default());
     check(503, json!(["not all ports have been tried yet", "the node is starting"])).await;
+}
+
+#[tokio::test]
+async fn whoever_holds_connections_without_asking_keeps_no_check_of_readiness_out() {
+    let node = Node::new(true).await;
+    node.mode.send_replace(Mode::Serving);
+    // More than all that there may be, from one address and from many, as anybody on the machine can have them.
+    let mut half_asked = Vec::new();
+    for number in 0..1_100_u32 {
+        let socket = TcpSocket::new_v4().unwrap();
+        let last = if number < 300 { 1 } else { number % 5 + 2 };
+        socket.bind(format!("127.0.0.{last}:0").parse().unwrap()).unwrap();
+        let mut stream = socket.connect(node.address).await.unwrap();
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost:").await.unwrap();
+        half_asked.push(stream);
+        if number % 100 == 99 {
+            assert_eq!(Client::new(node.address).get("/readyz").await.status, 200, "{number}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -80,12 +80,48 @@ async fn a_request_head_that_trickles_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn one_caller_has_no_more_connections_than_its_share() {
-    let limits = Limits { max_connections_per_caller: 2, ..Limits::default() };
-    let served = Served::new(Router::new().route("/", get(|| async { "ok" })), limits).await;
-    let held = [served.send("GET").await, served.send("GET").await];
+async fn whoever_asks_nothing_makes_room_for_whoever_asks() {
+    for limits in [
+        Limits { max_connections_per_caller: 2, ..Limits::default() },
+        Limits { max_connections: 2, ..Limits::default() },
+    ] {
+        let served = Served::new(Router::new().route("/", get(|| async { "ok" })), limits).await;
+        let mut half_asked = Vec::new();
+        for _ in 0..8 {
+            half_asked.push(served.send("GET").await);
+        }
+        assert!(rest(served.send(GET_AND_CLOSE).await).await.ends_with("ok"));
+        assert_eq!(rest(half_asked.remove(0)).await, "", "the first has made room");
+        // One that was answered and is kept open makes room too.
+        let mut kept = served.send(GET).await;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"ok") {
+            assert_ne!(kept.read_buf(&mut answer).await.expect("it is open"), 0);
+        }
+        for _ in 0..2 {
+            half_asked.push(served.send("GET").await);
+        }
+        assert_eq!(rest(kept).await, "");
+        drop(half_asked);
+        served.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn one_caller_is_answered_on_no_more_connections_than_its_share() {
+    let (router, entered, gate, inside) = gated();
+    let served = Served::new(router, Limits { max_connections_per_caller: 2, ..Limits::default() }).await;
+    let mut asked = Vec::new();
+    for _ in 0..2 {
+        asked.push(served.send(GET_AND_CLOSE).await);
+        entered.notified().await;
+    }
     assert_eq!(rest(served.send(GET_AND_CLOSE).await).await, "", "closed at once");
-    drop(held);
+    assert_eq!(inside.load(Ordering::SeqCst), 2);
+    gate.add_permits(3);
+    for stream in asked {
+        assert!(rest(stream).await.ends_with("done"));
+    }
     // Their ends are seen in their own time.
     let answered = async { while rest(served.send(GET_AND_CLOSE).await).await.is_empty() {} };
     tokio::time::timeout(Duration::from_secs(20), answered).await.expect("there is room again");
