@@ -4,10 +4,7 @@ use std::sync::Arc;
 
 use super::{Control, Failure};
 use crate::{
-    model::{
-        PlanId, ServiceInstanceId, Timestamp, allocation::Release, pool::DEFAULT_QUARANTINE,
-        service_instance::ServiceInstance,
-    },
+    model::{PlanId, ServiceInstanceId, Timestamp, pool::DEFAULT_QUARANTINE, service_instance::ServiceInstance},
     store,
 };
 
@@ -64,18 +61,15 @@ impl Control {
         Ok(gone)
     }
 
-    /// Deletes a service instance and puts its port to rest. `None` when another process was faster.
+    /// Deletes a service instance and puts its port to rest, of which the next refresh tells: by the time of the answer
+    /// another node may have given it to somebody, and this one may know that. `None` when another process was faster.
     async fn free(&self, known: ServiceInstance, now: Timestamp) -> store::Result<Option<ServiceInstance>> {
         let facts = self.facts();
         let quarantine = facts.pools.get(&known.pool).map_or(DEFAULT_QUARANTINE, |pool| pool.quarantine);
         let quarantined_until = now.plus(quarantine);
         let outcome = self.store.deprovision(&known.id, now, store::Ending::Rest(quarantined_until)).await;
-        match &outcome {
-            Ok(Some(gone)) => {
-                let release = Release { space_id: gone.space_id.clone(), at: now, quarantined_until };
-                self.ports.release(&gone.pool, gone.port, release).await;
-            }
-            Ok(None) | Err(_) => self.ports.doubt(&known.pool).await,
+        if !matches!(outcome, Ok(Some(_))) {
+            self.ports.doubt(&known.pool).await;
         }
         outcome
     }

@@ -7,7 +7,7 @@ use tokio::sync::Mutex;
 use crate::{
     model::{
         PoolName, SpaceId, Timestamp,
-        allocation::{CONFLICT_MEMORY, Counts, FreePorts, PortRefusal, PortState, Release},
+        allocation::{CONFLICT_MEMORY, Counts, FreePorts, PortRefusal, PortState},
         directory::Directory,
         pool::{Pool, Pools},
     },
@@ -103,12 +103,6 @@ impl Ports {
             ports.unconfirmed.push(port);
         }
         Ok(port)
-    }
-
-    /// Puts a port to rest.
-    pub(super) async fn release(&self, pool: &PoolName, port: u16, release: Release) {
-        let now = release.at;
-        self.with(pool, |ports| ports.free.release(port, release, now)).await;
     }
 
     /// Puts a port aside that something else on the machine has.
