@@ -124,6 +124,8 @@ struct World<P> {
     processes: AtomicU64,
     settings: AtomicU32,
     restarting: tokio::sync::Mutex<()>,
+    /// Who has nodes drained and resumed, one after the other: otherwise nobody knew which wish came last.
+    operator: tokio::sync::Mutex<()>,
     /// Whether the database is down.
     down: AtomicBool,
     tasks: Mutex<JoinSet<()>>,
@@ -156,6 +158,7 @@ pub async fn run<P: Place>(place: P, limits: Limits, mut random: Rng) -> Tally {
         processes: AtomicU64::new(0),
         settings: AtomicU32::new(FIRST_SETTING),
         restarting: tokio::sync::Mutex::default(),
+        operator: tokio::sync::Mutex::default(),
         down: AtomicBool::default(),
         tasks: Mutex::default(),
     });
@@ -193,7 +196,6 @@ impl<P: Place> World<P> {
             }
             Step::Drain { node, asked } | Step::Resume { node, asked } => {
                 let drain = matches!(step, Step::Drain { .. });
-                self.node(node, |node| node.drained |= drain);
                 if let Some((life, running)) = self.running(asked) {
                     self.spawn(Arc::clone(self).drain(life, running, node, drain));
                 }
@@ -257,6 +259,8 @@ impl<P: Place> World<P> {
 
     /// Asks a node to have a node drained, or resumed.
     async fn drain(self: Arc<Self>, life: Life, asked: Arc<Running>, number: usize, drain: bool) {
+        let _one = self.operator.lock().await;
+        self.node(number, |node| node.drained |= drain);
         let name = node::name(number);
         let asking = timeout(self.limits.answer, asked.control.drain(name.as_str(), drain));
         let Some(Ok(Ok(_))) = life.died.run_until_cancelled(asking).await else { return };

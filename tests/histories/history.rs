@@ -127,6 +127,10 @@ impl Author {
         match self.sequel.take() {
             Some(Sequel::Rival { node, instance }) => {
                 let node = (node + self.random.usize(1..NODES)) % NODES;
+                // While ports may have to be moved, many are curious.
+                if self.has_strangers() && self.random.bool() {
+                    self.sequel = Some(Sequel::Rival { node, instance });
+                }
                 (self.moment(), Step::Ask { node, request: self.request_about(instance, beliefs) })
             }
             Some(Sequel::Death { node }) if !self.troubles.contains(&(Trouble::Dead, node)) => {
@@ -160,9 +164,9 @@ impl Author {
         let trouble = match self.random.u8(..100) {
             0..24 => return self.restart_database(),
             24..38 => Trouble::Dead,
-            38..68 => Trouble::CutOff,
-            68..78 => Trouble::Drained,
-            78..97 => Trouble::Strangers,
+            38..66 => Trouble::CutOff,
+            66..75 => Trouble::Drained,
+            75..97 => Trouble::Strangers,
             _ => Trouble::Ailing,
         };
         let well = (0..NODES).filter(|node| !self.troubles.contains(&(trouble, *node))).collect::<Vec<_>>();
@@ -233,6 +237,9 @@ impl Author {
         self.sequel = match (self.random.u8(..64), request) {
             (0..12, _) => Some(Sequel::Rival { node, instance: request.instance() }),
             (12..24, Request::Provision { later: true, .. }) => Some(Sequel::Death { node }),
+            (24..52, Request::Provision { instance, .. }) if self.has_strangers() => {
+                Some(Sequel::Rival { node, instance })
+            }
             _ => None,
         };
         Step::Ask { node, request }
@@ -240,13 +247,17 @@ impl Author {
 
     /// What else may be asked about a service instance while something is asked about it.
     fn request_about(&mut self, instance: usize, beliefs: &impl Beliefs) -> Request {
-        match self.random.u8(..8) {
+        match self.random.u8(..9) {
             0..2 => Request::Provision { instance, later: self.random.bool() },
             2..4 => Request::Deprovision { instance },
-            4..6 => self.bind(instance, beliefs),
-            6 => self.update(instance),
+            4..7 => self.bind(instance, beliefs),
+            7 => self.update(instance),
             _ => Request::Unbind { instance, binding: self.random.usize(..BINDINGS) },
         }
+    }
+
+    fn has_strangers(&self) -> bool {
+        self.troubles.iter().any(|(trouble, _)| *trouble == Trouble::Strangers)
     }
 
     fn provision(&mut self, beliefs: &impl Beliefs) -> Option<Request> {

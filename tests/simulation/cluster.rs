@@ -56,7 +56,7 @@ const AT_LEAST: [(&str, usize); 45] = [
     ("node drained", 250),
     ("node resumed", 250),
     // What came of it.
-    ("moved to another port", 120),
+    ("moved to another port", 170),
     ("taken up from another node", 200),
     ("taken up from its last process", 500),
     ("succeeded after the death of its node", 350),
