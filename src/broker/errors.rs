@@ -91,7 +91,7 @@ fn fault(fault: &Fault) -> Response {
     let (status, text) = match fault {
         // Its words are for the log: they name files and hosts.
         Fault::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "the store is away: try again in a few seconds".into()),
-        Fault::NotListening { .. } | Fault::Overloaded | Fault::Stopping => {
+        Fault::NotListening { .. } | Fault::NotTakenBack | Fault::Overloaded | Fault::Stopping => {
             (StatusCode::SERVICE_UNAVAILABLE, fault.to_string())
         }
         Fault::UnknownPool(_) => (StatusCode::INTERNAL_SERVER_ERROR, fault.to_string()),

@@ -27,6 +27,9 @@ pub enum Fault {
         /// Why, as the forwarder says it.
         reason: String,
     },
+    /// An update that some node cannot carry out is stored, and could not be taken back.
+    #[error("the change could not be taken back, so it is not known whether it holds: send the request again")]
+    NotTakenBack,
     /// A service instance of a pool that no node has ever defined.
     #[error("no node knows the pool {0}: add [pools.{0}] to a configuration")]
     UnknownPool(PoolName),
@@ -41,7 +44,7 @@ pub enum Fault {
 impl<R> Failure<R> {
     /// Whether it is known what has been done: it is not while the store is away, or when somebody else is at it.
     pub(super) fn is_final(&self) -> bool {
-        !matches!(self, Self::Busy | Self::Fault(Fault::Store(_)))
+        !matches!(self, Self::Busy | Self::Fault(Fault::Store(_) | Fault::NotTakenBack))
     }
 }
 

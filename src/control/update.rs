@@ -61,7 +61,8 @@ impl Control {
     /// Changes a service instance. Its port and its open flows stay.
     ///
     /// # Errors
-    /// [`Failure`]; nothing is changed then, unless the store does not know whether it is.
+    /// [`Failure`]; nothing is changed then, unless the store does not know whether it is, or is away when a change that
+    /// another node cannot carry out is to be taken back.
     pub async fn update(self: &Arc<Self>, spec: UpdateSpec) -> Result<ServiceInstance, Failure<UpdateRefusal>> {
         let id = spec.id.clone();
         self.in_turn(&id, |control| async move { control.update_in_turn(&spec).await }).await
@@ -146,12 +147,44 @@ impl Control {
         match self.opening(&changed).await {
             Seen::Listening => Ok(store::Change::Done(changed)),
             failed => {
-                let before = ServiceInstance { revision: changed.revision, ..known.clone() };
-                self.store.update(&before).await?;
-                self.snapshot.refresh().await?;
+                self.take_back(known, &changed).await?;
+                if let Err(fault) = self.snapshot.refresh().await {
+                    tracing::warn!(
+                        service_instance = %id, error = %chain(&fault), "a change is taken back and not published yet"
+                    );
+                }
                 Err(refusal(wanted, failed))
             }
         }
+    }
+
+    /// Takes back the update from `known` to `changed`. What another node has changed meanwhile stays.
+    async fn take_back(&self, known: &ServiceInstance, changed: &ServiceInstance) -> Result<(), Fault> {
+        let away = |fault: store::Fault| {
+            tracing::error!(
+                service_instance = %known.id, port = known.port, error = %chain(&fault),
+                "a change that a node cannot carry out could not be taken back"
+            );
+            Fault::NotTakenBack
+        };
+        let mut latest = changed.clone();
+        for _ in 0..MAX_ATTEMPTS {
+            match self.store.update(&latest.without_update(known, changed)).await.map_err(away)? {
+                store::Change::Done(_) => return Ok(()),
+                store::Change::Stale => {}
+                store::Change::PortTaken => unreachable!("an update keeps the port"),
+            }
+            match self.store.instance(&known.id).await.map_err(away)? {
+                Some(found) if found.created_at == known.created_at => latest = found,
+                // It is gone, and the change with it.
+                _ => return Ok(()),
+            }
+        }
+        tracing::error!(
+            service_instance = %known.id, port = known.port,
+            "a change that a node cannot carry out could not be taken back: others keep changing the service instance"
+        );
+        Err(Fault::NotTakenBack)
     }
 
     /// Waits until the forwarder has taken the change over, and says so in the log. A fault now only delays that until

@@ -97,6 +97,24 @@ impl Settings {
             health_check: p.health_check.unwrap_or(self.health_check),
         }
     }
+
+    /// These settings without the change from `before` to `after`: what was changed since then stays.
+    #[must_use]
+    pub fn without_change(&self, before: &Self, after: &Self) -> Self {
+        fn back<T: Clone + PartialEq>(now: &T, before: &T, after: &T) -> T {
+            if now == after { before.clone() } else { now.clone() }
+        }
+        Self {
+            int_port: back(&self.int_port, &before.int_port, &after.int_port),
+            balance: back(&self.balance, &before.balance, &after.balance),
+            match_app: back(&self.match_app, &before.match_app, &after.match_app),
+            idle_timeout: back(&self.idle_timeout, &before.idle_timeout, &after.idle_timeout),
+            max_connections: back(&self.max_connections, &before.max_connections, &after.max_connections),
+            allow: back(&self.allow, &before.allow, &after.allow),
+            proxy_protocol: back(&self.proxy_protocol, &before.proxy_protocol, &after.proxy_protocol),
+            health_check: back(&self.health_check, &before.health_check, &after.health_check),
+        }
+    }
 }
 
 /// Why parameters are not taken. What the schema of a plan can say, it says too; these hold whoever asks.

@@ -35,3 +35,66 @@ pub struct ServiceInstance {
     /// The revision of its last change.
     pub revision: Revision,
 }
+
+impl ServiceInstance {
+    /// This service instance without the update from `before` to `after`: what was updated since then stays. A plan and the
+    /// protocol that it has led to go together.
+    #[must_use]
+    pub fn without_update(&self, before: &Self, after: &Self) -> Self {
+        let mut without = self.clone();
+        if (&self.plan_id, self.protocol) == (&after.plan_id, after.protocol) {
+            without.plan_id = before.plan_id.clone();
+            without.protocol = before.protocol;
+        }
+        if self.name == after.name {
+            without.name.clone_from(&before.name);
+        }
+        without.settings = self.settings.without_change(&before.settings, &after.settings);
+        without
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::balance::Balance;
+
+    fn instance(plan: &str, protocol: Protocol, name: &str, settings: Settings) -> ServiceInstance {
+        ServiceInstance {
+            id: ServiceInstanceId::new("i").unwrap(),
+            plan_id: PlanId::new(plan).unwrap(),
+            pool: PoolName::new("default").unwrap(),
+            port: 1024,
+            protocol,
+            requested_port: None,
+            settings,
+            organization_id: OrganizationId::new("organization").unwrap(),
+            space_id: SpaceId::new("space").unwrap(),
+            name: Some(name.into()),
+            node_id: NodeId::new("node").unwrap(),
+            created_at: Timestamp(0),
+            revision: Revision(1),
+        }
+    }
+
+    #[test]
+    fn an_update_is_taken_back_and_a_later_one_stays() {
+        let settings =
+            |int_port, balance| Settings { int_port, balance, max_connections: Some(7), ..Settings::default() };
+        let before = instance("tcp", Protocol::Tcp, "old", settings(None, None));
+        let after = instance("both", Protocol::Both, "new", settings(Some(5000), None));
+        assert_eq!(after.without_update(&before, &after), before);
+        for (latest, expected) in [
+            (
+                instance("both", Protocol::Both, "newer", settings(Some(5000), Some(Balance::Random))),
+                instance("tcp", Protocol::Tcp, "newer", settings(None, Some(Balance::Random))),
+            ),
+            (
+                instance("udp", Protocol::Udp, "new", settings(Some(6000), None)),
+                instance("udp", Protocol::Udp, "old", settings(Some(6000), None)),
+            ),
+        ] {
+            assert_eq!(latest.without_update(&before, &after), expected);
+        }
+    }
+}

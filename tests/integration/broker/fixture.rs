@@ -19,7 +19,7 @@ use harbor::{
         BindingId, Clock, NodeId, PoolName, Protocol, Revision, ServiceInstanceId, Timestamp, Transport,
         binding::Binding,
         desired::{DesiredState, ForwarderLimits},
-        member::{Member, Report},
+        member::{Member, Members, PortFailure, Report},
         observed::{ListenerObservation, ListenerState, Observations},
         plan::{Caps, Plan, PlanProtocol, SERVICE_ID},
         pool::{Pool, PoolNames},
@@ -49,6 +49,8 @@ pub struct Site {
     pub store: Arc<Breakable>,
     pub clock: Arc<TestClock>,
     pub opener: Arc<Opener>,
+    /// What is known of other nodes.
+    pub members: watch::Sender<Arc<Members>>,
     pub metrics: Metrics,
     _shutdown: DropGuard,
 }
@@ -79,6 +81,7 @@ pub async fn site_with(default: &str, games: &str) -> Site {
     let store = Arc::new(Breakable::default());
     let clock = Arc::new(TestClock::default());
     let opener = Arc::new(Opener::default());
+    let members = watch::Sender::default();
     let (observations_sender, observations) = watch::channel(Arc::new(Observations::default()));
     let settings = control::Settings {
         node: NodeId::new("harbor_node_1").unwrap(),
@@ -89,16 +92,10 @@ pub async fn site_with(default: &str, games: &str) -> Site {
     };
     let any: AnyStore = store.clone();
     let metrics = Metrics::new();
-    let control = Control::open(
-        settings,
-        any,
-        clock.clone(),
-        observations,
-        watch::channel(Arc::default()).1,
-        Arc::clone(&metrics.control),
-    )
-    .await
-    .unwrap();
+    let control =
+        Control::open(settings, any, clock.clone(), observations, members.subscribe(), Arc::clone(&metrics.control))
+            .await
+            .unwrap();
     let access = Arc::new(broker::Passwords::new("harbor", &["secret".into(), "n:ew".into()]));
     let router = broker::router(Arc::clone(&control), access, Arc::clone(&metrics.broker));
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -108,7 +105,7 @@ pub async fn site_with(default: &str, games: &str) -> Site {
     tasks.spawn(http::serve(listener, None, router, http::Limits::default(), shutdown.clone()));
     tasks.spawn(Arc::clone(&opener).run(control.desired(), observations_sender, shutdown.clone()));
     let client = Client::broker(address, AUTHORIZATION);
-    Site { client, address, control, store, clock, opener, metrics, _shutdown: shutdown.drop_guard() }
+    Site { client, address, control, store, clock, opener, members, metrics, _shutdown: shutdown.drop_guard() }
 }
 
 /// The four plans, and two of an operator.
@@ -201,6 +198,30 @@ impl Site {
             let answer = client.send(method.parse().unwrap(), &path, body.as_ref()).await;
             assert_eq!(answer.parts(), (status, expected), "{method} {path} at {caller}");
         }
+    }
+
+    /// Another node of the pool `default` says that it has applied this revision, and which ports it could not open, as
+    /// somebody else holds them.
+    pub fn another_node_says(&self, applied: Revision, held: &[&ServiceInstance]) {
+        let failure = |instance: &&ServiceInstance| PortFailure {
+            service_instance_id: instance.id.clone(),
+            port: instance.port,
+            held: true,
+            reason: "Address already in use".into(),
+            since: Timestamp(0),
+        };
+        let failures = held.iter().map(failure).collect::<Vec<_>>();
+        let member = Member {
+            id: NodeId::new("another").unwrap(),
+            incarnation: "1".into(),
+            version: "0.1.0".into(),
+            pools: vec![PoolName::new("default").unwrap()],
+            report: Report { applied, failed: failures.len() as u64, failures, ..Report::default() },
+            drain: false,
+            joined_at: Timestamp(0),
+            seen_at: Timestamp(0),
+        };
+        self.members.send_replace(Arc::new(Members::presumed_alive(vec![member])));
     }
 
     /// The service instance as it is stored.

@@ -6,10 +6,17 @@ use std::{
     time::Duration,
 };
 
-use harbor::model::{Protocol, balance::Balance, plan::SERVICE_ID};
+use harbor::{
+    model::{
+        Protocol, Revision, Timestamp, balance::Balance, parameters::Settings, plan::SERVICE_ID,
+        service_instance::ServiceInstance,
+    },
+    store::{Change, Ending, Store as _},
+};
 use serde_json::{Value, json};
 
-use super::fixture::{INSTANCES, plan, refused, request, request_with, site};
+use super::fixture::{INSTANCES, Site, plan, refused, request, request_with, site};
+use crate::support::eventually::eventually_async;
 
 fn patch(parameters: Value) -> Value {
     json!({ "service_id": SERVICE_ID, "parameters": parameters })
@@ -139,10 +146,72 @@ async fn a_change_that_the_store_fails_changes_nothing() {
     }
     assert_eq!(site.everything().await, before);
     // The trial is over once the opener has seen that it is.
-    crate::support::eventually::eventually_async("the trial to end", || async {
-        (site.bound("a") == Some((port, Protocol::Tcp))).then_some(())
+    eventually_async("the trial to end", || async { (site.bound("a") == Some((port, Protocol::Tcp))).then_some(()) })
+        .await;
+}
+
+/// Asks for a protocol that another node is to add, and does something once that is stored. Then the node says that it
+/// cannot. Returns the answer.
+async fn change_that_another_node_cannot_make(site: &Site, meanwhile: impl AsyncFnOnce()) -> (u16, Value) {
+    let before = site.stored("a").await.unwrap();
+    site.another_node_says(before.revision, &[]);
+    let mut body = to_plan("both");
+    body["parameters"] = json!({ "int_port": 5000 });
+    let path = format!("{INSTANCES}/a");
+    let refusal = async {
+        let stored = async || site.stored("a").await.filter(|stored| stored.protocol == Protocol::Both);
+        let stored = eventually_async("the change to be stored", stored).await;
+        meanwhile().await;
+        site.another_node_says(Revision(stored.revision.0 + 9), &[&stored]);
+    };
+    let (answer, ()) = tokio::join!(site.client.patch(&path, &body), refusal);
+    answer.parts()
+}
+
+const HELD: &str = "is in use outside of Harbor for the protocol that the plan adds: provision a new service instance.";
+
+#[tokio::test]
+async fn a_change_that_another_node_cannot_make_is_taken_back_and_what_others_changed_meanwhile_stays() {
+    let site = site(25_610).await;
+    site.provision("a", &request("tcp")).await;
+    let before = site.stored("a").await.unwrap();
+    let answer = change_that_another_node_cannot_make(&site, async || {
+        let mut theirs = site.stored("a").await.unwrap();
+        theirs.settings.balance = Some(Balance::Random);
+        theirs.name = Some("theirs".into());
+        assert!(matches!(site.store.update(&theirs).await.unwrap(), Change::Done(_)));
     })
     .await;
+    assert_eq!(answer, (422, refused(&format!("Port {} {HELD}", before.port))));
+    let after = site.stored("a").await.unwrap();
+    let settings = Settings { balance: Some(Balance::Random), ..before.settings.clone() };
+    let expected = ServiceInstance { settings, name: Some("theirs".into()), revision: after.revision, ..before };
+    assert_eq!(after, expected);
+    assert_eq!(site.control.desired().borrow().listeners["a"].protocol, Protocol::Tcp, "it is published");
+}
+
+#[tokio::test]
+async fn a_change_that_another_node_cannot_make_is_gone_with_its_service_instance() {
+    let site = site(25_940).await;
+    site.provision("a", &request("tcp")).await;
+    let before = site.stored("a").await.unwrap();
+    let answer = change_that_another_node_cannot_make(&site, async || {
+        site.store.deprovision(&before.id, Timestamp(0), Ending::Unused).await.unwrap().unwrap();
+    })
+    .await;
+    assert_eq!(answer, (422, refused(&format!("Port {} {HELD}", before.port))));
+    assert_eq!(site.stored("a").await, None);
+}
+
+#[tokio::test]
+async fn a_change_that_cannot_be_taken_back_is_no_refusal() {
+    let site = site(25_970).await;
+    site.provision("a", &request("tcp")).await;
+    let answer = change_that_another_node_cannot_make(&site, async || site.store.break_down(Some("update"))).await;
+    let unknown = "The change could not be taken back, so it is not known whether it holds: send the request again.";
+    assert_eq!(answer, (503, refused(unknown)));
+    site.store.break_down(None);
+    assert_eq!(site.stored("a").await.unwrap().protocol, Protocol::Both);
 }
 
 #[tokio::test]
@@ -159,7 +228,7 @@ async fn a_change_that_is_stored_is_made_also_when_it_is_published_late() {
     assert_eq!((stored.settings.int_port, stored.protocol), (Some(5000), Protocol::Both));
     site.store.break_down(None);
     site.control.refresh().await.unwrap();
-    crate::support::eventually::eventually_async("the change to be carried out", || async {
+    eventually_async("the change to be carried out", || async {
         (site.bound("a") == Some((port, Protocol::Both))).then_some(())
     })
     .await;
