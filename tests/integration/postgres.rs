@@ -13,6 +13,7 @@ use harbor::{
     store::{self, ANSWER_WITHIN, AnyStore, Ending, Hint, Migrated, OpenError, Provision, SCHEMA_VERSION, STATEMENTS},
     telemetry::metrics::Metrics,
 };
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use rustix::process::Signal;
 use serde_json::json;
 use sqlx::{
@@ -779,8 +780,50 @@ async fn over_tls_each_shows_the_other_who_it_is() {
         (url("127.0.0.1", "require", &format!("&sslrootcert={}{identity}", path("node.pem"))), "UnknownIssuer"),
         (url("127.0.0.1", "verify-full", &ca), "certificate"),
         (url("127.0.0.1", "disable", ""), "no pg_hba.conf entry"),
+        (
+            url("127.0.0.1", "verify-full", &format!("&sslrootcert=/no/ca.pem{identity}")),
+            "(/no/ca.pem: No such file or directory (os error 2)): correct the name of this file in store.url",
+        ),
+        (
+            url("127.0.0.1", "verify-full", &format!("{ca}&sslcert={}&sslkey=/tmp", path("node.pem"))),
+            "(/tmp: Is a directory (os error 21)): correct the name of this file in store.url",
+        ),
     ] {
         let said = refusal(&url).await;
         assert!(said.contains(reason), "{url}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_signs_itself_is_believed_unless_it_is_that_of_an_authority() {
+    let files = tempfile::tempdir().unwrap();
+    let certificate = files.path().join("server.pem").display().to_string();
+    for (is_ca, refused) in [(IsCa::NoCa, false), (IsCa::Ca(BasicConstraints::Unconstrained), true)] {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        params.is_ca = is_ca;
+        let pem = params.self_signed(&key).unwrap().pem();
+        std::fs::write(&certificate, &pem).unwrap();
+        let server = Postgres::start_with(
+            "ssl = on\nssl_cert_file = 'server.pem'\nssl_key_file = 'server.key'",
+            &[
+                ("server.pem", &pem),
+                ("server.key", &key.serialize_pem()),
+                ("pg_hba.conf", "local all all trust\nhostssl all all 127.0.0.1/32 trust\n"),
+            ],
+        );
+        server.sql("postgres", "CREATE DATABASE d");
+        let (port, mode) = (server.port(), "sslmode=verify-full");
+        let opened = open(&format!("postgres://{USER}@127.0.0.1:{port}/d?{mode}&sslrootcert={certificate}")).await;
+        match opened {
+            Ok(store) => {
+                assert!(!refused);
+                store.close().await;
+            }
+            Err(error) => {
+                let said = error.to_string();
+                assert!(refused && said.contains("CaUsedAsEndEntity") && said.contains("CA:FALSE"), "{said}");
+            }
+        }
     }
 }

@@ -7,6 +7,16 @@ use crate::store::OpenError;
 
 /// The error for an operator.
 pub(super) fn unavailable(target: &Target, error: &sqlx::Error) -> OpenError {
+    if is_of_a_file(error)
+        && let Some((path, error)) = target.unreadable_file()
+    {
+        return OpenError::Unavailable {
+            database: target.to_string(),
+            reason: format!("{}: {error}", path.display()),
+            advice: "correct the name of this file in store.url, or let Harbor's user read it",
+            passes: false,
+        };
+    }
     let reason = match error {
         sqlx::Error::Database(error) => error.message().to_owned(),
         sqlx::Error::Io(error) => error.to_string(),
@@ -14,6 +24,12 @@ pub(super) fn unavailable(target: &Target, error: &sqlx::Error) -> OpenError {
     };
     let advice = known(error).unwrap_or("check store.url, and what the server's log says");
     OpenError::Unavailable { database: target.to_string(), reason, advice, passes: passes(error) }
+}
+
+/// Whether it may be that of a file which TLS takes, rather than of the server's socket.
+fn is_of_a_file(error: &sqlx::Error) -> bool {
+    use ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied};
+    matches!(error, sqlx::Error::Io(error) if matches!(error.kind(), IsADirectory | NotADirectory | NotFound | PermissionDenied))
 }
 
 /// The error for a schema that has not been brought up to date in time.
@@ -53,7 +69,8 @@ fn known(error: &sqlx::Error) -> Option<&'static str> {
             ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
                 Some("see whether the server runs and a firewall lets Harbor through to it")
             }
-            ErrorKind::PermissionDenied => Some("let Harbor's user read the socket and the files that store.url names"),
+            ErrorKind::PermissionDenied => Some("let Harbor's user reach the server's socket that store.url names"),
+            ErrorKind::InvalidData if error.to_string().contains("CaUsedAsEndEntity") => Some(SELF_SIGNED),
             ErrorKind::InvalidData => Some(TLS),
             _ if error.to_string().contains("lookup address") => Some("correct the host in store.url, or DNS"),
             _ => None,
@@ -76,5 +93,9 @@ fn known(error: &sqlx::Error) -> Option<&'static str> {
     }
 }
 
-/// For all that can be wrong with TLS.
+/// For a server that shows the certificate of an authority, as `openssl req -x509` makes it.
+const SELF_SIGNED: &str = "the server shows the certificate of an authority: give it one that this authority has issued, or make \
+    the self-signed one with -addext basicConstraints=critical,CA:FALSE";
+
+/// For all else that can be wrong with TLS.
 const TLS: &str = "check sslmode, sslrootcert, sslcert and sslkey in store.url against the server's certificate";

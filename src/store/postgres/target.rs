@@ -1,7 +1,8 @@
 //! From `store.url` to a database and how to get in.
 
-use std::{fmt, str::FromStr as _, sync::Arc, time::Duration};
+use std::{env, fmt, fs, io, path::PathBuf, str::FromStr as _, sync::Arc, time::Duration};
 
+use percent_encoding::percent_decode_str;
 use sqlx::{
     ConnectOptions as _, PgConnection,
     postgres::{PgConnectOptions, PgSslMode},
@@ -16,10 +17,15 @@ const APPLICATION_NAME: &str = "harbor";
 const PARAMETERS: &[&str] =
     &["dbname", "host", "options", "password", "port", "sslcert", "sslkey", "sslmode", "sslrootcert", "user"];
 
+/// Those that name files for TLS, and the variables that do where the URL does not.
+const FILES: [(&str, &str); 3] = [("sslrootcert", "PGSSLROOTCERT"), ("sslcert", "PGSSLCERT"), ("sslkey", "PGSSLKEY")];
+
 /// A database, and how to get in. Shown, it is the database alone.
 #[derive(Clone)]
 pub(in crate::store) struct Target {
     options: Arc<PgConnectOptions>,
+    /// The files that TLS takes.
+    files: Arc<[PathBuf]>,
     /// The longest silence.
     pub(super) answer_within: Duration,
 }
@@ -29,7 +35,7 @@ impl Target {
     /// `psql`; a `password` wins over all of them.
     pub(in crate::store) fn new(url: &str, password: Option<&str>, answer_within: Duration) -> Result<Self, OpenError> {
         let bad = |problem: String| OpenError::PostgresUrl { problem };
-        if let Some(unknown) = parameters(url).find(|name| !PARAMETERS.contains(name)) {
+        if let Some(unknown) = names(url).find(|name| !PARAMETERS.contains(name)) {
             return Err(bad(format!("has the parameter {unknown:?}, which is none of {}", PARAMETERS.join(", "))));
         }
         let with_host = with_host(url);
@@ -41,16 +47,16 @@ impl Target {
             .extra_float_digits(None)
             .disable_statement_logging();
         // As libpq: whoever names an authority wants it to be asked.
-        if matches!(options.get_ssl_mode(), PgSslMode::Require) && parameters(url).any(|name| name == "sslrootcert") {
+        if matches!(options.get_ssl_mode(), PgSslMode::Require) && names(url).any(|name| name == "sslrootcert") {
             options = options.ssl_mode(PgSslMode::VerifyCa);
         }
-        if with_host.is_some() && !parameters(url).any(|name| name == "host") {
+        if with_host.is_some() && !names(url).any(|name| name == "host") {
             options = options.host(PgConnectOptions::new_without_pgpass().get_host());
         }
         if let Some(password) = password {
             options = options.password(password);
         }
-        Ok(Self { options: Arc::new(options), answer_within })
+        Ok(Self { options: Arc::new(options), files: files(url).into(), answer_within })
     }
 
     /// Connects.
@@ -61,6 +67,14 @@ impl Target {
     /// How to connect.
     pub(super) fn options(&self) -> PgConnectOptions {
         PgConnectOptions::clone(&self.options)
+    }
+
+    /// The first file for TLS that cannot be read, and why. The driver's error does not name it.
+    pub(super) fn unreadable_file(&self) -> Option<(PathBuf, io::Error)> {
+        if matches!(self.options.get_ssl_mode(), PgSslMode::Disable | PgSslMode::Allow) {
+            return None;
+        }
+        self.files.iter().find_map(|path| fs::read(path).err().map(|error| (path.clone(), error)))
     }
 
     /// Where the server is; none when it is a socket of this machine.
@@ -98,10 +112,29 @@ fn with_host(url: &str) -> Option<String> {
 }
 
 /// The names of a URL's parameters, as they are written.
-fn parameters(url: &str) -> impl Iterator<Item = &str> {
+fn names(url: &str) -> impl Iterator<Item = &str> {
+    parameters(url).map(|(name, _)| name)
+}
+
+/// Names and values of a URL's parameters, as they are written.
+fn parameters(url: &str) -> impl Iterator<Item = (&str, &str)> {
     let url = url.split_once('#').map_or(url, |(url, _)| url);
     let query = url.split_once('?').map_or("", |(_, query)| query);
-    query.split('&').filter(|part| !part.is_empty()).map(|part| part.split_once('=').map_or(part, |(name, _)| name))
+    query.split('&').filter(|part| !part.is_empty()).map(|part| part.split_once('=').unwrap_or((part, "")))
+}
+
+/// The files that a URL, or the environment, names for TLS.
+fn files(url: &str) -> Vec<PathBuf> {
+    let named = |(parameter, variable): (&str, &str)| {
+        // Of several the last one counts.
+        match parameters(url).filter(|(name, _)| *name == parameter).last() {
+            Some((_, value)) => Some(percent_decode_str(&value.replace('+', " ")).decode_utf8_lossy().into_owned()),
+            None => env::var(variable).ok(),
+        }
+    };
+    // The driver takes a certificate itself too.
+    let files = FILES.into_iter().filter_map(named).filter(|value| !value.trim_start().starts_with("-----BEGIN"));
+    files.map(PathBuf::from).collect()
 }
 
 #[cfg(test)]
@@ -138,6 +171,12 @@ mod tests {
         ] {
             assert_eq!(target(url).address(), expected, "{url}");
         }
+    }
+
+    #[test]
+    fn files_are_those_that_the_url_names_in_the_end() {
+        let url = "postgres://h/d?sslrootcert=/a.pem&sslkey=%2Fetc/my+key&sslrootcert=/b.pem&sslcert=-----BEGIN CERT";
+        assert_eq!(files(url), ["/b.pem", "/etc/my key"].map(PathBuf::from));
     }
 
     #[test]
