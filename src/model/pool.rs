@@ -98,7 +98,7 @@ impl Pool {
                 ("host_external", name(&pool.names.host_external)),
                 ("hostname_external", name(&pool.names.hostname_external)),
                 ("int_port", pool.int_port.to_string()),
-                ("quarantine", format!("{:?}", pool.quarantine)),
+                ("quarantine", format!("\"{}\"", humantime::format_duration(pool.quarantine))),
                 ("retired", pool.retired.to_string()),
             ]
         };
@@ -222,7 +222,7 @@ mod tests {
             false,
             Err(
                 "the pool default differs from what b serves: port_range is \"2000-2100\" here and \"2000-2999\" there, \
-                 quarantine is 0ns here and 900s there; make the files the same, and let a node that runs read a change \
+                 quarantine is \"0s\" here and \"15m\" there; make the files the same, and let a node that runs read a change \
                  by SIGHUP",
             ),
         );
