@@ -9,7 +9,10 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 
-use super::{Sources, refused, status::rfc3339, wire};
+use super::{
+    Sources, refused,
+    wire::{self, rfc3339},
+};
 use crate::{
     control::{NODES_WAIT, NodeRefusal},
     http::{refusal, sentence},

@@ -1,8 +1,9 @@
 //! What the operators' API says, as JSON. The command line reads the same types.
 
 use serde::{Deserialize, Serialize};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::model::observed;
+use crate::model::{Timestamp, observed};
 
 /// Where [`Status`] is.
 pub const STATUS_PATH: &str = "/admin/v1/status";
@@ -363,4 +364,23 @@ pub struct Backend {
     pub health_since: String,
     /// Until it ends, unless it is announced again.
     pub expires_in_seconds: u64,
+}
+
+/// To the second: what people compare with their clocks and logs.
+pub(super) fn rfc3339(timestamp: Timestamp) -> String {
+    OffsetDateTime::from_unix_timestamp(timestamp.seconds())
+        .ok()
+        .and_then(|time| time.format(&Rfc3339).ok())
+        .unwrap_or_else(|| timestamp.seconds().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_to_the_second() {
+        assert_eq!(rfc3339(Timestamp(1_795_252_518_999_999)), "2026-11-21T09:15:18Z");
+        assert_eq!(rfc3339(Timestamp(i64::MAX)), "9223372036854");
+    }
 }

@@ -21,10 +21,12 @@ use crate::telemetry::metrics::StoreMetrics;
 
 mod advice;
 mod feed;
+mod link;
 mod pool;
 mod target;
 
-use pool::{Lease, Losses, Pool};
+use link::Losses;
+use pool::{Lease, Pool};
 pub(super) use target::Target;
 
 /// Connections that read.
@@ -148,7 +150,7 @@ async fn connect(target: &Target) -> Result<PgConnection, OpenError> {
 }
 
 fn silent(target: &Target, within: Duration) -> OpenError {
-    advice::unavailable(target, &pool::silent(within))
+    advice::unavailable(target, &link::silent(within))
 }
 
 /// Brings the database up to date. Of many processes that do so at once, one does it and the others find it done. Where
@@ -157,7 +159,7 @@ pub(super) async fn migrate(target: &Target, within: Duration) -> Result<Migrate
     let unavailable = |error: &sqlx::Error| advice::unavailable(target, error);
     let mut connection = connect(target).await?;
     let work = async {
-        let session = AssertSqlSafe(format!("{WITHOUT_BOUNDS}; {}", pool::KEEPALIVES));
+        let session = AssertSqlSafe(format!("{WITHOUT_BOUNDS}; {}", link::KEEPALIVES));
         connection.execute(session).await.map_err(|e| unavailable(&e))?;
         check_encoding(target, &mut connection).await?;
         let (mut from, mut oldest) = schema_version(target, &mut connection).await?;

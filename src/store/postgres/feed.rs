@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     Target,
-    pool::{KEEPALIVES, Losses, silent},
+    link::{KEEPALIVES, Losses, silent},
 };
 use crate::{
     model::member::HEARTBEAT_EVERY,

@@ -10,10 +10,7 @@
 //! sqlx has a pool too. It keeps connecting to a server that refuses until its time-out, and then does not say why.
 
 use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -24,7 +21,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Target, feed};
+use super::{
+    Target, feed,
+    link::{KEEPALIVES, Losses, is_loss, silent, timed_out},
+};
 use crate::store::{
     Hint,
     engine::{Row, Session, Sql, Value},
@@ -33,27 +33,6 @@ use crate::store::{
 
 /// The longest wait for a connection while others are answered.
 const QUEUE_WITHIN: Duration = Duration::from_secs(10);
-
-/// What each connection asks of the server about silence, beside what the client sees to itself: that a node which is gone,
-/// or was cut off, has no connection for long.
-pub(super) const KEEPALIVES: &str = "SET tcp_keepalives_idle = 10; \
-    SET tcp_keepalives_interval = 5; \
-    SET tcp_keepalives_count = 3; \
-    SET tcp_user_timeout = '10s'";
-
-/// How often connections were lost, however that showed.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Losses(Arc<AtomicU64>);
-
-impl Losses {
-    pub(super) fn count(&self) -> u64 {
-        self.0.load(Ordering::SeqCst)
-    }
-
-    pub(super) fn add(&self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-}
 
 /// Connections to one database.
 #[derive(Debug)]
@@ -224,27 +203,4 @@ fn arguments(values: &[Value<'_>]) -> Sql<PgArguments> {
         .map_err(sqlx::Error::Encode)?;
     }
     Ok(arguments)
-}
-
-/// Whether the connection is over.
-fn is_loss(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Io(_) => true,
-        sqlx::Error::Database(error) => is_farewell(error.code().as_deref()),
-        _ => false,
-    }
-}
-
-/// Whether a server says by this code that the connection is over: it stops, has crashed, or was told to end it.
-fn is_farewell(code: Option<&str>) -> bool {
-    matches!(code, Some("57P01" | "57P02" | "57P05" | "25P03" | "08003" | "08006"))
-}
-
-/// The error for an answer that has not come.
-pub(super) fn silent(within: Duration) -> sqlx::Error {
-    timed_out(format!("PostgreSQL has not answered for {within:?}"))
-}
-
-fn timed_out(message: String) -> sqlx::Error {
-    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, message))
 }
