@@ -13,8 +13,9 @@ use fastrand::Rng;
 use harbor::{
     control::NODES_WAIT,
     model::{
-        Clock, NodeId, PoolName, PortSet,
+        Clock, NodeId, PoolName, PortSet, Transport,
         allocation::{Counts, FreePorts},
+        service_instance::ServiceInstance,
     },
     store::{self, AnyStore},
     telemetry::metrics::Metrics,
@@ -34,7 +35,7 @@ mod node;
 mod request;
 mod time;
 
-use history::{Author, NODES, Request, Step};
+use history::{Author, INSTANCES, NODES, Request, Step};
 pub use ledger::Tally;
 use ledger::{Asked, Effect, Entry, FIRST_SETTING, Ledger, Thing};
 use link::{Deed, Link, Ways};
@@ -333,9 +334,12 @@ impl<P: Place> World<P> {
     }
 
     /// Counts what a node does in the store. Nobody takes anything up from who lives, as far as anybody can know.
-    fn witness(&self, deed: &Deed<'_>) {
-        self.ledger().note(format_args!("{deed:?}"));
+    fn witness(self: &Arc<Self>, deed: &Deed<'_>) {
+        if !matches!(deed, Deed::Commits(_)) {
+            self.ledger().note(format_args!("{deed:?}"));
+        }
         match deed {
+            Deed::Commits(instance) => self.be_curious(instance),
             Deed::Moves => self.ledger().count("moved to another port"),
             Deed::TakesUp { from, by } if from == by => self.ledger().count("taken up from its last process"),
             Deed::TakesUp { from, by } => {
@@ -345,6 +349,21 @@ impl<P: Place> World<P> {
                 if self.limits.simulated && is_well(from) && is_well(by) {
                     self.ledger().blame(format!("{by} takes up the work of {from}, which lives"));
                 }
+            }
+        }
+    }
+
+    /// Binds to a service instance that will have to move, before anybody may have been told of it.
+    fn be_curious(self: &Arc<Self>, stored: &ServiceInstance) {
+        let place = (stored.port, Transport::Tcp);
+        let has_stranger = |node: &Node| node.machine.borrow().strangers.contains(&place);
+        if !self.nodes.lock().unwrap().iter().any(has_stranger) {
+            return;
+        }
+        let Some(instance) = (0..INSTANCES).find(|number| instance_id(*number) == stored.id) else { return };
+        for (binding, node) in (0..NODES).filter(|number| node::name(*number) != stored.node_id).enumerate() {
+            if let Some((life, running)) = self.running(node) {
+                self.spawn(Arc::clone(self).request(node, life, running, Request::Bind { instance, binding }));
             }
         }
     }

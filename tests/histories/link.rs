@@ -44,6 +44,9 @@ const SILENCE: Duration = Duration::from_millis(750);
 /// One call in so many is slow.
 const SLOW_ONE_IN: u64 = 16;
 
+/// Every other process has one of these always slow, so that much comes between it and the call before.
+const LAME: [&str; 8] = ["instance", "operation", "provision", "move_port", "opened", "update", "bind", "deprovision"];
+
 /// One hint in so many is lost without a word.
 const LOST_ONE_IN: u64 = 8;
 
@@ -59,6 +62,8 @@ pub struct Pace {
 /// What a node does in the store that no answer tells.
 #[derive(Debug)]
 pub enum Deed<'a> {
+    /// A new service instance is stored; nobody may be told of it yet.
+    Commits(&'a ServiceInstance),
     /// An unfinished provision is its work from now on.
     TakesUp { from: &'a NodeId, by: &'a NodeId },
     /// A service instance has another port, as somebody else holds the first one.
@@ -74,6 +79,7 @@ pub struct Link {
     ways: Ways,
     chance: Chance,
     pace: Pace,
+    lame: Option<&'static str>,
     witness: Witness,
 }
 
@@ -153,7 +159,9 @@ impl Chance {
 
 impl Link {
     pub fn new(store: AnyStore, ways: Ways, pace: Pace, seed: u64, witness: Witness) -> Self {
-        Self { store, ways, pace, chance: Chance { seed, calls: Mutex::default() }, witness }
+        let mut random = fastrand::Rng::with_seed(seed);
+        let lame = if random.bool() { random.choice(LAME) } else { None };
+        Self { store, ways, pace, lame, chance: Chance { seed, calls: Mutex::default() }, witness }
     }
 
     async fn call<T>(
@@ -164,7 +172,8 @@ impl Link {
     ) -> store::Result<T> {
         let mut chance = self.chance.draw(doing, &about.to_string());
         let mut delay = || {
-            let most = if chance.u64(..SLOW_ONE_IN) == 0 { self.pace.slow } else { self.pace.usual };
+            let is_slow = chance.u64(..SLOW_ONE_IN) == 0 || self.lame == Some(doing);
+            let most = if is_slow { self.pace.slow } else { self.pace.usual };
             pass(most.mul_f64(chance.f64()))
         };
         let (there, back) = (delay(), delay());
@@ -235,7 +244,14 @@ impl Store for Link {
         open_later: bool,
         now: Timestamp,
     ) -> store::Result<store::Provision> {
-        self.call("provision", &instance.id, self.store.provision(instance, open_later, now)).await
+        let committing = async {
+            let outcome = self.store.provision(instance, open_later, now).await?;
+            if let store::Provision::Created(created) = &outcome {
+                (self.witness)(Deed::Commits(created));
+            }
+            Ok(outcome)
+        };
+        self.call("provision", &instance.id, committing).await
     }
 
     async fn move_port(
