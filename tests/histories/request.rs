@@ -53,6 +53,7 @@ impl Answer {
             Failure::Refused(_) => Self::new("refused", Outcome::Not, None, failure),
             Failure::Busy => Self::new("busy", Outcome::Unknown, None, failure),
             Failure::Fault(Fault::Store(_)) => Self::new("the store is away", Outcome::Unknown, None, failure),
+            Failure::Fault(Fault::NotTakenBack) => Self::new("not taken back", Outcome::Unknown, None, failure),
             Failure::Fault(_) => Self::new("faults", Outcome::Not, None, failure),
         }
     }
