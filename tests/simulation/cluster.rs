@@ -32,7 +32,7 @@ const AT_LEAST: [(&str, usize); 45] = [
     ("succeeded", 1_700),
     ("deprovisioned", 1_500),
     ("bound", 1_500),
-    ("unbound", 600),
+    ("unbound", 400),
     ("updated", 1_700),
     // What could not, or had been done before.
     ("provisioned before", 1_200),
@@ -53,8 +53,8 @@ const AT_LEAST: [(&str, usize); 45] = [
     ("node killed", 1_000),
     ("node cut off", 1_000),
     ("database restarted", 1_000),
-    ("node drained", 250),
-    ("node resumed", 250),
+    ("node drained", 180),
+    ("node resumed", 180),
     // What came of it.
     ("moved to another port", 170),
     ("taken up from another node", 200),
