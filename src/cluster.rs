@@ -201,7 +201,10 @@ impl Cluster {
     async fn look(&mut self) {
         let mut members = match self.store.members().await {
             Ok(members) => members,
-            Err(fault) => return self.note(Err(fault)),
+            Err(fault) => {
+                self.note(Err(fault));
+                return self.hear_nobody();
+            }
         };
         let own = members.iter_mut().find(|member| member.id == self.settings.node && !self.superseded);
         if let Some(own) = own {
@@ -230,14 +233,18 @@ impl Cluster {
         if let Err(fault) = outcome {
             tracing::debug!(error = %fault, "the other nodes cannot be told or heard");
             self.away = true;
-            self.ears.members.send_if_modified(|known| {
-                let is_new = !known.unheard;
-                if is_new {
-                    *known = Arc::new(Members { unheard: true, ..Members::clone(known) });
-                }
-                is_new
-            });
         }
+    }
+
+    /// Tells that nothing can be heard of anybody.
+    fn hear_nobody(&self) {
+        self.ears.members.send_if_modified(|known| {
+            let is_new = !known.unheard;
+            if is_new {
+                *known = Arc::new(Members { unheard: true, ..Members::clone(known) });
+            }
+            is_new
+        });
     }
 }
 

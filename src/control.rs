@@ -58,12 +58,13 @@ pub use nodes::NodeRefusal;
 pub use observe::NODES_WAIT;
 pub use operation::Progress;
 pub use overview::PoolUsage;
-pub use pools::{Disagreement, check_pools};
+pub use pools::Disagreement;
 pub use provision::{ProvisionRefusal, ProvisionSpec, Provisioned};
 pub use reload::ReloadRefusal;
 pub use update::{UpdateRefusal, UpdateSpec};
 
 use keys::{Keys, NoTurn, TURN_WAIT};
+use pools::Listened;
 use ports::Ports;
 use snapshot::Snapshot;
 
@@ -124,7 +125,8 @@ pub struct Control {
 
 impl Control {
     /// Agrees with the other nodes on the pools, reads everything from the store, and publishes the first desired state
-    /// and directory. `members` are the nodes as they are known from then on.
+    /// and directory. `members` are the nodes as they are known from then on. By `join` this one is seen by others before it
+    /// defines anything: so the later one of two that start at once with different pools is refused.
     ///
     /// # Errors
     /// [`Disagreement`], also when the store is away.
@@ -135,9 +137,14 @@ impl Control {
         observations: watch::Receiver<Arc<Observations>>,
         members: watch::Receiver<Arc<Members>>,
         metrics: Arc<ControlMetrics>,
+        join: impl AsyncFnOnce() -> store::Result<()>,
     ) -> Result<Arc<Self>, Disagreement> {
         let Settings { node, pools, plans, limits, announce_url } = settings;
-        pools::define(&store, &node, &pools, |_| false).await?;
+        let (none_moves, listened) = (|_: &_| false, Listened::from_now(&store).await?);
+        // What is refused now keeps nobody waiting.
+        pools::find_changes(&store, &node, &pools, &none_moves, &listened).await?;
+        join().await?;
+        pools::define(&store, &node, &pools, &none_moves, &listened).await?;
         let announce_secret = store.announce_secret().await?;
         let ports = Arc::new(Ports::new(Arc::clone(&store)));
         let facts = Facts {
@@ -221,6 +228,7 @@ impl Control {
             };
             let refreshed = async {
                 self.refresh().await?;
+                self.define_lost_pools().await?;
                 if hinted { Ok(()) } else { self.take_up_operations().await }
             };
             match refreshed.await {

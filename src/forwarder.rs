@@ -51,7 +51,7 @@ pub use engine::{ClosingRecord, ExportedSession, FlowEnd, OnClose};
 pub use sockets::Spread;
 
 /// Says who holds a port of this machine, if it can.
-pub type HolderLookup = dyn Fn(u16, Transport) -> Option<String> + Send + Sync;
+pub type HolderLookup = dyn Fn(SocketAddr, Transport) -> Option<String> + Send + Sync;
 
 /// Is told what has been bound. Called by one thread, in order.
 pub type Observe = dyn Fn(Arc<Observations>) + Send;

@@ -57,6 +57,14 @@ pub struct Fault {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
+impl Fault {
+    /// Whether it may pass by itself, as the store is away, and not that what it says cannot be understood.
+    #[must_use]
+    pub fn passes(&self) -> bool {
+        self.source.downcast_ref::<sqlx::Error>().is_some_and(postgres::passes)
+    }
+}
+
 /// Outcome of a call that can only fail by a fault.
 pub type Result<T> = std::result::Result<T, Fault>;
 

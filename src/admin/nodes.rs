@@ -73,7 +73,13 @@ fn answer(sources: &Sources, outcome: Result<Known, NodeRefusal>) -> Response {
 
 /// The nodes, as this one knows them.
 pub(super) fn nodes(sources: &Sources) -> Vec<wire::Node> {
-    sources.members.borrow().all.iter().map(|known| node(known, sources)).collect()
+    let members = Arc::clone(&sources.members.borrow());
+    let mut nodes = members.all.iter().map(|known| node(known, sources)).collect::<Vec<_>>();
+    let own = nodes.iter_mut().find(|node| node.id == sources.node.as_str());
+    if let Some(own) = own.filter(|_| members.unheard) {
+        own.problems.push("the store is away: the nodes are shown as they were before".into());
+    }
+    nodes
 }
 
 fn node(known: &Known, sources: &Sources) -> wire::Node {

@@ -1,6 +1,11 @@
 //! What the machine is asked at the start, and what the log says where it does not fit.
 
-use std::{collections::BTreeSet, fs::DirBuilder, net::IpAddr, os::unix::fs::DirBuilderExt as _};
+use std::{
+    collections::BTreeSet,
+    fs::DirBuilder,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::DirBuilderExt as _,
+};
 
 use anyhow::Context as _;
 
@@ -56,9 +61,9 @@ pub(super) fn prepare(config: &Config) {
     }
 }
 
-/// Who holds a port, for the reason that a listener failed with.
-pub(super) fn holder(port: u16, transport: Transport) -> Option<String> {
-    host::holder(port, transport).ok().flatten().map(|holder| holder.to_string())
+/// Who is in the way of a port, for the reason that a listener failed with.
+pub(super) fn holder(place: SocketAddr, transport: Transport) -> Option<String> {
+    host::holder(place, transport).ok().flatten().map(|holder| holder.to_string())
 }
 
 /// The addresses of this machine: at each of them a port of a pool is Harbor's own.

@@ -32,7 +32,7 @@ use crate::{
     broker,
     cluster::{self, Cluster, Ears},
     config::{Config, Sources},
-    control::{self, Control, Disagreement},
+    control::{Control, Disagreement},
     discovery::{self, Discovery, Relays},
     forwarder::{ClosingRecord, Forwarder, PortSockets, Surroundings},
     health::{checks, last_known, probe::Connect},
@@ -206,13 +206,17 @@ async fn open_store(
 /// Asks a store, and again while it is away and `patient`: one that was there a moment ago can be lost in any call.
 async fn ask<T, E: std::fmt::Display>(
     patient: bool,
-    is_fault: impl Fn(&E) -> bool,
+    passes: impl Fn(&E) -> bool,
     mut question: impl AsyncFnMut() -> Result<T, E>,
 ) -> Result<T, E> {
+    let mut attempt = 0_u64;
     loop {
         match question().await {
-            Err(error) if patient && is_fault(&error) => {
-                tracing::warn!(%error, "waiting for the store: nothing is served before it answers");
+            Err(error) if patient && passes(&error) => {
+                if attempt.is_multiple_of(ATTEMPTS_PER_WARNING) {
+                    tracing::warn!(%error, "waiting for the store: nothing is served before it answers");
+                }
+                attempt += 1;
                 sleep(OPEN_AGAIN).await;
             }
             outcome => return outcome,
@@ -267,38 +271,32 @@ impl Node {
             .context("the threads that forward cannot be started")?;
         // What is wrong with a file on this machine does not pass by itself.
         let patient = patient && store.serves_many();
-        let members = ask(patient, |_: &store::Fault| true, async || store.members().await).await?;
+        let members = ask(patient, store::Fault::passes, async || store.members().await).await?;
         let members = Arc::new(Members::presumed_alive(members));
         if members.wants_drained(&config.node.id) {
             // Before anything is bound.
             forwarder.close_listeners();
         }
         let ears = Ears { members: watch::Sender::new(members), changed: watch::Sender::default() };
-        let is_fault = |why: &Disagreement| matches!(why, Disagreement::Fault(_));
+        let passes = |why: &Disagreement| matches!(why, Disagreement::Fault(fault) if fault.passes());
         let identity = cluster::Settings {
             node: config.node.id.clone(),
             incarnation: Uuid::new_v4().to_string(),
             version: env!("CARGO_PKG_VERSION").into(),
         };
-        let control = ask(patient, is_fault, async || {
-            let settings = settings::control(config);
-            control::check_pools(&store, &settings.node, &settings.pools).await?;
-            // Of two that start at once the later one to define a pool sees the other.
-            let pools = settings.pools.iter().map(|pool| pool.name.clone()).collect();
-            store.join(&identity.member(pools, Report::default(), clock.wall())).await?;
-            let control = Control::open(
-                settings,
+        let control = ask(patient, passes, async || {
+            let pools = config.node.pools.iter().map(|pool| pool.name.clone()).collect();
+            let member = identity.member(pools, Report::default(), clock.wall());
+            Control::open(
+                settings::control(config),
                 Arc::clone(&store),
                 Arc::clone(&clock),
                 observations.clone(),
                 ears.members.subscribe(),
                 Arc::clone(&metrics.control),
+                async || store.join(&member).await,
             )
-            .await;
-            if let Err(Disagreement::Refused(_)) = control {
-                store.remove_node(&identity.node).await?;
-            }
-            control
+            .await
         })
         .await?;
         let infrastructure = infrastructure::addresses(config).await;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::Control;
 use crate::{
     model::{
         NodeId, PoolName, Revision,
@@ -33,12 +34,27 @@ pub enum Disagreement {
     Contended,
 }
 
-/// Whether `own` could start with these pools, as far as can be told without changing anything.
-///
-/// # Errors
-/// [`Disagreement`].
-pub async fn check_pools(store: &AnyStore, own: &NodeId, wanted: &[Pool]) -> Result<(), Disagreement> {
-    find_changes(store, own, wanted, &|_| false).await.map(drop)
+/// The nodes as they were at one moment. Whoever has said nothing for [`DEAD_AFTER`] since then is dead, whatever the clocks
+/// say.
+pub(super) struct Listened {
+    before: Vec<Member>,
+    since: Instant,
+}
+
+impl Listened {
+    /// Begins to listen.
+    pub(super) async fn from_now(store: &AnyStore) -> store::Result<Self> {
+        Ok(Self { before: store.members().await?, since: Instant::now() })
+    }
+
+    fn is_long_enough(&self) -> bool {
+        self.since.elapsed() >= DEAD_AFTER
+    }
+
+    /// Whether the node has said nothing since.
+    fn is_silent(&self, member: &Member) -> bool {
+        self.before.iter().any(|before| before.id == member.id && before.seen_at == member.seen_at)
+    }
 }
 
 /// Makes `wanted` what all nodes have, as far as [`agree`] lets it. Nothing has been changed otherwise.
@@ -46,10 +62,11 @@ pub(super) async fn define(
     store: &AnyStore,
     own: &NodeId,
     wanted: &[Pool],
-    moving: impl Fn(&PoolName) -> bool,
+    moving: &impl Fn(&PoolName) -> bool,
+    listened: &Listened,
 ) -> Result<(), Disagreement> {
     for _ in 0..MAX_ATTEMPTS {
-        let (read_at, changes) = find_changes(store, own, wanted, &moving).await?;
+        let (read_at, changes) = find_changes(store, own, wanted, moving, listened).await?;
         if changes.is_empty() || store.define_pools(&changes, read_at).await?.is_some() {
             return Ok(());
         }
@@ -57,29 +74,54 @@ pub(super) async fn define(
     Err(Disagreement::Contended)
 }
 
-/// What has to be defined, and the revision that this was found at. Another node is in the way only when it lives, and that
-/// is told by its word, which goes on changing, whatever the clocks say.
-async fn find_changes(
+impl Control {
+    /// Defines those of this node's pools that the store does not know: it has become one of before they were defined.
+    pub(super) async fn define_lost_pools(&self) -> store::Result<()> {
+        let facts = self.facts();
+        if facts.served.iter().all(|name| facts.pools.contains_key(name)) {
+            return Ok(());
+        }
+        let listened = Listened::from_now(&self.store).await?;
+        match define(&self.store, &self.node, &facts.file, &|_| false, &listened).await {
+            Ok(()) => self.refresh().await,
+            Err(Disagreement::Fault(fault)) => Err(fault),
+            Err(refused) => {
+                tracing::warn!(%refused, "the store lacks pools of this node");
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What has to be defined, and the revision that this was found at. A node that is in the way is listened for, as it may be
+/// dead.
+pub(super) async fn find_changes(
     store: &AnyStore,
     own: &NodeId,
     wanted: &[Pool],
     moving: &impl Fn(&PoolName) -> bool,
+    listened: &Listened,
 ) -> Result<(Revision, Vec<Pool>), Disagreement> {
-    let before = store.members().await?;
-    let deadline = Instant::now() + DEAD_AFTER;
+    let mut is_told = false;
     loop {
+        let is_over = listened.is_long_enough();
         let (read_at, agreed) = store.pools().await?;
         let agreed = agreed.into_iter().map(|pool| (pool.name.clone(), pool)).collect::<Pools>();
         let mut members = Members::presumed_alive(store.members().await?);
-        let is_over = Instant::now() >= deadline;
         if let Ok(changes) = agree(own, wanted, &agreed, &members, moving) {
             return Ok((read_at, changes));
         }
-        let is_silent = |member: &Member| before.iter().any(|b| b.id == member.id && b.seen_at == member.seen_at);
-        members.all.retain(|known| !is_silent(&known.member));
+        members.all.retain(|known| !listened.is_silent(&known.member));
         match agree(own, wanted, &agreed, &members, moving) {
             Ok(changes) if is_over => return Ok((read_at, changes)),
-            Ok(_) => sleep(LOOK_AGAIN).await,
+            Ok(_) => {
+                if !std::mem::replace(&mut is_told, true) {
+                    tracing::info!(
+                        "listening for {DEAD_AFTER:?} whether a node that serves one of these pools by other rules still lives"
+                    );
+                }
+                sleep(LOOK_AGAIN).await;
+            }
             Err(refusal) => return Err(refusal.into()),
         }
     }

@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
-use super::{Control, Disagreement, Facts, pools};
+use super::{
+    Control, Disagreement, Facts,
+    pools::{self, Listened},
+};
 use crate::model::{PoolName, desired::ForwarderLimits, plan::Plan, pool::Pool};
 
-/// Why live settings are not taken over. Nothing has been changed then.
+/// Why live settings are not taken over. Nothing has been changed then, unless the store went away in the middle: a repeat
+/// finds out.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadRefusal {
     /// The pools are not what the nodes can agree on.
@@ -54,7 +58,8 @@ impl Control {
                 _ => pool.clone(),
             });
             let all = all.collect::<Vec<_>>();
-            pools::define(&self.store, &self.node, &all, moving).await?;
+            let listened = Listened::from_now(&self.store).await.map_err(Disagreement::from)?;
+            pools::define(&self.store, &self.node, &all, &moving, &listened).await?;
             self.snapshot.refresh().await.map_err(Disagreement::from)?;
         }
         let served = wanted.iter().map(|pool| pool.name.clone()).collect();

@@ -176,6 +176,8 @@ impl Snapshot {
         let (before, revision) = (Arc::clone(&state.facts), state.revision);
         let losses = self.store.losses();
         let changes = if losses == state.losses { self.store.changes_since(revision).await? } else { None };
+        // What was lost on the way there may have been another one's.
+        let changes = changes.filter(|_| losses == self.store.losses());
         let ports = match changes {
             Some(changes) => {
                 let ports = state.port_changes(&changes);
@@ -274,6 +276,13 @@ impl State {
         let known = self.directory.instances().flat_map(|entry| &entry.bindings);
         let unbound = known.filter(|id| !bindings.contains(id)).cloned().collect();
         (all.deleted_instances, all.deleted_bindings) = (gone, unbound);
+        let defined = |name: &PoolName| all.pools.iter().any(|pool| pool.name == *name);
+        if self.facts.pools.keys().any(|name| !defined(name)) {
+            let mut facts = Facts::clone(&self.facts);
+            facts.pools.retain(|name, _| defined(name));
+            self.facts = Arc::new(facts);
+            self.show_all();
+        }
         self.apply(all);
     }
 
@@ -428,6 +437,8 @@ mod tests {
             quarantine: Duration::ZERO,
             retired: false,
         };
+        let (read_at, _) = store.pools().await.unwrap();
+        store.define_pools(std::slice::from_ref(&pool), read_at).await.unwrap();
         let facts = Facts {
             served: BTreeSet::from([pool.name.clone()]),
             file: [pool.clone()].into(),
@@ -447,7 +458,7 @@ mod tests {
         store.bind(&binding("b", "a")).await.unwrap();
         let snapshot = open(&store).await;
         let (desired, directory) = (snapshot.desired(), snapshot.directory());
-        assert_eq!((desired.borrow().revision, directory.borrow().revision), (Revision(2), Revision(2)));
+        assert_eq!((desired.borrow().revision, directory.borrow().revision), (Revision(3), Revision(3)));
         assert_eq!(desired.borrow().listeners.get("a").unwrap().port, 35_000);
         assert!(directory.borrow().binding("b").is_some());
     }
@@ -508,7 +519,7 @@ mod tests {
         assert_eq!(snapshot.desired().borrow().listeners.size(), 0);
         assert!(snapshot.directory().borrow().instance("a").is_none());
         assert_eq!(snapshot.version(&id("a")).await, None);
-        assert_eq!(snapshot.desired().borrow().revision, Revision(1));
+        assert_eq!(snapshot.desired().borrow().revision, Revision(2));
     }
 
     #[tokio::test]

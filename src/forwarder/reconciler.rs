@@ -541,7 +541,8 @@ impl Reconciler {
         let (transport, port) = (failure.transport.as_str().to_uppercase(), spec.port);
         let address = failure.address;
         let reason = if held {
-            let holder = (self.holder)(port, failure.transport).unwrap_or_else(|| "somebody unknown".into());
+            let holder =
+                (self.holder)((address, port).into(), failure.transport).unwrap_or_else(|| "somebody unknown".into());
             format!("{transport} port {port} of {address} is held by {holder}: it is taken as soon as it is free")
         } else {
             format!("{transport} port {port} of {address} cannot be bound ({}): trying again", failure.error)

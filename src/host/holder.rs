@@ -3,6 +3,7 @@
 use std::{
     fmt, fs,
     io::{self, BufRead as _, BufReader},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
 };
 
@@ -45,11 +46,12 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Who holds `port` in this network namespace; `None` when nobody is seen. Reads `/proc` and blocks while it does.
+/// Who is in the way of a socket at `place` in this network namespace; `None` when nobody is seen. Reads `/proc` and blocks
+/// while it does.
 ///
 /// # Errors
 /// When `/proc` cannot be read.
-pub fn holder(port: u16, transport: Transport) -> io::Result<Option<Holder>> {
+pub fn holder(place: SocketAddr, transport: Transport) -> io::Result<Option<Holder>> {
     let files = match transport {
         Transport::Tcp => ["/proc/net/tcp", "/proc/net/tcp6"],
         Transport::Udp => ["/proc/net/udp", "/proc/net/udp6"],
@@ -59,7 +61,7 @@ pub fn holder(port: u16, transport: Transport) -> io::Result<Option<Holder>> {
         // A machine without IPv6 has no file for it.
         let Ok(file) = fs::File::open(file) else { continue };
         for line in BufReader::new(file).lines() {
-            sockets.extend(parse_line(&line?).filter(|socket| socket.port == port));
+            sockets.extend(parse_line(&line?).filter(|socket| socket.is_in_the_way_of(place)));
         }
     }
     let Some(socket) = sockets.into_iter().min_by_key(|socket| socket.state(transport)) else { return Ok(None) };
@@ -70,6 +72,7 @@ pub fn holder(port: u16, transport: Transport) -> io::Result<Option<Holder>> {
 /// One line of `/proc/net/{tcp,tcp6,udp,udp6}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Socket {
+    address: IpAddr,
     port: u16,
     state: u8,
     user_id: u32,
@@ -82,6 +85,11 @@ const CLOSE: u8 = 7;
 const LISTEN: u8 = 10;
 
 impl Socket {
+    fn is_in_the_way_of(&self, place: SocketAddr) -> bool {
+        let (own, other) = (self.address, place.ip().to_canonical());
+        self.port == place.port() && (own == other || own.is_unspecified() || other.is_unspecified())
+    }
+
     const fn state(self, transport: Transport) -> SocketState {
         match (transport, self.state) {
             // A UDP socket without a peer is in this state, and serves.
@@ -95,16 +103,31 @@ impl Socket {
 /// `sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt uid timeout inode …`
 fn parse_line(line: &str) -> Option<Socket> {
     let mut fields = line.split_whitespace();
-    let (_, port) = fields.nth(1)?.rsplit_once(':')?;
+    let (address, port) = fields.nth(1)?.rsplit_once(':')?;
     let state = fields.nth(1)?;
     let user_id = fields.nth(3)?;
     let inode = fields.nth(1)?;
     Some(Socket {
+        address: parse_address(address)?,
         port: u16::from_str_radix(port, 16).ok()?,
         state: u8::from_str_radix(state, 16).ok()?,
         user_id: user_id.parse().ok()?,
         inode: inode.parse().ok()?,
     })
+}
+
+/// Words of 32 bits, each as this machine has a number.
+fn parse_address(digits: &str) -> Option<IpAddr> {
+    let word = |at: usize| u32::from_str_radix(digits.get(at..at + 8)?, 16).ok().map(u32::to_ne_bytes);
+    match digits.len() {
+        8 => Some(Ipv4Addr::from(word(0)?).into()),
+        32 => {
+            let words = [word(0)?, word(8)?, word(16)?, word(24)?];
+            let bytes = <[u8; 16]>::try_from(words.concat()).ok()?;
+            Some(IpAddr::from(bytes).to_canonical())
+        }
+        _ => None,
+    }
 }
 
 fn process_of(inode: u64) -> io::Result<Option<(u32, String)>> {
@@ -135,14 +158,35 @@ mod tests {
 
     use super::*;
 
+    const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    const V6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
+
+    #[test]
+    fn who_is_at_another_address_is_in_nobodys_way() {
+        let at = |address: &str| -> IpAddr { address.parse().unwrap() };
+        let is_in_the_way = |own: &str, other: &str| {
+            let socket = Socket { address: at(own), port: 80, state: LISTEN, user_id: 0, inode: 1 };
+            assert!(!socket.is_in_the_way_of((at(other), 81).into()));
+            socket.is_in_the_way_of((at(other), 80).into())
+        };
+        assert!(is_in_the_way("127.0.0.1", "127.0.0.1") && is_in_the_way("127.0.0.1", "::ffff:127.0.0.1"));
+        assert!(is_in_the_way("::", "127.0.0.1") && is_in_the_way("127.0.0.1", "0.0.0.0"));
+        assert!(!is_in_the_way("127.0.0.1", "127.0.0.2") && !is_in_the_way("::1", "127.0.0.1"));
+        let digits = if cfg!(target_endian = "little") { "0100007F" } else { "7F000001" };
+        assert_eq!(parse_address(digits), Some(V4));
+    }
+
     #[test]
     fn lines_are_read_as_the_kernel_writes_them() {
         let tcp =
             "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 4242 1 0 100 0";
-        assert_eq!(parse_line(tcp), Some(Socket { port: 8080, state: LISTEN, user_id: 1000, inode: 4242 }));
+        assert_eq!(
+            parse_line(tcp),
+            Some(Socket { address: V4, port: 8080, state: LISTEN, user_id: 1000, inode: 4242 })
+        );
         let tcp6 = "  12: 00000000000000000000000000000000:88B8 00000000000000000000000000000000:0000 07 \
                     00000000:00000000 00:00000000 00000000     0        0 77 2 0000000000000000 0";
-        assert_eq!(parse_line(tcp6), Some(Socket { port: 35000, state: CLOSE, user_id: 0, inode: 77 }));
+        assert_eq!(parse_line(tcp6), Some(Socket { address: V6, port: 35000, state: CLOSE, user_id: 0, inode: 77 }));
         assert_eq!(
             parse_line("  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid"),
             None
@@ -158,14 +202,14 @@ mod tests {
             Some(Holder { state, process: Some((std::process::id(), name.clone())), user_id })
         };
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        assert_eq!(holder(tcp.local_addr().unwrap().port(), Transport::Tcp).unwrap(), own(SocketState::Listening));
+        assert_eq!(holder(tcp.local_addr().unwrap(), Transport::Tcp).unwrap(), own(SocketState::Listening));
         let tcp6 = TcpListener::bind("[::1]:0").unwrap();
-        assert_eq!(holder(tcp6.local_addr().unwrap().port(), Transport::Tcp).unwrap(), own(SocketState::Listening));
+        assert_eq!(holder(tcp6.local_addr().unwrap(), Transport::Tcp).unwrap(), own(SocketState::Listening));
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-        assert_eq!(holder(udp.local_addr().unwrap().port(), Transport::Udp).unwrap(), own(SocketState::Listening));
+        assert_eq!(holder(udp.local_addr().unwrap(), Transport::Udp).unwrap(), own(SocketState::Listening));
         let client = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
-        assert_eq!(holder(client.local_addr().unwrap().port(), Transport::Tcp).unwrap(), own(SocketState::Connected));
-        assert_eq!(holder(1, Transport::Tcp).unwrap(), None);
+        assert_eq!(holder(client.local_addr().unwrap(), Transport::Tcp).unwrap(), own(SocketState::Connected));
+        assert_eq!(holder((V4, 1).into(), Transport::Tcp).unwrap(), None);
     }
 
     #[test]

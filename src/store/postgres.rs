@@ -25,6 +25,7 @@ mod link;
 mod pool;
 mod target;
 
+pub(super) use advice::passes;
 use link::Losses;
 use pool::{Lease, Pool};
 pub(super) use target::Target;
@@ -50,12 +51,12 @@ const BEGIN_READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 const BEGIN_WRITE: &str =
     "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT revision FROM revision_counter FOR UPDATE";
 
-/// Begins to write beside others that do, without waiting for the disk.
+/// Begins to write beside others that do. Its commit waits for no disk of its own, though its notification waits its turn.
 const BEGIN_NOTE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = off";
 
-/// While the schema changes, its own bound is the only one. That a table is there already is no news.
-const WITHOUT_BOUNDS: &str = "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
-    SET client_min_messages = warning";
+/// How much longer than this process the server goes on with a change of the schema: nobody is to wait for one that was
+/// given up.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(1);
 
 /// The tables of the schema that Harbor's would be in, but for those of extensions.
 const TABLES: &str = "SELECT c.relname::text FROM pg_catalog.pg_class c \
@@ -159,8 +160,14 @@ pub(super) async fn migrate(target: &Target, within: Duration) -> Result<Migrate
     let unavailable = |error: &sqlx::Error| advice::unavailable(target, error);
     let mut connection = connect(target).await?;
     let work = async {
-        let session = AssertSqlSafe(format!("{WITHOUT_BOUNDS}; {}", link::KEEPALIVES));
-        connection.execute(session).await.map_err(|e| unavailable(&e))?;
+        let bound = (within + GIVEN_UP_AFTER).as_millis();
+        // That a table is there already is no news.
+        let session = format!(
+            "SET statement_timeout = {bound}; SET lock_timeout = {bound}; SET idle_in_transaction_session_timeout = {bound}; \
+             SET client_min_messages = warning; {}",
+            link::KEEPALIVES
+        );
+        connection.execute(AssertSqlSafe(session)).await.map_err(|e| unavailable(&e))?;
         check_encoding(target, &mut connection).await?;
         let (mut from, mut oldest) = schema_version(target, &mut connection).await?;
         if from < SCHEMA_VERSION {
@@ -199,6 +206,8 @@ async fn lock_schema(target: &Target, connection: &mut PgConnection) -> Result<(
 fn migrator() -> Migrator {
     let mut migrator = migrations::postgres();
     migrator.set_locking(false);
+    // A newer process may have made another step since this one looked.
+    migrator.set_ignore_missing(true);
     migrator
 }
 

@@ -94,6 +94,7 @@ impl Start {
             observations.clone(),
             ears.members.subscribe(),
             Arc::clone(&metrics.control),
+            async || Ok(()),
         )
         .await?;
         let (mode, bound) = (watch::Sender::new(Mode::Starting), Arc::<Mutex<Bound>>::default());

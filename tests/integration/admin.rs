@@ -91,10 +91,17 @@ impl Node {
         let seen = observations_receiver.clone();
         let members = watch::Sender::default();
         let any: AnyStore = durable.clone();
-        let control =
-            Control::open(settings, any, clock.clone(), seen, members.subscribe(), Arc::clone(&metrics.control))
-                .await
-                .unwrap();
+        let control = Control::open(
+            settings,
+            any,
+            clock.clone(),
+            seen,
+            members.subscribe(),
+            Arc::clone(&metrics.control),
+            async || Ok(()),
+        )
+        .await
+        .unwrap();
         let backends = Backends::new(256);
         let registration = Registration {
             service_instance_id: ServiceInstanceId::new("first").unwrap(),

@@ -147,7 +147,7 @@ impl Node {
             backends: Backends::new(1),
             binder: Arc::<Machine>::clone(&machine),
             listen: vec![Ipv4Addr::UNSPECIFIED.into()],
-            holder: Box::new(|port, _| Some(format!("the holder of {port}"))),
+            holder: Box::new(|place, _| Some(format!("the holder of {}", place.port()))),
             observe: Box::new({
                 let published = Arc::clone(&published);
                 move |observations| *published.lock().unwrap() = observations

@@ -42,15 +42,22 @@ pub(super) fn not_migrated(target: &Target, within: Duration) -> OpenError {
     }
 }
 
-/// Whether it may pass by itself: the server is not there yet, or not ready.
-fn passes(error: &sqlx::Error) -> bool {
+/// Whether it may pass by itself: the server is not there yet, not ready, or has not answered in time.
+pub(in crate::store) fn passes(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(error) => {
             // Also a socket that is not there: the server makes it.
             !matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::InvalidData)
         }
-        // Too many clients, starting or stopping, standing by for another.
-        sqlx::Error::Database(error) => matches!(error.code().as_deref(), Some("53300" | "57P01" | "57P03" | "25006")),
+        // Too many clients, starting or stopping, standing by for another; a lock, a statement or a transaction that took too
+        // long.
+        sqlx::Error::Database(error) => {
+            let code = error.code();
+            matches!(
+                code.as_deref(),
+                Some("53300" | "57P01" | "57P02" | "57P03" | "25006" | "55P03" | "57014" | "25P03")
+            )
+        }
         _ => false,
     }
 }

@@ -53,20 +53,29 @@ pub(super) async fn listen(target: &Target, losses: &Losses) -> Sql<Box<dyn Feed
     let (hints, heard) = mpsc::channel(HINTS);
     let mut listening = JoinSet::new();
     listening.spawn(hear(target.clone(), losses.clone(), listener, hints));
-    Ok(Box::new(PostgresFeed { heard, _listening: listening }))
+    Ok(Box::new(PostgresFeed { heard, listening }))
 }
 
 /// Hears what nodes notify. Whoever waits for a hint may stop waiting at any moment; the task that listens goes on.
 struct PostgresFeed {
     heard: mpsc::Receiver<Hint>,
     /// Ended with this.
-    _listening: JoinSet<()>,
+    listening: JoinSet<()>,
 }
 
 #[async_trait]
 impl Feed for PostgresFeed {
     async fn next(&mut self) -> Hint {
-        self.heard.recv().await.unwrap_or(Hint::Everything)
+        if let Some(hint) = self.heard.recv().await {
+            return hint;
+        }
+        // It goes on for ever, unless there is a bug.
+        if let Some(Err(failed)) = self.listening.join_next().await
+            && let Ok(panic) = failed.try_into_panic()
+        {
+            std::panic::resume_unwind(panic);
+        }
+        std::future::pending().await
     }
 }
 

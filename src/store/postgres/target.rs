@@ -71,7 +71,8 @@ impl Target {
 
     /// The first file for TLS that cannot be read, and why. The driver's error does not name it.
     pub(super) fn unreadable_file(&self) -> Option<(PathBuf, io::Error)> {
-        if matches!(self.options.get_ssl_mode(), PgSslMode::Disable | PgSslMode::Allow) {
+        let is_without = matches!(self.options.get_ssl_mode(), PgSslMode::Disable | PgSslMode::Allow);
+        if is_without || self.address().is_none() {
             return None;
         }
         self.files.iter().find_map(|path| fs::read(path).err().map(|error| (path.clone(), error)))

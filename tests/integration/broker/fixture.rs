@@ -92,10 +92,17 @@ pub async fn site_with(default: &str, games: &str) -> Site {
     };
     let any: AnyStore = store.clone();
     let metrics = Metrics::new();
-    let control =
-        Control::open(settings, any, clock.clone(), observations, members.subscribe(), Arc::clone(&metrics.control))
-            .await
-            .unwrap();
+    let control = Control::open(
+        settings,
+        any,
+        clock.clone(),
+        observations,
+        members.subscribe(),
+        Arc::clone(&metrics.control),
+        async || Ok(()),
+    )
+    .await
+    .unwrap();
     let access = Arc::new(broker::Passwords::new("harbor", &["secret".into(), "n:ew".into()]));
     let router = broker::router(Arc::clone(&control), access, Arc::clone(&metrics.broker));
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();

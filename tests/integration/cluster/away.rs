@@ -1,6 +1,9 @@
 //! Parts that go away and come back.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::Write as _,
+    time::{Duration, Instant},
+};
 
 use harbor::model::plan::SERVICE_ID;
 use rustix::process::Signal;
@@ -182,6 +185,10 @@ async fn nodes_take_over_a_store_from_the_past_whatever_it_is_at_by_then() {
     postgres.back_up();
     trio.meet().await;
     provision("lost", 3).await;
+    let mut file = std::fs::OpenOptions::new().append(true).open(trio.sites[0].config()).unwrap();
+    file.write_all(b"[pools.late]\nport_range = \"27520-27529\"\nhost = \"127.0.0.1\"\n").unwrap();
+    trio.nodes[0].signal(Signal::HUP);
+    trio.nodes[0].logged("the configuration was taken over");
     postgres.restore();
     // The revision is soon beyond the one that nodes had read.
     provision("after", 6).await;
@@ -195,6 +202,8 @@ async fn nodes_take_over_a_store_from_the_past_whatever_it_is_at_by_then() {
         })
         .await;
     }
+    let defined = || postgres.sql(trio.url.split(['/', '?']).nth(3).unwrap(), "SELECT name FROM pools ORDER BY name");
+    eventually_async("the pool is defined anew", || async { (defined() == "default\nlate\n").then_some(()) }).await;
     for number in 0..6 {
         let port = port_of(&trio.nodes[0], &format!("after-{number}")).await;
         assert!(listens(0, port).await && listens(1, port).await, "{port}");

@@ -129,7 +129,7 @@ impl Node {
             backends: backends.clone(),
             clock: Arc::<TestClock>::clone(&clock),
             metrics: Arc::clone(&metrics.forwarder),
-            holder: Box::new(|port, transport| Some(format!("the holder of {transport} port {port}"))),
+            holder: Box::new(|place, transport| Some(format!("the holder of {transport} port {}", place.port()))),
             observe: Box::new({
                 let seen = Arc::clone(&seen);
                 move |observations| {
