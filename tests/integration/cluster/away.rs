@@ -76,6 +76,11 @@ async fn without_postgresql_traffic_goes_on_and_writes_are_refused_within_a_seco
             assert_eq!(binds.await, [503; 8]);
             assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
         }
+        eventually_async("it does not pretend to know the others", || async {
+            let told = super::trio::nodes(&trio.nodes[0]).await;
+            told[0]["problems"].to_string().contains("the store is away").then_some(())
+        })
+        .await;
         // Announcements go on as traffic does.
         let second = Echo::start("second").await;
         serves(&second, "second").await;
