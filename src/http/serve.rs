@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::watch,
     task::JoinSet,
     time::{Instant, timeout_at},
 };
@@ -32,9 +32,6 @@ const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(5);
 /// Longest such pause.
 const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// How long it is waited for room before another connection has to make it: all were being answered.
-const ROOM_AGAIN: Duration = Duration::from_millis(100);
-
 /// How long after the end a connection that has come before may take to say all that it wants.
 const SAID_WITHIN: Duration = Duration::from_secs(1);
 
@@ -47,20 +44,17 @@ pub async fn serve(
     limits: Limits,
     shutdown: CancellationToken,
 ) {
-    let (permits, callers) = (Arc::new(Semaphore::new(limits.max_connections)), Callers::default());
+    let callers = Callers::new(limits.max_connections, limits.max_connections_per_caller);
     let mut connections = JoinSet::new();
     loop {
-        let accepted = async {
-            let (stream, caller) = accept(&listener).await;
-            (stream, caller, room(&permits, &callers).await)
-        };
-        let (stream, caller, permit) = tokio::select! {
+        // Who is accepted is let in at once, so nobody is lost here when the end comes.
+        let (stream, caller) = tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
-            accepted = accepted => accepted,
+            accepted = accept_with_room(&listener, callers.room()) => accepted,
         };
         while connections.try_join_next().is_some() {}
-        let Some(counted) = callers.admit(caller.network(), limits.max_connections_per_caller) else {
+        let Some(counted) = callers.admit(caller.network()) else {
             tracing::debug!(caller = %caller.0, "a connection is closed: its caller is answered on as many as it may have");
             continue;
         };
@@ -70,7 +64,7 @@ pub async fn serve(
                 () = converse(stream, caller, &counted, tls, router, limits, shutdown) => {}
                 () = counted.closed() => tracing::debug!(caller = %caller.0, "a connection is closed: it makes room"),
             }
-            drop((permit, counted));
+            drop(counted);
         });
     }
     drop(listener);
@@ -78,6 +72,20 @@ pub async fn serve(
     if tokio::time::timeout(limits.shutdown_grace, finished).await.is_err() {
         tracing::warn!(connections = connections.len(), "requests did not finish in time and are cut off");
         connections.shutdown().await;
+    }
+}
+
+/// The next connection, once there is room for it: until then it stays in the kernel's queue, where a successor of this
+/// process finds it.
+async fn accept_with_room(listener: &TcpListener, mut room: watch::Receiver<bool>) -> (TcpStream, Caller) {
+    const KEPT: &str = "the accept loop keeps who says whether there is room";
+    loop {
+        room.wait_for(|room| *room).await.expect(KEPT);
+        tokio::select! {
+            biased;
+            full = room.wait_for(|room| !*room) => drop(full.expect(KEPT)),
+            accepted = accept(listener) => return accepted,
+        }
     }
 }
 
@@ -96,20 +104,6 @@ async fn accept(listener: &TcpListener) -> (TcpStream, Caller) {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(ACCEPT_PAUSE_MAX);
             }
-        }
-    }
-}
-
-/// Room for one more.
-async fn room(permits: &Arc<Semaphore>, callers: &Callers) -> OwnedSemaphorePermit {
-    if let Ok(free) = Arc::clone(permits).try_acquire_owned() {
-        return free;
-    }
-    loop {
-        callers.make_room();
-        let freed = tokio::time::timeout(ROOM_AGAIN, Arc::clone(permits).acquire_owned()).await;
-        if let Ok(freed) = freed {
-            return freed.expect("the semaphore is never closed");
         }
     }
 }
@@ -155,12 +149,14 @@ async fn exchange(
     limits: Limits,
     shutdown: CancellationToken,
 ) {
-    let (begun, being_answered) = (CancellationToken::new(), watch::Sender::new(false));
-    let (first, heard) = (begun.clone(), being_answered.clone());
+    // Whether the latest request has come whole. It stays so while the answer is written, however long its caller takes: hyper
+    // lets none follow it once the end has come, and closes a connection that has been answered.
+    let (begun, heard) = (CancellationToken::new(), watch::Sender::new(false));
+    let (first, whole) = (begun.clone(), heard.clone());
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         first.cancel();
-        heard.send_replace(request.body().is_end_stream());
-        let listening = Listening(heard.clone());
+        whole.send_replace(request.body().is_end_stream());
+        let listening = Listening(whole.clone());
         let mut request = request.map(|body| {
             Body::new(body.map_frame(move |frame| {
                 let _as_long_as_the_body = &listening;
@@ -168,14 +164,13 @@ async fn exchange(
             }))
         });
         request.extensions_mut().insert(caller);
-        let (answer, answered) = (router.clone().oneshot(request), heard.clone());
+        let answer = router.clone().oneshot(request);
         async move {
             if !counted.answers() {
                 return Err(io::Error::other("it has to make room"));
             }
             let Ok(answer) = answer.await;
             counted.waits();
-            answered.send_replace(false);
             Ok(answer)
         }
     });
@@ -192,7 +187,7 @@ async fn exchange(
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 outcome = connection.as_mut() => outcome,
-                () = unheard(being_answered.subscribe(), deadline) => {
+                () = unheard(heard.subscribe(), deadline) => {
                     tracing::debug!(caller = %caller.0, "the connection is closed: its request has not come whole");
                     return;
                 }
@@ -223,8 +218,8 @@ async fn last_call(shutdown: &CancellationToken, begun: &CancellationToken) -> I
 }
 
 /// Waits until `deadline` where no request has come whole by then: others are not to wait for who sends one by and by.
-async fn unheard(mut being_answered: watch::Receiver<bool>, deadline: Instant) {
-    if timeout_at(deadline, being_answered.wait_for(|heard| *heard)).await.is_ok() {
+async fn unheard(mut heard: watch::Receiver<bool>, deadline: Instant) {
+    if timeout_at(deadline, heard.wait_for(|heard| *heard)).await.is_ok() {
         // The connection ends with the answer.
         std::future::pending().await
     }

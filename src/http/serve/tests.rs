@@ -6,6 +6,7 @@ use axum::{
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpSocket,
     sync::{Notify, Semaphore as Gate},
     task::JoinHandle,
 };
@@ -23,6 +24,11 @@ struct Served {
 impl Served {
     async fn new(router: Router, limits: Limits) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
+        Self::on(listener.into_std().expect("it is registered"), router, limits)
+    }
+
+    fn on(listener: std::net::TcpListener, router: Router, limits: Limits) -> Self {
+        let listener = TcpListener::from_std(listener).expect("it can be registered");
         let address = listener.local_addr().expect("it is bound");
         let shutdown = CancellationToken::new();
         #[expect(clippy::disallowed_methods, reason = "joined by stop()")]
@@ -129,6 +135,27 @@ async fn one_caller_is_answered_on_no_more_connections_than_its_share() {
 }
 
 #[tokio::test]
+async fn a_caller_who_has_its_share_costs_nobody_else_a_connection() {
+    let (router, entered, gate, _) = gated();
+    let limits = Limits { max_connections: 2, max_connections_per_caller: 1, ..Limits::default() };
+    let served = Served::new(router, limits).await;
+    let socket = TcpSocket::new_v4().expect("there is room for a socket");
+    socket.bind("127.0.0.2:0".parse().expect("an address")).expect("all of 127.0.0.0/8 is loopback");
+    let mut other = socket.connect(served.address).await.expect("it listens");
+    let asked = served.send(GET_AND_CLOSE).await;
+    entered.notified().await;
+    for _ in 0..3 {
+        assert_eq!(rest(served.send(GET_AND_CLOSE).await).await, "", "closed at once");
+    }
+    gate.add_permits(2);
+    other.write_all(GET_AND_CLOSE.as_bytes()).await.expect("it is open");
+    for stream in [asked, other] {
+        assert!(rest(stream).await.ends_with("done"));
+    }
+    served.stop().await;
+}
+
+#[tokio::test]
 async fn more_connections_than_the_limit_wait_for_their_turn() {
     let (router, entered, gate, inside) = gated();
     let served = Served::new(router, Limits { max_connections: 1, ..Limits::default() }).await;
@@ -143,6 +170,30 @@ async fn more_connections_than_the_limit_wait_for_their_turn() {
     gate.add_permits(1);
     assert!(rest(second).await.ends_with("done"));
     served.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_waits_for_room_when_the_end_comes_is_answered_by_the_successor() {
+    let (router, entered, gate, _) = gated();
+    let limits = Limits { max_connections: 1, ..Limits::default() };
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+    listener.set_nonblocking(true).expect("sockets can be non-blocking");
+    let heir = listener.try_clone().expect("there is room for a socket");
+    let served = Served::on(listener, router.clone(), limits);
+    let first = served.send(GET_AND_CLOSE).await;
+    entered.notified().await;
+    let second = served.send(GET_AND_CLOSE).await;
+    // While another listener answers, this one takes in whom it would.
+    let other = Served::new(Router::new().route("/", get(|| async { "ok" })), Limits::default()).await;
+    assert!(rest(other.send(GET_AND_CLOSE).await).await.ends_with("ok"));
+    other.stop().await;
+    gate.add_permits(2);
+    served.shutdown.cancel();
+    assert!(rest(first).await.ends_with("done"));
+    served.stop().await;
+    let successor = Served::on(heir, router, limits);
+    assert!(rest(second).await.ends_with("done"));
+    successor.stop().await;
 }
 
 #[tokio::test]
@@ -217,6 +268,37 @@ async fn shutdown_waits_for_whole_requests_and_not_for_who_sends_one_by_and_by()
     let [empty, with_body] = running;
     assert!(rest(empty).await.ends_with("done"));
     assert!(rest(with_body).await.ends_with("all"));
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn shutdown_waits_for_an_answer_that_its_caller_takes_slowly() {
+    // More than the kernel takes at once.
+    const LENGTH: usize = 32 << 20;
+    let at_once = || async { "#".repeat(LENGTH) };
+    let by_and_by = || async {
+        let pieces = (0..LENGTH >> 16).map(|_| Ok::<_, io::Error>("#".repeat(1 << 16)));
+        Body::from_stream(futures_util::stream::iter(pieces))
+    };
+    let router = Router::new().route("/", get(at_once)).route("/pieces", get(by_and_by));
+    // Nobody waits as long as these are.
+    let hour = Duration::from_secs(3600);
+    let limits = Limits { header_timeout: hour, shutdown_grace: hour, ..Limits::default() };
+    let served = Served::new(router, limits).await;
+    let half = served.send("GET / HTTP/1.1\r\nHo").await;
+    let mut slow = Vec::new();
+    for path in ["/", "/pieces"] {
+        let mut stream = served.send(&GET.replacen('/', path, 1)).await;
+        // The handler has returned: its answer has begun.
+        assert_ne!(stream.read_u8().await.expect("it is open"), 0);
+        slow.push(stream);
+    }
+    served.shutdown.cancel();
+    assert_eq!(rest(half).await, "", "the moment is over");
+    for stream in slow {
+        let answer = rest(stream).await;
+        assert_eq!(answer.bytes().filter(|byte| *byte == b'#').count(), LENGTH);
+    }
     served.stop().await;
 }
 
