@@ -62,7 +62,7 @@ impl Control {
     ///
     /// # Errors
     /// [`Failure`]; nothing is changed then, unless the store does not know whether it is, or is away when a change that
-    /// another node cannot carry out is to be taken back.
+    /// another node cannot carry out is to be taken back. A repeat of such a one fails while that node cannot.
     pub async fn update(self: &Arc<Self>, spec: UpdateSpec) -> Result<ServiceInstance, Failure<UpdateRefusal>> {
         let id = spec.id.clone();
         self.in_turn(&id, |control| async move { control.update_in_turn(&spec).await }).await
@@ -74,11 +74,14 @@ impl Control {
                 return Err(Failure::Refused(UpdateRefusal::NotFound(spec.id.clone())));
             };
             let wanted = self.wanted(&known, spec).map_err(Failure::Refused)?;
-            if wanted == known {
+            if wanted == known && !self.may_be_doubtful(spec) {
                 return Ok(known);
             }
             if self.is_being_opened(&known.id).await? {
                 return Err(Failure::Busy);
+            }
+            if wanted == known {
+                return self.carried_out(known).await;
             }
             let union = union(known.protocol, wanted.protocol);
             let outcome = if union == known.protocol {
@@ -96,6 +99,21 @@ impl Control {
             }
         }
         Err(Failure::Busy)
+    }
+
+    /// Whether a request that finds nothing to change may be the repeat of one that could not be taken back.
+    fn may_be_doubtful(&self, spec: &UpdateSpec) -> bool {
+        spec.plan_id.is_some() && self.store.serves_many()
+    }
+
+    /// The service instance, which is stored as it should be, once all nodes have opened its port so. What it was before
+    /// is not known any more: where a node cannot, that is no refusal, as nothing is taken back.
+    async fn carried_out(&self, known: ServiceInstance) -> Result<ServiceInstance, Failure<UpdateRefusal>> {
+        self.snapshot.reach(known.revision).await?;
+        match self.opening(&known).await {
+            Seen::Listening => Ok(known),
+            failed => Err(not_listening(known.port, failed).into()),
+        }
     }
 
     /// The service instance as it should be.
@@ -169,7 +187,8 @@ impl Control {
         };
         let mut latest = changed.clone();
         for _ in 0..MAX_ATTEMPTS {
-            match self.store.update(&latest.without_update(known, changed)).await.map_err(away)? {
+            let without = latest.without_update(known, changed, |instance| self.takes_settings(instance));
+            match self.store.update(&without).await.map_err(away)? {
                 store::Change::Done(_) => return Ok(()),
                 store::Change::Stale => {}
                 store::Change::PortTaken => unreachable!("an update keeps the port"),
@@ -185,6 +204,12 @@ impl Control {
             "a change that a node cannot carry out could not be taken back: others keep changing the service instance"
         );
         Err(Fault::NotTakenBack)
+    }
+
+    /// Whether the settings of a service instance are within its plan; also where that was taken out of the catalog.
+    fn takes_settings(&self, instance: &ServiceInstance) -> bool {
+        let ServiceInstance { plan_id, settings, protocol, .. } = instance;
+        self.plan(plan_id).is_none_or(|plan| plan.check_settings(settings, *protocol).is_ok())
     }
 
     /// Waits until the forwarder has taken the change over, and says so in the log. A fault now only delays that until
@@ -210,10 +235,18 @@ fn refusal(wanted: &ServiceInstance, seen: Seen) -> Failure<UpdateRefusal> {
             tracing::warn!(service_instance = %id, port, reason, "the port is held by somebody else");
             Failure::Refused(UpdateRefusal::PortHeld(port))
         }
-        Seen::Failed(reason) => Fault::NotListening { port, reason }.into(),
-        Seen::Closed => Fault::NotListening { port, reason: "the node drains".into() }.into(),
-        Seen::Listening => unreachable!("only what failed is refused"),
+        failed => not_listening(port, failed).into(),
     }
+}
+
+/// The same where it does not matter who is to blame.
+fn not_listening(port: u16, seen: Seen) -> Fault {
+    let reason = match seen {
+        Seen::Held(reason) | Seen::Failed(reason) => reason,
+        Seen::Closed => "the node drains".into(),
+        Seen::Listening => unreachable!("only what failed is refused"),
+    };
+    Fault::NotListening { port, reason }
 }
 
 /// What carries all that both carry.

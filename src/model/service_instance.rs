@@ -38,18 +38,24 @@ pub struct ServiceInstance {
 
 impl ServiceInstance {
     /// This service instance without the update from `before` to `after`: what was updated since then stays. A plan and the
-    /// protocol that it has led to go together.
+    /// protocol that it has led to go together. Where the settings that come of it are not `within` the plan, they are
+    /// those that the plan came with.
     #[must_use]
-    pub fn without_update(&self, before: &Self, after: &Self) -> Self {
+    pub fn without_update(&self, before: &Self, after: &Self, within: impl FnOnce(&Self) -> bool) -> Self {
         let mut without = self.clone();
+        let mut with_plan = self;
         if (&self.plan_id, self.protocol) == (&after.plan_id, after.protocol) {
             without.plan_id = before.plan_id.clone();
             without.protocol = before.protocol;
+            with_plan = before;
         }
         if self.name == after.name {
             without.name.clone_from(&before.name);
         }
         without.settings = self.settings.without_change(&before.settings, &after.settings);
+        if !within(&without) {
+            without.settings = with_plan.settings.clone();
+        }
         without
     }
 }
@@ -57,7 +63,7 @@ impl ServiceInstance {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::balance::Balance;
+    use crate::model::{balance::Balance, parameters::ProxyProtocol, plan::Plan};
 
     fn instance(plan: &str, protocol: Protocol, name: &str, settings: Settings) -> ServiceInstance {
         ServiceInstance {
@@ -83,7 +89,7 @@ mod tests {
             |int_port, balance| Settings { int_port, balance, max_connections: Some(7), ..Settings::default() };
         let before = instance("tcp", Protocol::Tcp, "old", settings(None, None));
         let after = instance("both", Protocol::Both, "new", settings(Some(5000), None));
-        assert_eq!(after.without_update(&before, &after), before);
+        assert_eq!(after.without_update(&before, &after, |_| true), before);
         for (latest, expected) in [
             (
                 instance("both", Protocol::Both, "newer", settings(Some(5000), Some(Balance::Random))),
@@ -94,7 +100,37 @@ mod tests {
                 instance("udp", Protocol::Udp, "old", settings(Some(6000), None)),
             ),
         ] {
-            assert_eq!(latest.without_update(&before, &after), expected);
+            assert_eq!(latest.without_update(&before, &after, |_| true), expected);
         }
+    }
+
+    #[test]
+    fn settings_go_back_to_those_that_their_plan_came_with_where_the_plan_does_not_take_what_is_left() {
+        let settings = |int_port, proxy_protocol| Settings { int_port, proxy_protocol, ..Settings::default() };
+        let plans = Plan::built_in(&PoolName::new("default").unwrap());
+        let instance = |name: &str, protocol, settings| {
+            let plan = plans.iter().find(|plan| plan.name == name).unwrap();
+            instance(plan.id.as_str(), protocol, "name", settings)
+        };
+        let within = |instance: &ServiceInstance| {
+            let plan = plans.iter().find(|plan| plan.id == instance.plan_id).unwrap();
+            plan.check_settings(&instance.settings, instance.protocol).is_ok()
+        };
+        let (udp, tcp) = (Protocol::Udp, Protocol::Tcp);
+        let (v1, v2) = (Some(ProxyProtocol::V1), Some(ProxyProtocol::V2));
+        // The plan goes back, and with it the transport that another node's setting was right for.
+        let (before, after) =
+            (instance("udp", udp, settings(Some(1), None)), instance("tcp", tcp, settings(Some(2), None)));
+        for (left, expected) in
+            [(settings(Some(3), v1), settings(Some(1), None)), (settings(Some(3), v2), settings(Some(3), v2))]
+        {
+            let latest = instance("tcp", tcp, left);
+            assert_eq!(latest.without_update(&before, &after, within), instance("udp", udp, expected));
+        }
+        // Another node's plan stays, and does not take the setting that was there before.
+        let (before, after) =
+            (instance("tcp", tcp, settings(Some(1), v1)), instance("both", Protocol::Both, settings(Some(1), v2)));
+        let latest = instance("udp", udp, settings(Some(3), v2));
+        assert_eq!(latest.without_update(&before, &after, within), latest);
     }
 }

@@ -8,7 +8,10 @@ use std::{
 
 use harbor::{
     model::{
-        Protocol, Revision, Timestamp, balance::Balance, parameters::Settings, plan::SERVICE_ID,
+        Protocol, Revision, Timestamp,
+        balance::Balance,
+        parameters::{ProxyProtocol, Settings},
+        plan::SERVICE_ID,
         service_instance::ServiceInstance,
     },
     store::{Change, Ending, Store as _},
@@ -211,7 +214,39 @@ async fn a_change_that_cannot_be_taken_back_is_no_refusal() {
     let unknown = "The change could not be taken back, so it is not known whether it holds: send the request again.";
     assert_eq!(answer, (503, refused(unknown)));
     site.store.break_down(None);
-    assert_eq!(site.stored("a").await.unwrap().protocol, Protocol::Both);
+    let stored = site.stored("a").await.unwrap();
+    assert_eq!(stored.protocol, Protocol::Both);
+    site.store.share();
+    // A repeat has nothing to change, and is not carried out either: not until the other node says so.
+    let path = format!("{INSTANCES}/a");
+    let held = format!("Port {} could not be opened: on another: Address already in use.", stored.port);
+    site.answers("PATCH", &path, to_plan("both"), 503, refused(&held)).await;
+    site.answers("PATCH", &path, patch(json!({ "int_port": 5000 })), 200, json!({})).await;
+    assert_eq!(site.stored("a").await.as_ref(), Some(&stored));
+    site.another_node_says(Revision(stored.revision.0 + 10), &[]);
+    site.answers("PATCH", &path, to_plan("both"), 200, json!({})).await;
+    assert_eq!(site.stored("a").await, Some(stored));
+}
+
+#[tokio::test]
+async fn settings_that_need_the_plan_that_is_taken_back_go_with_it() {
+    let site = site(26_120).await;
+    site.provision("a", &request("udp")).await;
+    let before = site.stored("a").await.unwrap();
+    site.another_node_says(before.revision, &[]);
+    let path = format!("{INSTANCES}/a");
+    let meanwhile = async {
+        let stored = async || site.stored("a").await.filter(|stored| stored.protocol == Protocol::Tcp);
+        let mut theirs = eventually_async("the change to be stored", stored).await;
+        theirs.settings.proxy_protocol = Some(ProxyProtocol::V1);
+        assert!(matches!(site.store.update(&theirs).await.unwrap(), Change::Done(_)));
+        site.another_node_says(Revision(theirs.revision.0 + 9), &[&theirs]);
+    };
+    let body = to_plan("tcp");
+    let (answer, ()) = tokio::join!(site.client.patch(&path, &body), meanwhile);
+    assert_eq!(answer.parts(), (422, refused(&format!("Port {} {HELD}", before.port))));
+    let after = site.stored("a").await.unwrap();
+    assert_eq!(after, ServiceInstance { revision: after.revision, ..before });
 }
 
 #[tokio::test]
