@@ -137,7 +137,7 @@ fn refused(refusals: Option<Vec<Refusal>>) -> Vec<wire::Refusal> {
 }
 
 fn listener(spec: &ListenerSpec, observations: &Observations) -> wire::Listener {
-    match observations.listeners.get(&spec.service_instance_id) {
+    match observations.get(&spec.service_instance_id) {
         None => wire::Listener::Pending,
         Some(ListenerObservation { state: ListenerState::Bound, since, .. }) => {
             wire::Listener::Bound { since: rfc3339(*since) }

@@ -100,9 +100,9 @@ impl Control {
     /// What has become of the listener's `version`, or of a later one.
     pub(super) async fn listener(&self, id: &ServiceInstanceId, version: u64) -> Seen {
         let mut observations = self.observations.clone();
-        let told = observations.wait_for(|all| all.listeners.get(id).is_some_and(|seen| seen.version >= version));
+        let told = observations.wait_for(|all| all.get(id).is_some_and(|seen| seen.version >= version));
         match tokio::time::timeout(LISTENER_WAIT, told).await {
-            Ok(Ok(all)) => match all.listeners.get(id).map(|seen| &seen.state) {
+            Ok(Ok(all)) => match all.get(id).map(|seen| &seen.state) {
                 Some(ListenerState::Bound) => Seen::Listening,
                 Some(ListenerState::Closed) => Seen::Closed,
                 Some(ListenerState::Failed { held: true, reason }) => Seen::Held(reason.to_string()),
@@ -117,7 +117,7 @@ impl Control {
     /// Waits until the forwarder has closed the listener. Returns whether it did.
     pub(super) async fn listener_gone(&self, id: &ServiceInstanceId) -> bool {
         let mut observations = self.observations.clone();
-        let gone = observations.wait_for(|all| !all.listeners.contains_key(id));
+        let gone = observations.wait_for(|all| all.get(id).is_none());
         match tokio::time::timeout(LISTENER_WAIT, gone).await {
             Ok(seen) => seen.is_ok(),
             Err(_) => {

@@ -369,7 +369,7 @@ impl Reconciler {
                 self.binder.closed(entry.spec.port, *transport);
             }
         }
-        self.state.observations.listeners.remove_mut(id);
+        self.state.observations.remove(id);
         tracing::info!(service_instance = %id, port = entry.spec.port, "port closed");
     }
 
@@ -418,7 +418,7 @@ impl Reconciler {
         // All or nothing: half a port helps nobody.
         match missing.iter().map(|transport| self.bind(spec.port, *transport)).collect::<Result<Vec<_>, _>>() {
             Ok(bound) => {
-                let known = self.state.observations.listeners.get(&id).map(|observation| &observation.state);
+                let known = self.state.observations.get(&id).map(|observation| &observation.state);
                 if self.state.observations.applied.is_none() || known == Some(&ListenerState::Closed) {
                     // One line tells of all, at the start and when the node no longer drains.
                     tracing::debug!(service_instance = %id, port = spec.port, protocol = %spec.protocol, "port open");
@@ -531,7 +531,7 @@ impl Reconciler {
     fn describe(&self, spec: &ListenerSpec, failure: &BindFailure) -> ListenerState {
         let held = failure.error.kind() == io::ErrorKind::AddrInUse;
         let id = &spec.service_instance_id;
-        let known = self.state.observations.listeners.get(id).map(|observation| &observation.state);
+        let known = self.state.observations.get(id).map(|observation| &observation.state);
         if let Some(ListenerState::Failed { held: true, reason }) = known
             && held
         {
@@ -559,14 +559,14 @@ impl Reconciler {
         let id = &spec.service_instance_id;
         let entry = self.state.entries.get_mut(id).expect("only what is wanted is observed");
         entry.incomplete = state != ListenerState::Bound;
-        let before = self.state.observations.listeners.get(id);
+        let before = self.state.observations.get(id);
         let since = match before {
             Some(before) if before.state == state && before.version == spec.version => return,
             Some(before) if before.state == state => before.since,
             _ => self.shared.clock.wall(),
         };
         let observation = ListenerObservation { version: spec.version, state, since };
-        self.state.observations.listeners.insert_mut(id.clone(), observation);
+        self.state.observations.insert(id.clone(), observation);
         self.state.unpublished = true;
     }
 

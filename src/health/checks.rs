@@ -46,7 +46,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) {
     let means = Arc::new(Means { permits: Semaphore::new(MAX_CHECKS), connect, clock, metrics });
-    let mut instances = HashMap::new();
+    let (mut seen, mut instances) = (Arc::<DesiredState>::default(), HashMap::new());
     let mut checks = Checks::default();
     desired.mark_changed();
     loop {
@@ -56,7 +56,9 @@ pub async fn run(
                 if changed.is_err() {
                     return shutdown.cancelled().await;
                 }
-                instances = checked(&desired.borrow_and_update(), &backends);
+                let latest = Arc::clone(&desired.borrow_and_update());
+                update(&mut instances, &seen, &latest, &backends);
+                seen = latest;
             }
             () = sleep(LOOK_EVERY), if !instances.is_empty() => {}
         }
@@ -70,9 +72,27 @@ struct Checked {
     slot: Arc<Slot>,
 }
 
-fn checked(desired: &DesiredState, backends: &Backends) -> HashMap<ServiceInstanceId, Checked> {
-    let asks = desired.listeners.iter().filter_map(|(id, spec)| Some((id, spec.settings.health_check?.tcp()?)));
-    asks.map(|(id, check)| (id.clone(), Checked { check, slot: backends.slot(id) })).collect()
+/// Makes of those that `seen` asked for those that `desired` asks for.
+fn update(
+    instances: &mut HashMap<ServiceInstanceId, Checked>,
+    seen: &DesiredState,
+    desired: &DesiredState,
+    backends: &Backends,
+) {
+    let checked = |id: &ServiceInstanceId| {
+        let check = desired.listeners.get(id)?.settings.health_check?.tcp()?;
+        Some(Checked { check, slot: backends.slot(id) })
+    };
+    let Some(changed) = desired.listeners.changed_since(&seen.listeners) else {
+        *instances = desired.listeners.keys().filter_map(|id| Some((id.clone(), checked(id)?))).collect();
+        return;
+    };
+    for id in changed {
+        match checked(&id) {
+            Some(checked) => _ = instances.insert(id, checked),
+            None => _ = instances.remove(&id),
+        }
+    }
 }
 
 /// What every check needs.
@@ -201,6 +221,50 @@ impl Streak {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{
+        PoolName, Protocol,
+        desired::ListenerSpec,
+        parameters::{HealthCheck, Settings},
+    };
+
+    #[test]
+    fn looking_where_changes_were_finds_all_that_ask_for_checks() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let (backends, mut desired) = (Backends::new(1), DesiredState::default());
+        let (mut instances, mut seen) = (HashMap::new(), DesiredState::default());
+        for step in 0..400_u64 {
+            // More than a trail remembers, now and then.
+            for _ in 0..*random.choice(&[1, 1, 3, 100]).unwrap() {
+                let id = ServiceInstanceId::new(random.u8(..20).to_string()).unwrap();
+                let spec = ListenerSpec {
+                    service_instance_id: id.clone(),
+                    pool: PoolName::new("default").unwrap(),
+                    port: 30_000,
+                    protocol: Protocol::Tcp,
+                    settings: Settings {
+                        health_check: random
+                            .bool()
+                            .then(|| HealthCheck::Tcp(TcpCheck { rise: random.u8(1..9), ..TcpCheck::default() })),
+                        ..Settings::default()
+                    },
+                    version: step,
+                };
+                match random.u8(..3) {
+                    0 => desired.listeners.remove_mut(&id),
+                    _ => desired.listeners.insert_mut(id, Arc::new(spec)),
+                };
+            }
+            update(&mut instances, &seen, &desired, &backends);
+            seen = desired.clone();
+            let mut all = HashMap::new();
+            update(&mut all, &DesiredState::default(), &desired, &backends);
+            assert_eq!(instances.len(), all.len());
+            for (id, Checked { check, slot }) in &instances {
+                assert_eq!(*check, all[id].check);
+                assert!(Arc::ptr_eq(slot, &all[id].slot));
+            }
+        }
+    }
 
     #[test]
     fn so_many_in_a_row_put_it_down_and_so_many_bring_it_back() {

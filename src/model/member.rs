@@ -82,8 +82,7 @@ impl Report {
         port_of: impl Fn(&ServiceInstanceId) -> Option<u16>,
     ) -> Self {
         let mut failures = observed
-            .listeners
-            .iter()
+            .failed()
             .filter_map(|(id, seen)| match &seen.state {
                 ListenerState::Failed { held, reason } => Some(PortFailure {
                     service_instance_id: id.clone(),
@@ -273,7 +272,7 @@ mod tests {
                 _ => ListenerState::Failed { held: true, reason: "held".into() },
             };
             let since = Timestamp(number.into());
-            observed.listeners.insert_mut(id, super::super::observed::ListenerObservation { version: 1, state, since });
+            observed.insert(id, super::super::observed::ListenerObservation { version: 1, state, since });
         }
         let report = Report::of(Mode::Serving, 7, &observed, |_| Some(1024));
         assert_eq!((report.failed, report.failures.len()), (299, MAX_TOLD_FAILURES));

@@ -69,13 +69,14 @@ impl Opener {
             !closed && state.listeners.get(id).is_some_and(fits)
         });
         let before = Arc::clone(&self.observe.borrow());
-        let mut observations = Observations { applied: Some(state.revision), ..Observations::default() };
+        let mut observations = Observations::default();
+        observations.applied = Some(state.revision);
         let specs = state.listeners.iter().collect::<BTreeMap<_, _>>();
         for (id, spec) in specs {
             let state = if closed { ListenerState::Closed } else { open(&mut bound, spec, machine) };
-            let since = before.listeners.get(id).filter(|seen| seen.state == state).map(|seen| seen.since);
+            let since = before.get(id).filter(|seen| seen.state == state).map(|seen| seen.since);
             let since = since.unwrap_or_else(|| self.clock.wall());
-            observations.listeners.insert_mut(id.clone(), ListenerObservation { version: spec.version, state, since });
+            observations.insert(id.clone(), ListenerObservation { version: spec.version, state, since });
         }
         observations
     }

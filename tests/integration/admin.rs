@@ -225,12 +225,13 @@ fn instance(id: &str, port: u16, plan: &Plan) -> ServiceInstance {
 }
 
 fn observed(bound: &[&str], failed: &[&str]) -> Observations {
-    let mut observations = Observations { applied: Some(Revision(3)), ..Observations::default() };
+    let mut observations = Observations::default();
+    observations.applied = Some(Revision(3));
     let failure = ListenerState::Failed { held: true, reason: "held by process 7 (nginx), which listens on it".into() };
     let states = bound.iter().map(|id| (id, ListenerState::Bound)).chain(failed.iter().map(|id| (id, failure.clone())));
     for (id, state) in states {
         let observation = ListenerObservation { version: 1, state, since: THEN };
-        observations.listeners.insert_mut(ServiceInstanceId::new(id).unwrap(), observation);
+        observations.insert(ServiceInstanceId::new(id).unwrap(), observation);
     }
     observations
 }

@@ -314,7 +314,7 @@ async fn what_operators_are_shown_is_what_it_describes() {
     node.observations.send_modify(|seen| {
         let second = ServiceInstanceId::new("second").unwrap();
         let observation = ListenerObservation { version: 1, state: ListenerState::Closed, since: at() };
-        Arc::make_mut(seen).listeners.insert_mut(second, observation);
+        Arc::make_mut(seen).insert(second, observation);
     });
     node.mode.send_replace(Mode::Draining);
     node.store.send_replace(Link::Down(at(), "disk full".into()));

@@ -112,7 +112,7 @@ impl Node {
         }
         let seen = self.apply(&mut desired)?;
         for port in ports {
-            let state = seen.listeners.get(&id(port)?).map(|seen| &seen.state);
+            let state = seen.get(&id(port)?).map(|seen| &seen.state);
             ensure!(state == Some(&ListenerState::Bound), "port {port} is not bound: {state:?}");
         }
         Ok(())

@@ -163,7 +163,7 @@ impl Node {
 
     fn seen(&self) -> BTreeMap<ServiceInstanceId, ListenerObservation> {
         let observations = Arc::clone(&self.published.lock().unwrap());
-        observations.listeners.iter().map(|(id, seen)| (id.clone(), seen.clone())).collect()
+        observations.iter().map(|(id, seen)| (id.clone(), seen.clone())).collect()
     }
 }
 

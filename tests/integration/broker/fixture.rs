@@ -327,13 +327,14 @@ impl Opener {
     fn reconcile(&self, state: &DesiredState) -> Observations {
         let mut open = self.open.lock().unwrap();
         open.retain(|id, open| state.listeners.get(id).is_some_and(|spec| spec.port == open.port));
-        let mut observations = Observations { applied: Some(state.revision), ..Observations::default() };
+        let mut observations = Observations::default();
+        observations.applied = Some(state.revision);
         for (id, spec) in state.listeners.iter() {
             let broken = *self.broken.lock().unwrap();
             let slot = open.entry(id.clone()).or_insert(Open { port: spec.port, tcp: None, udp: None });
             let state = slot.reconcile(spec.protocol, broken);
             let seen = ListenerObservation { version: spec.version, state, since: Timestamp::default() };
-            observations.listeners.insert_mut(id.clone(), seen);
+            observations.insert(id.clone(), seen);
         }
         observations
     }

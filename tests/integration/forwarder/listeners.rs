@@ -138,7 +138,7 @@ fn a_port_held_by_a_stranger_fails_alone_and_is_taken_when_it_is_free() {
     drop(stranger);
     let freed = Instant::now();
     node.wait_for("the port is taken", |seen| {
-        seen.listeners.get(&id(22040)).is_some_and(|observation| observation.state == ListenerState::Bound)
+        seen.get(&id(22040)).is_some_and(|observation| observation.state == ListenerState::Bound)
     });
     assert!(freed.elapsed() < Duration::from_secs(1), "it took {:?}", freed.elapsed());
     ping(&mut connect(V4, 22040), b"x");
@@ -162,7 +162,7 @@ fn of_a_port_for_both_neither_is_open_when_one_is_held() {
     ping(&mut connect(V4, 22050), b"x");
     drop(stranger);
     node.wait_for("UDP is taken", |seen| {
-        seen.listeners.get(&id(22050)).is_some_and(|observation| observation.state == ListenerState::Bound)
+        seen.get(&id(22050)).is_some_and(|observation| observation.state == ListenerState::Bound)
     });
     ping(&mut connection, b"x");
 }
@@ -180,7 +180,7 @@ fn a_machine_without_room_is_not_a_held_port() {
     assert_eq!(node.state(22060), ListenerState::Failed { held: false, reason: reason.into() });
     full.store(false, Ordering::SeqCst);
     node.wait_for("it is bound", |seen| {
-        seen.listeners.get(&id(22060)).is_some_and(|observation| observation.state == ListenerState::Bound)
+        seen.get(&id(22060)).is_some_and(|observation| observation.state == ListenerState::Bound)
     });
 }
 
@@ -255,7 +255,7 @@ fn listeners_that_are_open_again_have_what_was_changed_meanwhile() {
 
     node.forwarder.reopen_listeners();
     node.forwarder.reopen_listeners();
-    node.wait_for("all listen again", |seen| seen.listeners.values().all(|seen| seen.state == ListenerState::Bound));
+    node.wait_for("all listen again", |seen| seen.iter().all(|(_, seen)| seen.state == ListenerState::Bound));
     ping(kept, b"goes on");
     assert_eq!(ask(&session, b"goes on"), b"goes on");
     for port in [22071, 22074] {
@@ -290,7 +290,7 @@ fn flows_can_be_ended_without_an_end_of_the_forwarder() {
 
     node.forwarder.end_flows();
     node.forwarder.reopen_listeners();
-    node.wait_for("it listens again", |seen| seen.listeners.values().all(|seen| seen.state == ListenerState::Bound));
+    node.wait_for("it listens again", |seen| seen.iter().all(|(_, seen)| seen.state == ListenerState::Bound));
     ping(&mut connect(V4, 22075), b"again");
     assert_eq!(ask(&session, b"again"), b"again");
 }

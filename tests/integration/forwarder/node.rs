@@ -182,7 +182,7 @@ impl Node {
     pub fn open(&self, port: u16, protocol: Protocol, settings: Settings) {
         self.want(port, protocol, settings);
         self.wait_for(&format!("port {port} is open"), |seen| {
-            seen.listeners.get(&id(port)).is_some_and(|seen| seen.state == ListenerState::Bound)
+            seen.get(&id(port)).is_some_and(|seen| seen.state == ListenerState::Bound)
         });
     }
 
@@ -276,7 +276,7 @@ impl Node {
     }
 
     pub fn observation(&self, port: u16) -> Option<ListenerObservation> {
-        self.seen.observations.lock().unwrap().listeners.get(&id(port)).cloned()
+        self.seen.observations.lock().unwrap().get(&id(port)).cloned()
     }
 
     pub fn state(&self, port: u16) -> ListenerState {
