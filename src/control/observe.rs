@@ -14,6 +14,9 @@ pub(super) const LISTENER_WAIT: Duration = Duration::from_secs(10);
 /// How long the other nodes may take. One that dies meanwhile is found out sooner.
 pub const NODES_WAIT: Duration = Duration::from_secs(5);
 
+/// How often whoever waits for other nodes asks whether the store is still there: without it they can say nothing.
+const ASK_EVERY: Duration = Duration::from_millis(100);
+
 /// What has become of a listener.
 #[derive(Debug)]
 pub(super) enum Seen {
@@ -80,13 +83,14 @@ impl Control {
     ) -> Opening {
         let mut members = self.members.clone();
         let mut latest = Opening::Open(0);
-        let mut was_heard = false;
         let told = members.wait_for(|members| {
             latest = members.opening(pool, id, port, revision, &self.node);
-            was_heard |= !members.unheard;
-            !matches!(latest, Opening::Waiting(_)) || (was_heard && members.unheard)
+            !matches!(latest, Opening::Waiting(_))
         });
-        let _ = tokio::time::timeout(NODES_WAIT, told).await;
+        tokio::select! {
+            _ = tokio::time::timeout(NODES_WAIT, told) => {}
+            () = self.store_goes_away() => {}
+        }
         if let Opening::Waiting(nodes) = &latest {
             let lagging = names(nodes);
             tracing::warn!(
@@ -95,6 +99,15 @@ impl Control {
             );
         }
         latest
+    }
+
+    async fn store_goes_away(&self) {
+        loop {
+            tokio::time::sleep(ASK_EVERY).await;
+            if self.refresh().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// What has become of the listener's `version`, or of a later one.

@@ -26,7 +26,7 @@ mod pool;
 mod target;
 
 pub(super) use advice::passes;
-use link::Losses;
+use link::{Losses, Silence};
 use pool::{Lease, Pool};
 pub(super) use target::Target;
 
@@ -76,8 +76,8 @@ pub(super) struct PostgresEngine {
 
 impl PostgresEngine {
     fn new(target: Target) -> Self {
-        let losses = Losses::default();
-        let pool = |size| Arc::new(Pool::new(target.clone(), size, losses.clone()));
+        let (losses, silence) = (Losses::default(), Arc::new(Silence::new()));
+        let pool = |size| Arc::new(Pool::new(target.clone(), size, losses.clone(), Arc::clone(&silence)));
         Self { writer: pool(1), readers: pool(READERS), target, losses }
     }
 }

@@ -19,7 +19,7 @@ use serde_json::json;
 use sqlx::{
     ConnectOptions as _, Connection as _, Executor as _, PgConnection, SqlSafeStr as _, sqlite::SqliteConnectOptions,
 };
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
     discovery::logins::{authority, issue},
@@ -405,10 +405,43 @@ async fn a_server_that_hangs_is_a_fault_within_a_second_for_everyone_who_waits()
     check(&calls.join_all().await);
     check(&times_to_fault(&store).await);
     server.resume();
-    made(&store, &instance("j", 20_001)).await;
+    answers_again(&store).await;
     let everything = store.everything().await.unwrap();
     // Whatever was under way at the pause is done whole or not at all.
     assert_eq!(everything.revision.0, everything.instances.len() as u64);
+    store.close().await;
+}
+
+/// Waits until a change succeeds: for a moment nobody asks a server that was silent to all.
+async fn answers_again(store: &AnyStore) {
+    let new = instance("again", 20_001);
+    eventually_async("the store answers again", || async { store.provision(&new, false, NOW).await.ok() }).await;
+}
+
+#[tokio::test]
+async fn of_calls_in_a_row_one_alone_waits_for_a_server_that_hangs() {
+    let server = Postgres::start();
+    let store = open_as_a_node(&server.database()).await;
+    made(&store, &instance("i", 20_000)).await;
+    server.pause();
+    let mut rows = JoinSet::new();
+    for number in 0..8 {
+        let store = store.clone();
+        rows.spawn(async move {
+            let start = Instant::now();
+            // Half of them ask while the others have waited for a while.
+            if number % 2 == 0 {
+                timeout(ANSWER_WITHIN / 2, store.everything()).await.expect_err("PostgreSQL hangs");
+            }
+            for _ in 0..3 {
+                times_to_fault(&store).await;
+            }
+            start.elapsed()
+        });
+    }
+    check(&rows.join_all().await);
+    server.resume();
+    answers_again(&store).await;
     store.close().await;
 }
 
@@ -561,7 +594,7 @@ async fn a_change_of_one_node_is_heard_by_others_and_so_is_a_loss_of_the_connect
     let url = server.database();
     let (one, other) = (open(&url).await.unwrap(), open(&url).await.unwrap());
     let mut feed = other.feed().await.unwrap();
-    let mut next = async || tokio::time::timeout(PATIENCE, feed.next()).await.expect("a hint");
+    let mut next = async || timeout(PATIENCE, feed.next()).await.expect("a hint");
     made(&one, &instance("i", 20_000)).await;
     assert_eq!(next().await, Hint::Desired);
     assert_eq!(other.everything().await.unwrap().instances.len(), 1);
@@ -593,12 +626,12 @@ async fn a_feed_that_has_gone_silent_is_noticed_however_often_one_stops_to_wait_
     made(&one, &instance("i", 20_000)).await;
     let heard = async {
         loop {
-            if let Ok(hint) = tokio::time::timeout(Duration::from_millis(100), feed.next()).await {
+            if let Ok(hint) = timeout(Duration::from_millis(100), feed.next()).await {
                 return hint;
             }
         }
     };
-    assert_eq!(tokio::time::timeout(PATIENCE, heard).await.expect("a hint"), Hint::Everything);
+    assert_eq!(timeout(PATIENCE, heard).await.expect("a hint"), Hint::Everything);
     assert!(other.losses() > before, "what comes now may be another database");
     one.close().await;
     other.close().await;
@@ -661,8 +694,8 @@ async fn while_postgresql_is_away_traffic_goes_on_and_the_broker_asks_to_try_aga
         } else {
             server.start_again()
         }
-        provision(&harbor, &format!("after {number}").replace(' ', "%20"), PLAN_TCP).await;
         state("up").await;
+        provision(&harbor, &format!("after {number}").replace(' ', "%20"), PLAN_TCP).await;
     }
     let (_, answer) = ask(&harbor.broker(), "b").await;
     assert_eq!(answer.status, 201, "nothing half-done stands in the way");

@@ -2,7 +2,8 @@
 //!
 //! A call is given up when nothing has come back for so long as [`Target`] says: a server that is stopped, cut off or hangs shows
 //! itself by silence, one that is merely busy does not. Calls that wait for a connection are given up with the one that
-//! has it, so nobody stands in a queue of which each waits that long in turn.
+//! has it, so nobody stands in a queue of which each waits that long in turn. When the server says nothing to anybody, all
+//! calls are given up at once, and for a while nobody asks: whoever makes several in a row waits for one of them.
 //!
 //! A connection comes back only when its transaction has ended; any other is closed, and the server rolls back what was
 //! on it. Its next transaction begins with the test of whether it still lives, at no cost.
@@ -18,12 +19,12 @@ use futures_util::TryStreamExt as _;
 use sqlx::{Arguments as _, AssertSqlSafe, Connection as _, Executor as _, PgConnection, postgres::PgArguments};
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
     Target, feed,
-    link::{KEEPALIVES, Losses, is_loss, silent, timed_out},
+    link::{KEEPALIVES, Losses, Silence, is_loss, silent, silent_to_others, timed_out},
 };
 use crate::store::{
     Hint,
@@ -39,6 +40,7 @@ const QUEUE_WITHIN: Duration = Duration::from_secs(10);
 pub(super) struct Pool {
     target: Target,
     losses: Losses,
+    silence: Arc<Silence>,
     permits: Arc<Semaphore>,
     idle: Mutex<Vec<PgConnection>>,
     /// Tells those that wait for a connection that one of them got no answer.
@@ -54,10 +56,10 @@ pub(in crate::store) struct Lease {
 }
 
 impl Pool {
-    /// At most `size` connections, made when they are needed.
-    pub(super) fn new(target: Target, size: usize, losses: Losses) -> Self {
+    /// At most `size` connections, made when they are needed. Pools of one server share its `silence`.
+    pub(super) fn new(target: Target, size: usize, losses: Losses, silence: Arc<Silence>) -> Self {
         let permits = Arc::new(Semaphore::new(size));
-        Self { target, losses, permits, idle: Mutex::default(), outage: Notify::new() }
+        Self { target, losses, silence, permits, idle: Mutex::default(), outage: Notify::new() }
     }
 
     /// Begins a transaction by `statement`.
@@ -82,12 +84,15 @@ impl Pool {
 
     async fn permit(&self) -> Sql<OwnedSemaphorePermit> {
         let outage = self.outage.notified();
+        if self.silence.lasts() {
+            return Err(silent_to_others());
+        }
         tokio::select! {
             // In this order: the permit of the call that got no answer comes free at the same moment.
             biased;
-            () = outage => Err(timed_out("PostgreSQL has not answered those who asked before".into())),
+            () = outage => Err(silent_to_others()),
             permit = Arc::clone(&self.permits).acquire_owned() => permit.map_err(|_| sqlx::Error::PoolClosed),
-            () = tokio::time::sleep(QUEUE_WITHIN) => {
+            () = sleep(QUEUE_WITHIN) => {
                 Err(timed_out(format!("no connection to PostgreSQL was free for {QUEUE_WITHIN:?}")))
             }
         }
@@ -127,21 +132,32 @@ impl Pool {
 
     /// The outcome of `answer`, or an error when it does not come.
     async fn heard<T>(&self, answer: impl Future<Output = Sql<T>>) -> Sql<T> {
-        let answer_within = self.target.answer_within;
-        match timeout(answer_within, answer).await {
-            Ok(outcome) => outcome.inspect_err(|error| {
-                if is_loss(error) {
-                    self.losses.add();
+        let (asked, answer_within) = (Instant::now(), self.target.answer_within);
+        let given_up = tokio::select! {
+            biased;
+            outcome = answer => {
+                match &outcome {
+                    // Nobody there says nothing.
+                    Err(sqlx::Error::Io(_)) => {}
+                    _ => self.silence.end(),
                 }
-            }),
-            Err(_) => {
-                self.losses.add();
-                // Those that rest lead to the same server.
-                self.idle().clear();
-                self.outage.notify_waiters();
-                Err(silent(answer_within))
+                return outcome.inspect_err(|error| {
+                    if is_loss(error) {
+                        self.losses.add();
+                    }
+                });
             }
-        }
+            () = self.silence.fallen() => silent_to_others(),
+            () = sleep(answer_within) => {
+                self.silence.begin(asked, answer_within / 2);
+                silent(answer_within)
+            }
+        };
+        self.losses.add();
+        // Those that rest lead to the same server.
+        self.idle().clear();
+        self.outage.notify_waiters();
+        Err(given_up)
     }
 
     fn rest(&self, connection: PgConnection) {

@@ -5,7 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
 use harbor::model::plan::SERVICE_ID;
+use hyper::Method;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
@@ -14,12 +16,14 @@ use tokio::{
     time::timeout,
 };
 
-use super::trio::{Trio, address, listens, port_of, put};
+use super::trio::{Trio, address, listens, port_of, put, wish};
 use crate::{
-    end_to_end::{PLAN_BOTH, PLAN_TCP, announce, bind, provision, served},
+    end_to_end::{PLAN_BOTH, PLAN_TCP, announce, bind, provision, served, status},
     support::{
         echo::{Echo, over_tcp, tell},
         eventually::{PATIENCE, eventually_async},
+        harbor::Harbor,
+        http::Answer,
         postgres::Postgres,
     },
 };
@@ -69,7 +73,7 @@ async fn without_postgresql_traffic_goes_on_and_writes_are_refused_within_a_seco
             }
             // Also those that wait for one another.
             let start = Instant::now();
-            let binds = futures_util::future::join_all((0..8).map(async |number| {
+            let binds = join_all((0..8).map(async |number| {
                 let path = format!("/v2/service_instances/a/service_bindings/late-{number}");
                 node.broker().put(&path, &body).await.status.as_u16()
             }));
@@ -110,6 +114,69 @@ async fn tell_over_udp(socket: &UdpSocket, text: &str) -> String {
     let mut answer = [0; 64];
     let length = timeout(PATIENCE, socket.recv(&mut answer)).await.expect("an answer").unwrap();
     String::from_utf8_lossy(&answer[..length]).into_owned()
+}
+
+/// How soon what is under way is answered when PostgreSQL hangs: the 0.8 s of one wait for it, and what a busy machine adds.
+/// Two such waits in a row take longer.
+const ANSWERED: Duration = Duration::from_millis(1500);
+
+/// Asks for all that becomes of a service instance, again and again, until something is refused. Returns when each request
+/// was made and answered, and how.
+async fn live_on(node: &Harbor, name: &str) -> Vec<(Instant, Instant, Answer)> {
+    let (broker, mut seen) = (node.broker(), Vec::new());
+    let query = format!("service_id={SERVICE_ID}&plan_id={PLAN_TCP}");
+    let key = json!({ "service_id": SERVICE_ID, "plan_id": PLAN_TCP });
+    let change = json!({ "service_id": SERVICE_ID, "parameters": { "balance": "random" } });
+    for round in 0.. {
+        let path = format!("/v2/service_instances/{name}-{round}");
+        let binding = format!("{path}/service_bindings/{name}-{round}");
+        let requests = [
+            (Method::PUT, path.clone(), Some(wish(PLAN_TCP, json!({})))),
+            (Method::PUT, binding.clone(), Some(key.clone())),
+            (Method::PATCH, path.clone(), Some(change.clone())),
+            (Method::DELETE, format!("{binding}?{query}"), None),
+            (Method::DELETE, format!("{path}?{query}"), None),
+        ];
+        for (method, path, body) in requests {
+            let asked = Instant::now();
+            let answer = broker.send(method, &path, body.as_ref()).await;
+            let refused = !answer.status.is_success();
+            seen.push((asked, Instant::now(), answer));
+            if refused {
+                return seen;
+            }
+        }
+    }
+    seen
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_under_way_when_postgresql_hangs_is_answered_as_soon_as_what_comes_later() {
+    let postgres = Postgres::start();
+    let trio = Trio::start(&postgres, 2, "27530-27559").await;
+    let revision = async || status(&trio.nodes[0]).await["revision_desired"].as_u64().expect("a number");
+    for cycle in 0..3 {
+        let begun = revision().await;
+        let hang = async {
+            let goes_on = || async { (revision().await > begun + 100).then_some(()) };
+            eventually_async("work is under way", goes_on).await;
+            postgres.pause();
+            Instant::now()
+        };
+        let names = (0..12).map(|number| format!("i{cycle}-{number}")).collect::<Vec<_>>();
+        let work = names.iter().enumerate().map(|(number, name)| live_on(&trio.nodes[number % 2], name));
+        let (seen, hung_at) = tokio::join!(join_all(work), hang);
+        for (asked, answered, answer) in seen.into_iter().flatten() {
+            let took = answered.saturating_duration_since(asked.max(hung_at));
+            assert!(took < ANSWERED, "{answer:?} after {took:?}");
+            assert!(answer.status == 503 || answer.status.is_success(), "{answer:?}");
+        }
+        postgres.resume();
+        eventually_async("it goes on", || async {
+            [200, 201].contains(&put(&trio.nodes[0], &format!("back-{cycle}"), "").await.status.as_u16()).then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
