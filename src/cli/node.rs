@@ -62,22 +62,22 @@ impl NodeCommand {
             match self.action {
                 Action::List(Asked { json, reach }) => {
                     let nodes = Node::find(reach, file)?.get::<wire::Nodes>(wire::NODES_PATH).await?;
-                    show(&nodes.nodes, json)?;
+                    show(&nodes.nodes, json, table)?;
                     Ok(if nodes.nodes.iter().all(wire::Node::is_fine) { FINE } else { FOUND_A_PROBLEM })
                 }
-                Action::Drain(named) => named.tell(file, Method::POST, "/drain").await,
-                Action::Resume(named) => named.tell(file, Method::POST, "/resume").await,
+                Action::Drain(named) => named.tell(file, Method::POST, "/drain", table).await,
+                Action::Resume(named) => named.tell(file, Method::POST, "/resume", table).await,
                 Action::Remove(Named { id: None, .. }) => {
                     Err(Failure::Usage("which node? Name it, for example `harbor node remove harbor_node_2`".into()))
                 }
-                Action::Remove(named) => named.tell(file, Method::DELETE, "").await,
+                Action::Remove(named) => named.tell(file, Method::DELETE, "", forgotten).await,
             }
         })
     }
 }
 
 impl Named {
-    async fn tell(self, file: Option<PathBuf>, method: Method, action: &str) -> Outcome {
+    async fn tell(self, file: Option<PathBuf>, method: Method, action: &str, words: Words) -> Outcome {
         let Asked { json, reach } = self.asked;
         let node = Node::find(reach, file)?;
         let id = match self.id {
@@ -85,18 +85,27 @@ impl Named {
             None => node.get::<wire::Status>(wire::STATUS_PATH).await?.node,
         };
         let path = format!("{}/{}{action}", wire::NODES_PATH, wire::in_path(&id));
-        show(&[node.ask::<wire::Node>(method, &path).await?], json)?;
+        show(&[node.ask::<wire::Node>(method, &path).await?], json, words)?;
         Ok(FINE)
     }
 }
 
-fn show(nodes: &[wire::Node], json: bool) -> Result<(), Failure> {
+/// How nodes are shown to people.
+type Words = fn(&[wire::Node]) -> String;
+
+fn show(nodes: &[wire::Node], json: bool, words: Words) -> Result<(), Failure> {
     if json {
         let nodes = wire::Nodes { nodes: nodes.to_vec() };
         let text = serde_json::to_string_pretty(&nodes).context("an answer can be written as JSON");
         return Ok(print(&(text.map_err(Failure::Problem)? + "\n"))?);
     }
-    Ok(print(&table(nodes))?)
+    Ok(print(&words(nodes))?)
+}
+
+fn forgotten(nodes: &[wire::Node]) -> String {
+    let line =
+        |node: &wire::Node| format!("{} is forgotten: it was heard last at {}\n", super::clean(&node.id), node.seen_at);
+    nodes.iter().map(line).collect()
 }
 
 /// One line a node, and one for each thing that ails it.

@@ -1,11 +1,20 @@
 //! Nodes: drained and resumed by their operators' wish, and forgotten when they have died for good. The wish is in the
 //! store: whoever it is about hears of it there.
 
+use std::time::Duration;
+
 use super::Control;
 use crate::{
-    model::{NodeId, member::Known},
+    model::{
+        NodeId,
+        member::{Known, Member, Members},
+        observed::Mode,
+    },
     store,
 };
+
+/// How long a node that is resumed may take to take part again. It hears of it within milliseconds.
+const RESUME_WAIT: Duration = Duration::from_secs(2);
 
 /// Why nothing is done with a node.
 #[derive(Debug, thiserror::Error)]
@@ -22,18 +31,27 @@ pub enum NodeRefusal {
 }
 
 impl Control {
-    /// Has a node drained, or take part again.
+    /// Has a node drained, or take part again. Of one that is resumed it is told what it is once it does, if that is soon.
     ///
     /// # Errors
     /// [`NodeRefusal`].
     pub async fn drain(&self, node: &str, drain: bool) -> Result<Known, NodeRefusal> {
-        let mut known = self.known(node)?;
+        let known = self.known(node)?;
         if !self.store.set_drain(&known.member.id, drain).await? {
             return Err(NodeRefusal::Unknown(node.to_owned()));
         }
-        known.member.drain = drain;
         tracing::info!(node, drain, "an operator has asked to drain a node, or to resume it");
-        Ok(known)
+        let known = if drain { known } else { self.resumed(known).await };
+        Ok(Known { member: Member { drain, ..known.member }, ..known })
+    }
+
+    async fn resumed(&self, known: Known) -> Known {
+        let mut members = self.members.clone();
+        let is_drained = |known: &Known| known.alive && known.member.report.mode == Mode::Draining;
+        let takes_part = members.wait_for(|all| !find(all, known.member.id.as_str()).is_some_and(is_drained));
+        // One that was told to end besides does not.
+        let _ = tokio::time::timeout(RESUME_WAIT, takes_part).await;
+        find(&self.members.borrow(), known.member.id.as_str()).cloned().unwrap_or(known)
     }
 
     /// Forgets a node that is dead.
@@ -53,8 +71,10 @@ impl Control {
     }
 
     fn known(&self, node: &str) -> Result<Known, NodeRefusal> {
-        let all = self.members.borrow().clone();
-        let known = all.all.iter().find(|known| known.member.id.as_str() == node);
-        known.cloned().ok_or_else(|| NodeRefusal::Unknown(node.to_owned()))
+        find(&self.members.borrow(), node).cloned().ok_or_else(|| NodeRefusal::Unknown(node.to_owned()))
     }
+}
+
+fn find<'a>(members: &'a Members, node: &str) -> Option<&'a Known> {
+    members.all.iter().find(|known| known.member.id.as_str() == node)
 }

@@ -56,7 +56,9 @@ impl Control {
         match self.told(pool, id, *port, *revision, "listen on the port").await {
             Opening::Failed(node, failure) if failure.held => Seen::Held(format!("on {node}: {}", failure.reason)),
             Opening::Failed(node, failure) => Seen::Failed(format!("on {node}: {}", failure.reason)),
-            Opening::Open(0) if !is_open_here => Seen::Failed(format!("no live node serves the pool {pool}")),
+            Opening::Open(0) if !is_open_here => {
+                Seen::Failed(format!("every node of the pool {pool} is dead or drained"))
+            }
             Opening::Waiting(nodes) if !is_open_here => {
                 Seen::Failed(format!("{} did not open it in time", names(&nodes)))
             }

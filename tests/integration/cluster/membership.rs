@@ -52,7 +52,8 @@ async fn a_drained_node_is_not_ready_and_takes_nothing_new_until_it_is_resumed()
     assert!(!listens(1, port).await);
 
     let (code, resumed) = told(&trio.sites[0], &["resume", &id, "--admin", &asked]);
-    assert_eq!((code, &resumed["nodes"][0]["drain"]), (0, &json!(false)), "{resumed}");
+    let resumed = &resumed["nodes"][0];
+    assert_eq!((code, &resumed["drain"], &resumed["mode"]), (0, &json!(false), &json!("serving")), "{resumed}");
     again.ready().await;
     for port in [port, second] {
         eventually_async("it listens again", || async { listens(1, port).await.then_some(()) }).await;
@@ -72,8 +73,9 @@ async fn a_dead_node_is_waited_for_no_more_and_can_be_removed() {
     let start = std::time::Instant::now();
     assert_eq!(put(&trio.nodes[0], "a", "").await.status, 201);
     assert!(start.elapsed() < Duration::from_secs(3), "nobody was waited for");
-    let (code, _) = told(&trio.sites[0], &["remove", &id, "--admin", &asked]);
-    assert_eq!(code, 0);
+    let removed = trio.sites[0].command(&["node", "remove", &id, "--admin", &asked]).output().unwrap();
+    let words = String::from_utf8(removed.stdout).unwrap();
+    assert!(removed.status.success() && words.contains(&format!("{id} is forgotten")), "{words}");
     eventually_async("it is forgotten", || async { (nodes(&trio.nodes[0]).await.len() == 1).then_some(()) }).await;
     let (code, _) = told(&trio.sites[0], &["list", "--admin", &asked]);
     assert_eq!(code, 0);
@@ -140,7 +142,10 @@ async fn a_node_with_a_store_of_its_own_is_drained_and_resumed_too() {
     })
     .await;
     assert_eq!(alone.admin().get("/readyz").await.status, 503);
-    assert_eq!(put(&alone, "b", "").await.status, 503, "nobody would open it");
+    let refused = put(&alone, "b", "").await;
+    assert_eq!(refused.status, 503);
+    let words = refused.json()["description"].to_string();
+    assert!(words.contains("every node of the pool default is dead or drained"), "{words}");
     assert_eq!(told(&site, &["resume", "--admin", &admin]).0, 0);
     alone.ready().await;
     assert_eq!(put(&alone, "b", "").await.status, 201);
