@@ -64,6 +64,7 @@ pub use reload::ReloadRefusal;
 pub use update::{UpdateRefusal, UpdateSpec};
 
 use keys::{Keys, NoTurn, TURN_WAIT};
+use observe::Inquiry;
 use pools::Listened;
 use ports::Ports;
 use snapshot::Snapshot;
@@ -115,6 +116,7 @@ pub struct Control {
     snapshot: Snapshot,
     observations: watch::Receiver<Arc<Observations>>,
     members: watch::Receiver<Arc<Members>>,
+    inquiry: Inquiry,
     metrics: Arc<ControlMetrics>,
     keys: Keys,
     operations: Arc<Semaphore>,
@@ -168,6 +170,7 @@ impl Control {
             snapshot,
             observations,
             members,
+            inquiry: Inquiry::default(),
             metrics,
             keys: Keys::new(TURN_WAIT),
             operations: Arc::new(Semaphore::new(MAX_OPERATIONS)),

@@ -1,11 +1,19 @@
 //! Waiting, for a bounded time, until the forwarder has done what was published.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
+
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep, sleep_until},
+};
 
 use super::Control;
-use crate::model::{
-    NodeId, PoolName, Revision, ServiceInstanceId, member::Opening, observed::ListenerState,
-    service_instance::ServiceInstance,
+use crate::{
+    model::{
+        NodeId, PoolName, Revision, ServiceInstanceId, member::Opening, observed::ListenerState,
+        service_instance::ServiceInstance,
+    },
+    store::{self, AnyStore},
 };
 
 /// How long a port may take to open or to close. Binding takes milliseconds; this is for a machine in trouble.
@@ -14,7 +22,7 @@ pub(super) const LISTENER_WAIT: Duration = Duration::from_secs(10);
 /// How long the other nodes may take. One that dies meanwhile is found out sooner.
 pub const NODES_WAIT: Duration = Duration::from_secs(5);
 
-/// How often whoever waits for other nodes asks whether the store is still there: without it they can say nothing.
+/// How often it is asked, while somebody waits for other nodes, whether the store is there: without it they can say nothing.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
 /// What has become of a listener.
@@ -28,6 +36,29 @@ pub(super) enum Seen {
     Held(String),
     /// It cannot be bound, for another reason.
     Failed(String),
+    /// The store went away before all other nodes had said what has become of it.
+    Untold(store::Fault),
+}
+
+/// Whether the store is there, asked by one for all who want to know.
+#[derive(Debug, Default)]
+pub(super) struct Inquiry {
+    answered: Mutex<Option<Instant>>,
+}
+
+impl Inquiry {
+    async fn ask(&self, store: &AnyStore) -> store::Result<()> {
+        let mut answered = self.answered.lock().await;
+        if answered.is_some_and(|at| at.elapsed() < ASK_EVERY) {
+            return Ok(());
+        }
+        if store.members().await.is_err() {
+            // A connection may have been lost that was no loss of the store.
+            store.members().await?;
+        }
+        *answered = Some(Instant::now());
+        Ok(())
+    }
 }
 
 impl Control {
@@ -53,7 +84,11 @@ impl Control {
     /// What has become of it on the other nodes.
     async fn elsewhere(&self, instance: &ServiceInstance, is_open_here: bool) -> Seen {
         let ServiceInstance { id, pool, port, revision, .. } = instance;
-        match self.told(pool, id, *port, *revision, "listen on the port").await {
+        let told = match self.told(pool, id, *port, *revision, "listen on the port").await {
+            Ok(told) => told,
+            Err(fault) => return Seen::Untold(fault),
+        };
+        match told {
             Opening::Failed(node, failure) if failure.held => Seen::Held(format!("on {node}: {}", failure.reason)),
             Opening::Failed(node, failure) => Seen::Failed(format!("on {node}: {}", failure.reason)),
             Opening::Open(0) if !is_open_here => {
@@ -69,12 +104,12 @@ impl Control {
     /// Waits, for a bounded time, until the other nodes of its pool have closed the port of a service instance that is
     /// deleted at `revision`. One that does not say so in time is named in the log.
     pub(super) async fn closed_elsewhere(&self, gone: &ServiceInstance, revision: Revision) {
-        self.told(&gone.pool, &gone.id, gone.port, revision, "have closed the port").await;
+        let _ = self.told(&gone.pool, &gone.id, gone.port, revision, "have closed the port").await;
     }
 
     /// What the other nodes of a pool say of a port at a revision: when all have said it, or one that it cannot, or after
-    /// a bounded wait; also when the store goes away meanwhile, as nobody can say anything then. Those that have not said by
-    /// then that they do `what` are named in the log.
+    /// a bounded wait. A fault when the store goes away before that, as nobody can say anything then. Those that have not said
+    /// by then that they do `what` are named in the log.
     async fn told(
         &self,
         pool: &PoolName,
@@ -82,34 +117,37 @@ impl Control {
         port: u16,
         revision: Revision,
         what: &str,
-    ) -> Opening {
-        let mut members = self.members.clone();
-        let mut latest = Opening::Open(0);
-        let told = members.wait_for(|members| {
-            latest = members.opening(pool, id, port, revision, &self.node);
-            !matches!(latest, Opening::Waiting(_))
-        });
-        tokio::select! {
-            _ = tokio::time::timeout(NODES_WAIT, told) => {}
-            () = self.store_goes_away() => {}
-        }
-        if let Opening::Waiting(nodes) = &latest {
-            let lagging = names(nodes);
+    ) -> store::Result<Opening> {
+        let (mut members, until) = (self.members.clone(), Instant::now() + NODES_WAIT);
+        let mut told = pin!(members.wait_for(|members| {
+            !matches!(members.opening(pool, id, port, revision, &self.node), Opening::Waiting(_))
+        }));
+        let away = loop {
+            tokio::select! {
+                _ = &mut told => break None,
+                () = sleep_until(until) => break None,
+                () = sleep(ASK_EVERY) => {}
+            }
+            // Not given up when others have said it: that would cost a connection.
+            if let Err(fault) = self.inquiry.ask(&self.store).await {
+                break Some(fault);
+            }
+        };
+        let latest = self.members.borrow().opening(pool, id, port, revision, &self.node);
+        let Opening::Waiting(nodes) = &latest else { return Ok(latest) };
+        let lagging = names(nodes);
+        if let Some(fault) = away {
             tracing::warn!(
                 service_instance = %id, %pool, port, lagging,
-                "these nodes have not said in time that they {what}: going on without them"
+                "the store went away before these nodes could say that they {what}"
             );
+            return Err(fault);
         }
-        latest
-    }
-
-    async fn store_goes_away(&self) {
-        loop {
-            tokio::time::sleep(ASK_EVERY).await;
-            if self.refresh().await.is_err() {
-                return;
-            }
-        }
+        tracing::warn!(
+            service_instance = %id, %pool, port, lagging,
+            "these nodes have not said in time that they {what}: going on without them"
+        );
+        Ok(latest)
     }
 
     /// What has become of the listener's `version`, or of a later one.

@@ -219,6 +219,7 @@ impl Control {
                 Seen::Held(reason) => reason,
                 Seen::Closed => return Err(Fault::NotListening { port, reason: "the node drains".into() }.into()),
                 Seen::Failed(reason) => return Err(Fault::NotListening { port, reason }.into()),
+                Seen::Untold(fault) => return Err(fault.into()),
             };
             tracing::warn!(service_instance = %instance.id, port, reason, "the port is held by somebody else");
             self.ports.mark_conflict(&instance.pool, port, self.clock.wall()).await;

@@ -112,7 +112,7 @@ impl Control {
         self.snapshot.reach(known.revision).await?;
         match self.opening(&known).await {
             Seen::Listening => Ok(known),
-            failed => Err(not_listening(known.port, failed).into()),
+            failed => Err(not_opened(known.port, failed).into()),
         }
     }
 
@@ -163,7 +163,8 @@ impl Control {
             refused => return Ok(refused),
         };
         match self.opening(&changed).await {
-            Seen::Listening => Ok(store::Change::Done(changed)),
+            // It is stored, and whether another node can carry it out shows in its status, as of one that lags.
+            Seen::Listening | Seen::Untold(_) => Ok(store::Change::Done(changed)),
             failed => {
                 self.take_back(known, &changed).await?;
                 if let Err(fault) = self.snapshot.refresh().await {
@@ -235,13 +236,14 @@ fn refusal(wanted: &ServiceInstance, seen: Seen) -> Failure<UpdateRefusal> {
             tracing::warn!(service_instance = %id, port, reason, "the port is held by somebody else");
             Failure::Refused(UpdateRefusal::PortHeld(port))
         }
-        failed => not_listening(port, failed).into(),
+        failed => not_opened(port, failed).into(),
     }
 }
 
 /// The same where it does not matter who is to blame.
-fn not_listening(port: u16, seen: Seen) -> Fault {
+fn not_opened(port: u16, seen: Seen) -> Fault {
     let reason = match seen {
+        Seen::Untold(fault) => return fault.into(),
         Seen::Held(reason) | Seen::Failed(reason) => reason,
         Seen::Closed => "the node drains".into(),
         Seen::Listening => unreachable!("only what failed is refused"),

@@ -72,13 +72,14 @@ pub(super) struct PostgresEngine {
     writer: Arc<Pool>,
     readers: Arc<Pool>,
     losses: Losses,
+    silence: Arc<Silence>,
 }
 
 impl PostgresEngine {
     fn new(target: Target) -> Self {
         let (losses, silence) = (Losses::default(), Arc::new(Silence::new()));
         let pool = |size| Arc::new(Pool::new(target.clone(), size, losses.clone(), Arc::clone(&silence)));
-        Self { writer: pool(1), readers: pool(READERS), target, losses }
+        Self { writer: pool(1), readers: pool(READERS), target, losses, silence }
     }
 }
 
@@ -102,7 +103,7 @@ impl Engine for PostgresEngine {
     }
 
     async fn feed(&self) -> Sql<Box<dyn Feed>> {
-        feed::listen(&self.target, &self.losses).await
+        feed::listen(&self.target, &self.losses, &self.silence).await
     }
 
     fn losses(&self) -> u64 {

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    pin::pin,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -442,6 +443,27 @@ async fn of_calls_in_a_row_one_alone_waits_for_a_server_that_hangs() {
     check(&rows.join_all().await);
     server.resume();
     answers_again(&store).await;
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_silent_to_one_and_answers_others_is_asked_on() {
+    let server = Postgres::start();
+    let url = server.database();
+    let store = open_as_a_node(&url).await;
+    let made_before = made(&store, &instance("i", 20_000)).await;
+    server.pause_who_was_asked(name(&url), "NOTIFY harbor, ''desired''; COMMIT");
+    let new = instance("j", 20_001);
+    let mut change = pin!(store.provision(&new, false, NOW));
+    let outcome = loop {
+        tokio::select! {
+            outcome = &mut change => break outcome,
+            found = store.instance(&made_before.id) => assert_eq!(found.unwrap().as_ref(), Some(&made_before)),
+        }
+    };
+    outcome.expect_err("the one that it asks hangs");
+    assert_eq!(store.instance(&made_before.id).await.unwrap(), Some(made_before));
+    made(&store, &new).await;
     store.close().await;
 }
 

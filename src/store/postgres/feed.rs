@@ -3,7 +3,7 @@
 //! Notifications leave with their commit, or not at all. Those that come while nobody listens are lost: after each time
 //! without a connection the hint is [`Hint::Everything`].
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{
@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     Target,
-    link::{KEEPALIVES, Losses, silent},
+    link::{KEEPALIVES, Losses, Silence, silent},
 };
 use crate::{
     model::member::HEARTBEAT_EVERY,
@@ -48,11 +48,11 @@ pub(super) const fn commit_with(hint: Hint) -> &'static str {
 }
 
 /// Listens from now on.
-pub(super) async fn listen(target: &Target, losses: &Losses) -> Sql<Box<dyn Feed>> {
+pub(super) async fn listen(target: &Target, losses: &Losses, silence: &Arc<Silence>) -> Sql<Box<dyn Feed>> {
     let listener = connect(target).await?;
     let (hints, heard) = mpsc::channel(HINTS);
     let mut listening = JoinSet::new();
-    listening.spawn(hear(target.clone(), losses.clone(), listener, hints));
+    listening.spawn(hear(target.clone(), losses.clone(), Arc::clone(silence), listener, hints));
     Ok(Box::new(PostgresFeed { heard, listening }))
 }
 
@@ -80,10 +80,19 @@ impl Feed for PostgresFeed {
 }
 
 /// Passes on what is notified, and connects again whenever the connection is lost or says nothing.
-async fn hear(target: Target, losses: Losses, mut listener: PgListener, hints: mpsc::Sender<Hint>) {
+async fn hear(
+    target: Target,
+    losses: Losses,
+    silence: Arc<Silence>,
+    mut listener: PgListener,
+    hints: mpsc::Sender<Hint>,
+) {
     loop {
         let hint = match timeout(QUIET, listener.try_recv()).await {
-            Ok(Ok(Some(notification))) => hint(notification.payload()),
+            Ok(Ok(Some(notification))) => {
+                silence.end();
+                hint(notification.payload())
+            }
             Err(_) if answers(&mut listener, target.answer_within).await => continue,
             // Lost, which the driver would mend by itself, and wait for as long as it takes.
             Ok(Ok(None) | Err(_)) | Err(_) => {

@@ -56,7 +56,7 @@ impl Silence {
         Self { state: Mutex::new(state), fallen: Notify::new() }
     }
 
-    /// Somebody was answered.
+    /// Somebody was answered, or told something.
     pub(super) fn end(&self) {
         *self.state() = Sound { heard_at: Instant::now(), silent_until: None };
     }

@@ -84,9 +84,6 @@ impl Pool {
 
     async fn permit(&self) -> Sql<OwnedSemaphorePermit> {
         let outage = self.outage.notified();
-        if self.silence.lasts() {
-            return Err(silent_to_others());
-        }
         tokio::select! {
             // In this order: the permit of the call that got no answer comes free at the same moment.
             biased;
@@ -132,7 +129,10 @@ impl Pool {
 
     /// The outcome of `answer`, or an error when it does not come.
     async fn heard<T>(&self, answer: impl Future<Output = Sql<T>>) -> Sql<T> {
-        let (asked, answer_within) = (Instant::now(), self.target.answer_within);
+        let (asked, answer_within, fallen) = (Instant::now(), self.target.answer_within, self.silence.fallen());
+        if self.silence.lasts() {
+            return Err(silent_to_others());
+        }
         let given_up = tokio::select! {
             biased;
             outcome = answer => {
@@ -147,7 +147,7 @@ impl Pool {
                     }
                 });
             }
-            () = self.silence.fallen() => silent_to_others(),
+            () = fallen => silent_to_others(),
             () = sleep(answer_within) => {
                 self.silence.begin(asked, answer_within / 2);
                 silent(answer_within)

@@ -153,7 +153,7 @@ async fn live_on(node: &Harbor, name: &str) -> Vec<(Instant, Instant, Answer)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_under_way_when_postgresql_hangs_is_answered_as_soon_as_what_comes_later() {
     let postgres = Postgres::start();
-    let trio = Trio::start(&postgres, 2, "27530-27559").await;
+    let trio = Trio::start(&postgres, 2, "27530-27599").await;
     let revision = async || status(&trio.nodes[0]).await["revision_desired"].as_u64().expect("a number");
     for cycle in 0..3 {
         let begun = revision().await;
