@@ -137,7 +137,7 @@ impl Pool {
             biased;
             outcome = answer => {
                 match &outcome {
-                    // Nobody there says nothing.
+                    // A connection that was refused, or broke, is no answer.
                     Err(sqlx::Error::Io(_)) => {}
                     _ => self.silence.end(),
                 }
