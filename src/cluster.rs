@@ -88,8 +88,6 @@ pub struct Cluster {
     away: bool,
     /// Whether another process speaks for this node.
     superseded: bool,
-    /// The last report, and what it was made from: it is asked for more often than that changes.
-    reported: Option<(Arc<Observations>, Arc<DesiredState>, Report)>,
 }
 
 impl Cluster {
@@ -106,7 +104,6 @@ impl Cluster {
             joined: false,
             away: false,
             superseded: false,
-            reported: None,
         }
     }
 
@@ -158,23 +155,6 @@ impl Cluster {
         self.look().await;
     }
 
-    /// How this node is.
-    fn own_report(&mut self) -> Report {
-        let Sources { mode, observations, desired, flows, .. } = &self.sources;
-        let (observed, desired) = (Arc::clone(&observations.borrow()), Arc::clone(&desired.borrow()));
-        let (mode, flows) = (*mode.borrow(), flows());
-        if let Some((of, with, report)) = &self.reported
-            && Arc::ptr_eq(of, &observed)
-            && Arc::ptr_eq(with, &desired)
-        {
-            return Report { mode, flows, ..report.clone() };
-        }
-        let port_of = |id: &_| desired.listeners.get(id).map(|spec| spec.port);
-        let report = Report::of(mode, flows, &observed, port_of);
-        self.reported = Some((observed, desired, report.clone()));
-        report
-    }
-
     async fn hear(&mut self, hint: Hint) {
         if hint != Hint::Members {
             self.ears.changed.send_replace(());
@@ -185,9 +165,8 @@ impl Cluster {
     }
 
     async fn join(&mut self) -> store::Result<()> {
-        let report = self.own_report();
         let served = self.sources.served.borrow().iter().cloned().collect();
-        self.store.join(&self.settings.member(served, report, self.clock.wall())).await?;
+        self.store.join(&self.settings.member(served, self.sources.report(), self.clock.wall())).await?;
         self.joined = true;
         Ok(())
     }
@@ -201,9 +180,8 @@ impl Cluster {
         if !self.store.serves_many() {
             return Ok(());
         }
-        let report = self.own_report();
         let Settings { node, incarnation, .. } = &self.settings;
-        match self.store.report(node, incarnation, &report, self.clock.wall()).await? {
+        match self.store.report(node, incarnation, &self.sources.report(), self.clock.wall()).await? {
             Heard::Kept => self.superseded = false,
             Heard::Gone => self.join().await?,
             Heard::Superseded if !self.ears.members.borrow().is_alive(node) => self.join().await?,
@@ -228,10 +206,9 @@ impl Cluster {
                 return self.hear_nobody();
             }
         };
-        let report = self.own_report();
         let own = members.iter_mut().find(|member| member.id == self.settings.node && !self.superseded);
         if let Some(own) = own {
-            (own.report, own.seen_at) = (report, self.clock.wall());
+            (own.report, own.seen_at) = (self.sources.report(), self.clock.wall());
         }
         let now = self.clock.now();
         if std::mem::take(&mut self.away) {
@@ -278,6 +255,12 @@ impl std::fmt::Debug for Cluster {
 }
 
 impl Sources {
+    fn report(&self) -> Report {
+        let desired = self.desired.borrow();
+        let port_of = |id: &_| desired.listeners.get(id).map(|spec| spec.port);
+        Report::of(*self.mode.borrow(), (self.flows)(), &self.observations.borrow(), port_of)
+    }
+
     /// Waits until there is something to tell before the next heartbeat.
     async fn news(&mut self) {
         tokio::select! {
