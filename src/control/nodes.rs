@@ -47,8 +47,8 @@ impl Control {
 
     async fn resumed(&self, known: Known) -> Known {
         let mut members = self.members.clone();
-        let is_drained = |known: &Known| known.alive && known.member.report.mode == Mode::Draining;
-        let takes_part = members.wait_for(|all| !find(all, known.member.id.as_str()).is_some_and(is_drained));
+        let is_waited_for = |known: &Known| known.alive && known.member.report.mode != Mode::Serving;
+        let takes_part = members.wait_for(|all| !find(all, known.member.id.as_str()).is_some_and(is_waited_for));
         // One that was told to end besides does not.
         let _ = tokio::time::timeout(RESUME_WAIT, takes_part).await;
         find(&self.members.borrow(), known.member.id.as_str()).cloned().unwrap_or(known)

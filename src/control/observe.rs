@@ -1,10 +1,10 @@
 //! Waiting, for a bounded time, until the forwarder has done what was published.
 
-use std::{pin::pin, time::Duration};
+use std::time::Duration;
 
 use tokio::{
     sync::Mutex,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, timeout},
 };
 
 use super::Control;
@@ -118,20 +118,12 @@ impl Control {
         revision: Revision,
         what: &str,
     ) -> store::Result<Opening> {
-        let (mut members, until) = (self.members.clone(), Instant::now() + NODES_WAIT);
-        let mut told = pin!(members.wait_for(|members| {
-            !matches!(members.opening(pool, id, port, revision, &self.node), Opening::Waiting(_))
-        }));
-        let away = loop {
-            tokio::select! {
-                _ = &mut told => break None,
-                () = sleep_until(until) => break None,
-                () = sleep(ASK_EVERY) => {}
-            }
-            // Not given up when others have said it: that would cost a connection.
-            if let Err(fault) = self.inquiry.ask(&self.store).await {
-                break Some(fault);
-            }
+        let mut members = self.members.clone();
+        let told = members
+            .wait_for(|members| !matches!(members.opening(pool, id, port, revision, &self.node), Opening::Waiting(_)));
+        let away = tokio::select! {
+            _ = timeout(NODES_WAIT, told) => None,
+            fault = self.store_goes_away() => Some(fault),
         };
         let latest = self.members.borrow().opening(pool, id, port, revision, &self.node);
         let Opening::Waiting(nodes) = &latest else { return Ok(latest) };
@@ -150,11 +142,21 @@ impl Control {
         Ok(latest)
     }
 
+    /// Waits until the store is away, and says how that shows. A question that is dropped costs its connection.
+    async fn store_goes_away(&self) -> store::Fault {
+        loop {
+            sleep(ASK_EVERY).await;
+            if let Err(fault) = self.inquiry.ask(&self.store).await {
+                return fault;
+            }
+        }
+    }
+
     /// What has become of the listener's `version`, or of a later one.
     pub(super) async fn listener(&self, id: &ServiceInstanceId, version: u64) -> Seen {
         let mut observations = self.observations.clone();
         let told = observations.wait_for(|all| all.get(id).is_some_and(|seen| seen.version >= version));
-        match tokio::time::timeout(LISTENER_WAIT, told).await {
+        match timeout(LISTENER_WAIT, told).await {
             Ok(Ok(all)) => match all.get(id).map(|seen| &seen.state) {
                 Some(ListenerState::Bound) => Seen::Listening,
                 Some(ListenerState::Closed) => Seen::Closed,
@@ -171,7 +173,7 @@ impl Control {
     pub(super) async fn listener_gone(&self, id: &ServiceInstanceId) -> bool {
         let mut observations = self.observations.clone();
         let gone = observations.wait_for(|all| all.get(id).is_none());
-        match tokio::time::timeout(LISTENER_WAIT, gone).await {
+        match timeout(LISTENER_WAIT, gone).await {
             Ok(seen) => seen.is_ok(),
             Err(_) => {
                 tracing::warn!(service_instance = %id, "the forwarder did not close its port within {LISTENER_WAIT:?}");

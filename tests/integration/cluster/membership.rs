@@ -50,6 +50,9 @@ async fn a_drained_node_is_not_ready_and_takes_nothing_new_until_it_is_resumed()
     .await;
     assert_eq!(again.admin().get("/readyz").await.status, 503);
     assert!(!listens(1, port).await);
+    // Whoever is asked to resume it knows that it is there.
+    let known = || async { (node(&trio.nodes[0], 1).await["mode"] == "draining").then_some(()) };
+    eventually_async("the other one sees it drained", known).await;
 
     let (code, resumed) = told(&trio.sites[0], &["resume", &id, "--admin", &asked]);
     let resumed = &resumed["nodes"][0];
