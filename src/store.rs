@@ -15,6 +15,7 @@ use crate::model::{
     member::{Member, Report},
     pool::Pool,
     service_instance::ServiceInstance,
+    setting::{By, Setting, SettingChange},
     token::AnnounceSecret,
 };
 
@@ -36,7 +37,7 @@ mod sql;
 mod sqlite;
 mod text;
 
-pub use dump::{Contradiction, Dump, LastRelease, MAX_FILE_BYTES, ReadError, Setting};
+pub use dump::{Contradiction, Dump, LastRelease, MAX_FILE_BYTES, ReadError};
 pub use migrations::SCHEMA_VERSION;
 pub use open::{ANSWER_WITHIN, MIGRATE_WITHIN, Migrated, OpenError, Settings, migrate, open, open_to_read};
 pub use sql::ALL as STATEMENTS;
@@ -87,8 +88,12 @@ pub struct Changes {
     /// Ports freed after they were used, and free still; by pool and port. [`Store::everything`] leaves them to
     /// [`Store::ports`].
     pub freed: Vec<Freed>,
-    /// Pools of which reservations were made, by name. [`Store::everything`] leaves them out too.
+    /// Pools of which reservations were made or released, by name. [`Store::everything`] leaves them out too.
     pub reserved: Vec<PoolName>,
+    /// All live settings, by scope and key; none when none has changed.
+    pub settings: Option<Vec<Setting>>,
+    /// The announce secret; none when it has not been rotated, or is not made yet.
+    pub announce_secret: Option<AnnounceSecret>,
 }
 
 /// A port that nobody has any more.
@@ -185,8 +190,15 @@ pub enum Bind {
 /// Ids and names hold any character, U+0000 too: an engine whose text cannot hold that one has to write it otherwise.
 #[async_trait]
 pub trait Store: Send + Sync + fmt::Debug {
-    /// What tokens are derived from; made once, at the first call.
+    /// What tokens are derived from; made at the first call.
     async fn announce_secret(&self) -> Result<AnnounceSecret>;
+
+    /// Makes a new announce secret, which the former one counts beside. `false` when one does so already; nothing has been
+    /// changed then.
+    async fn rotate_announce_secret(&self, by: &By) -> Result<bool>;
+
+    /// Ends the rotation: only the new secret counts. `false` when there is none under way.
+    async fn drop_former_secret(&self, by: &By) -> Result<bool>;
 
     /// All service instances and bindings, at one revision.
     async fn everything(&self) -> Result<Changes>;
@@ -201,9 +213,21 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// The reservations of `pool`.
     async fn reservations(&self, pool: &PoolName) -> Result<Vec<Reservation>>;
 
-    /// Holds ports back. `false` when the name is taken in that pool or a reservation overlaps; nothing has been
-    /// changed then. Ports already allocated stay with their service instances.
-    async fn reserve(&self, reservation: &Reservation) -> Result<bool>;
+    /// Releases reservations, by pool and name, then holds ports back. `false` when there is none of a name to release, or a
+    /// name that is made is taken in its pool, or a reservation of that pool overlaps; nothing has been changed then. Ports
+    /// already allocated stay with their service instances.
+    async fn change_reservations(&self, released: &[(PoolName, String)], made: &[Reservation], by: &By)
+    -> Result<bool>;
+
+    /// All live settings, by scope and key, and the revision at which they are so.
+    async fn settings(&self) -> Result<(Revision, Vec<Setting>)>;
+
+    /// Sets and unsets live settings, for all nodes. `None` when any was changed after the revision `read_at`; nothing has
+    /// been changed then.
+    async fn change_settings(&self, changes: &[SettingChange], by: &By, read_at: Revision) -> Result<Option<Revision>>;
+
+    /// The history of what operators have changed, the latest first; at most `limit`.
+    async fn settings_history(&self, limit: usize) -> Result<Vec<Setting>>;
 
     /// One service instance.
     async fn instance(&self, id: &ServiceInstanceId) -> Result<Option<ServiceInstance>>;
@@ -233,7 +257,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Replaces plan, protocol, settings and name, if the row still has the revision that `instance` was read with.
     async fn update(&self, instance: &ServiceInstance) -> Result<Change>;
 
-    /// Deletes a service instance with its bindings and its operation. `None` when there is none, or `ending` does not
+    /// Deletes a service instance with its bindings, its operation and its suspension. `None` when there is none, or `ending` does not
     /// hold; nothing has been changed then.
     async fn deprovision(
         &self,

@@ -249,6 +249,9 @@ impl State {
             self.facts = Arc::new(facts);
             self.show_all();
         }
+        if let Some(secret) = changes.announce_secret {
+            self.directory.announce_secret = secret;
+        }
         for id in &changes.deleted_bindings {
             self.directory.remove_binding(id);
         }

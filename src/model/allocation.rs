@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{PoolName, PortSet, SpaceId, Timestamp};
+use super::{PoolName, PortSet, Protocol, SpaceId, Timestamp};
 
 /// For how long after its use by one space a port is not given to another that asks for this very port: its former
 /// clients may still be calling.
@@ -81,6 +81,8 @@ pub struct Reservation {
     pub first_port: u16,
     /// Last port; equal to the first for a single one.
     pub last_port: u16,
+    /// For what. Harbor gives none of the ports out whatever it is.
+    pub protocol: Protocol,
 }
 
 impl Reservation {
@@ -90,10 +92,18 @@ impl Reservation {
         (self.first_port..=self.last_port).contains(&port)
     }
 
-    /// Whether both hold a common port back.
+    /// Whether both hold a common port back for a common transport.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
-        self.first_port <= other.last_port && other.first_port <= self.last_port
+        let shares = self.protocol.transports().iter().any(|transport| other.protocol.has(*transport));
+        shares && self.first_port <= other.last_port && other.first_port <= self.last_port
+    }
+
+    /// Its ports and protocol in words: `25090-25099 tcp`.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let Self { first_port: first, last_port: last, protocol, .. } = self;
+        if first == last { format!("{first} {protocol}") } else { format!("{first}-{last} {protocol}") }
     }
 }
 

@@ -12,28 +12,55 @@ use super::BindingId;
 /// Bytes of an announce secret.
 pub const SECRET_BYTES: usize = 32;
 
-/// The secret that every token is derived from. The store makes it once.
+/// The secret that every token is derived from. The store makes it once; while it is being rotated, tokens of the former one
+/// count too, and new ones are given out.
 #[derive(Clone, PartialEq, Eq)]
-pub struct AnnounceSecret([u8; SECRET_BYTES]);
+pub struct AnnounceSecret {
+    bytes: [u8; SECRET_BYTES],
+    former: Option<[u8; SECRET_BYTES]>,
+}
 
 impl AnnounceSecret {
     /// Takes 32 random bytes.
     #[must_use]
     pub const fn new(bytes: [u8; SECRET_BYTES]) -> Self {
-        Self(bytes)
+        Self { bytes, former: None }
+    }
+
+    /// This one, in the place of `former`.
+    #[must_use]
+    pub fn after(self, former: &Self) -> Self {
+        Self { former: Some(former.bytes), ..self }
+    }
+
+    /// The one that this one takes the place of, while both count.
+    #[must_use]
+    pub fn former(&self) -> Option<Self> {
+        self.former.map(Self::new)
     }
 
     /// The bytes, for the store alone.
     #[must_use]
     pub const fn expose(&self) -> &[u8; SECRET_BYTES] {
-        &self.0
+        &self.bytes
     }
 
     /// The token of a binding.
     #[must_use]
     pub fn token(&self, binding: &BindingId) -> Token {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.0);
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.bytes);
         Token(hex(hmac::sign(&key, binding.as_str().as_bytes()).as_ref()))
+    }
+
+    /// Every token of a binding that counts, the one that is given out first.
+    pub fn tokens(&self, binding: &BindingId) -> impl Iterator<Item = Token> {
+        [Some(self.token(binding)), self.former().map(|former| former.token(binding))].into_iter().flatten()
+    }
+
+    /// Whether `presented` is a token of a binding that counts.
+    #[must_use]
+    pub fn has_token(&self, binding: &BindingId, presented: &str) -> bool {
+        self.tokens(binding).any(|token| token.matches(presented))
     }
 
     /// What shows other nodes that one that has this secret has said `text`.
@@ -46,12 +73,13 @@ impl AnnounceSecret {
     #[must_use]
     pub fn has_vouched(&self, text: &str, proof: &str) -> bool {
         use subtle::ConstantTimeEq as _;
-        self.vouch(text).as_bytes().ct_eq(proof.as_bytes()).into()
+        let is_of = |secret: &Self| bool::from(secret.vouch(text).as_bytes().ct_eq(proof.as_bytes()));
+        is_of(self) || self.former().is_some_and(|former| is_of(&former))
     }
 
     /// Derived as a token is, but from the empty id, which no binding has: neither can be taken for the other.
     fn key_of_nodes(&self) -> hmac::Key {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.0);
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.bytes);
         hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&key, b"").as_ref())
     }
 }

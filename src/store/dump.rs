@@ -7,8 +7,8 @@ use std::{collections::BTreeSet, fmt::Debug};
 
 use super::{Operation, Release, Reservation};
 use crate::model::{
-    BindingId, PoolName, Revision, ServiceInstanceId, Timestamp, binding::Binding, pool::Pool,
-    service_instance::ServiceInstance, token::AnnounceSecret,
+    BindingId, PoolName, Revision, ServiceInstanceId, Transport, binding::Binding, pool::Pool,
+    service_instance::ServiceInstance, setting::Setting, token::AnnounceSecret,
 };
 
 mod file;
@@ -56,23 +56,6 @@ pub struct LastRelease {
     /// By whom, and until when it rests.
     pub release: Release,
     /// The revision that freed it; zero where that was not noted yet.
-    pub revision: Revision,
-}
-
-/// A live setting, or a change of one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Setting {
-    /// What it is a setting of.
-    pub scope: String,
-    /// Which.
-    pub key: String,
-    /// Its value; none, in the history alone, where it was unset.
-    pub value: Option<String>,
-    /// Who has changed it.
-    pub changed_by: String,
-    /// When.
-    pub changed_at: Timestamp,
-    /// The revision of that.
     pub revision: Revision,
 }
 
@@ -136,10 +119,13 @@ impl Dump {
             return contradiction(format!("the reservation {:?} ends before it begins", held.name));
         }
         by_port.sort_by_key(|held| (&held.pool, held.first_port));
-        for pair in by_port.windows(2) {
-            if pair[0].pool == pair[1].pool && pair[0].overlaps(pair[1]) {
-                let (one, other) = (&pair[0].name, &pair[1].name);
-                return contradiction(format!("the reservations {one:?} and {other:?} hold a common port"));
+        for transport in Transport::ALL {
+            let of_transport = by_port.iter().filter(|held| held.protocol.has(transport)).collect::<Vec<_>>();
+            for pair in of_transport.windows(2) {
+                if pair[0].pool == pair[1].pool && pair[0].overlaps(pair[1]) {
+                    let (one, other) = (&pair[0].name, &pair[1].name);
+                    return contradiction(format!("the reservations {one:?} and {other:?} hold a common port"));
+                }
             }
         }
         Ok(())

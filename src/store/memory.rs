@@ -2,7 +2,7 @@
 //! against it; tests of other modules run on it. It keeps nothing.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, PoisonError},
 };
 
@@ -10,7 +10,7 @@ use async_trait::async_trait;
 
 use super::{
     Bind, CHANGES_KEPT, Change, Changes, Dump, Ending, FAILURES_KEPT, Fault, Feed, Freed, Heard, Hint, LastRelease,
-    Operation, PortRow, PortState, Provision, Release, Reservation, Result, Setting, Store, feed::Bell, secret,
+    Operation, PortRow, PortState, Provision, Release, Reservation, Result, Store, feed::Bell, secret,
 };
 use crate::model::{
     BindingId, NodeId, PoolName, Revision, ServiceInstanceId, SpaceId, Timestamp,
@@ -18,6 +18,7 @@ use crate::model::{
     member::{Member, Report},
     pool::Pool,
     service_instance::ServiceInstance,
+    setting::{self, By, Setting, SettingChange},
     token::AnnounceSecret,
 };
 
@@ -43,7 +44,9 @@ struct State {
     members: BTreeMap<NodeId, Member>,
     deleted_instances: BTreeMap<ServiceInstanceId, Revision>,
     deleted_bindings: BTreeMap<BindingId, Revision>,
-    settings: Vec<Setting>,
+    /// By scope and key.
+    settings: BTreeMap<(String, String), Setting>,
+    /// By revision, scope and key.
     settings_history: Vec<Setting>,
 }
 
@@ -112,14 +115,18 @@ impl State {
             deleted_bindings: Vec::new(),
             freed: Vec::new(),
             reserved: Vec::new(),
+            settings: Some(self.settings.values().cloned().collect()),
+            announce_secret: self.secret.clone(),
             ..self.changes(Revision::default())
         }
     }
 
     fn changes(&self, after: Revision) -> Changes {
         let freed = self.ports.iter().filter(|(_, known)| known.holder.is_none() && known.freed_at > after);
-        let mut reserved = self.reservations.values().filter(|(_, at)| *at > after).collect::<Vec<_>>();
-        reserved.dedup_by_key(|(reservation, _)| reservation.pool.clone());
+        let changed = self.settings_history.iter().filter(|change| change.revision > after);
+        let changed = changed.map(|change| change.scope.as_str()).collect::<BTreeSet<_>>();
+        let reserved = changed.iter().filter_map(|scope| scope.strip_prefix(setting::RESERVATIONS));
+        let is_setting = |scope: &&str| *scope != setting::SECRETS && !scope.starts_with(setting::RESERVATIONS);
         let mut changes = Changes {
             revision: self.revision,
             instances: self.instances.values().filter(|instance| instance.revision > after).cloned().collect(),
@@ -133,7 +140,9 @@ impl State {
                     Some(Freed { pool: pool.clone(), port: *port, release })
                 })
                 .collect(),
-            reserved: reserved.into_iter().map(|(reservation, _)| reservation.pool.clone()).collect(),
+            reserved: reserved.map(|pool| PoolName::new(pool).expect("it was the name of one")).collect(),
+            settings: changed.iter().any(is_setting).then(|| self.settings.values().cloned().collect()),
+            announce_secret: self.secret.clone().filter(|_| changed.contains(setting::SECRETS)),
         };
         changes.instances.sort_by_key(|instance| instance.revision);
         changes.bindings.sort_by_key(|binding| binding.revision);
@@ -157,7 +166,7 @@ impl State {
             operations: self.operations.values().cloned().collect(),
             deleted_instances: by_revision(&self.deleted_instances),
             deleted_bindings: by_revision(&self.deleted_bindings),
-            settings: self.settings.clone(),
+            settings: self.settings.values().cloned().collect(),
             settings_history: self.settings_history.clone(),
         }
     }
@@ -172,7 +181,11 @@ impl State {
             operations: dump.operations.into_iter().map(|o| (o.service_instance_id.clone(), o)).collect(),
             deleted_instances: dump.deleted_instances.into_iter().collect(),
             deleted_bindings: dump.deleted_bindings.into_iter().collect(),
-            settings: dump.settings,
+            settings: dump
+                .settings
+                .into_iter()
+                .map(|known| ((known.scope.clone(), known.key.clone()), known))
+                .collect(),
             settings_history: dump.settings_history,
             ..Self::default()
         };
@@ -187,6 +200,31 @@ impl State {
             state.hold(&instance);
         }
         state
+    }
+
+    /// Adds to the history what is changed with the present revision.
+    fn note(&mut self, changes: &[SettingChange], by: &By) {
+        let mut noted = changes.iter().map(|change| Setting {
+            scope: change.scope.clone(),
+            key: change.key.clone(),
+            value: change.value.clone(),
+            changed_by: by.who.clone(),
+            changed_at: by.at,
+            revision: self.revision,
+        });
+        self.settings_history.extend(noted.by_ref());
+        self.settings_history.sort_by(|a, b| (a.revision, &a.scope, &a.key).cmp(&(b.revision, &b.scope, &b.key)));
+        let kept = self.settings_history.iter().rev().nth(setting::HISTORY_KEPT - 1).map(|first| first.revision);
+        let told = Revision(self.revision.0.saturating_sub(CHANGES_KEPT));
+        if let Some(kept) = kept {
+            self.settings_history.retain(|change| change.revision >= kept || change.revision > told);
+        }
+    }
+
+    fn note_secret(&mut self, by: &By, what: &str) {
+        self.raise();
+        let (scope, key) = (setting::SECRETS.into(), "announce".into());
+        self.note(&[SettingChange { scope, key, value: Some(what.into()) }], by);
     }
 
     fn is_free(&self, pool: &PoolName, port: u16, space: &SpaceId, asked_for: bool, now: Timestamp) -> bool {
@@ -246,6 +284,27 @@ impl Store for MemoryStore {
         })
     }
 
+    async fn rotate_announce_secret(&self, by: &By) -> Result<bool> {
+        self.with(|state| {
+            if state.secret.as_ref().is_some_and(|secret| secret.former().is_some()) {
+                return Ok(false);
+            }
+            let made = secret::fresh()?;
+            state.secret = Some(state.secret.take().map_or(made.clone(), |known| made.after(&known)));
+            state.note_secret(by, "rotated");
+            Ok(true)
+        })
+    }
+
+    async fn drop_former_secret(&self, by: &By) -> Result<bool> {
+        self.with(|state| {
+            let Some(secret) = state.secret.take_if(|secret| secret.former().is_some()) else { return Ok(false) };
+            state.secret = Some(AnnounceSecret::new(*secret.expose()));
+            state.note_secret(by, "former dropped");
+            Ok(true)
+        })
+    }
+
     async fn everything(&self) -> Result<Changes> {
         self.with(|state| Ok(state.all()))
     }
@@ -278,16 +337,71 @@ impl Store for MemoryStore {
         self.with(|state| Ok(state.reservations.values().filter_map(of_pool).collect()))
     }
 
-    async fn reserve(&self, reservation: &Reservation) -> Result<bool> {
+    async fn change_reservations(
+        &self,
+        released: &[(PoolName, String)],
+        made: &[Reservation],
+        by: &By,
+    ) -> Result<bool> {
         self.with(|state| {
-            let clashes = |r: &Reservation| r.name == reservation.name || r.overlaps(reservation);
-            if state.reservations.values().any(|(r, _)| r.pool == reservation.pool && clashes(r)) {
-                return Ok(false);
+            let mut reservations = state.reservations.clone();
+            let mut history = BTreeMap::new();
+            for (pool, name) in released {
+                if reservations.remove(&(pool.clone(), name.clone())).is_none() {
+                    return Ok(false);
+                }
+                history.insert((setting::reservations_of(pool), name.clone()), None);
             }
-            let key = (reservation.pool.clone(), reservation.name.clone());
-            let revision = state.raise();
-            state.reservations.insert(key, (reservation.clone(), revision));
+            let revision = Revision(state.revision.0 + 1);
+            for reservation in made {
+                let clashes = |r: &Reservation| r.name == reservation.name || r.overlaps(reservation);
+                if reservations.values().any(|(r, _)| r.pool == reservation.pool && clashes(r)) {
+                    return Ok(false);
+                }
+                let key = (reservation.pool.clone(), reservation.name.clone());
+                history.insert((setting::reservations_of(&key.0), key.1.clone()), Some(reservation.told()));
+                reservations.insert(key, (reservation.clone(), revision));
+            }
+            if !history.is_empty() {
+                state.reservations = reservations;
+                state.raise();
+                let change = |((scope, key), value)| SettingChange { scope, key, value };
+                state.note(&history.into_iter().map(change).collect::<Vec<_>>(), by);
+            }
             Ok(true)
+        })
+    }
+
+    async fn settings(&self) -> Result<(Revision, Vec<Setting>)> {
+        self.with(|state| Ok((state.revision, state.settings.values().cloned().collect())))
+    }
+
+    async fn change_settings(&self, changes: &[SettingChange], by: &By, read_at: Revision) -> Result<Option<Revision>> {
+        self.with(|state| {
+            if state.changes(read_at).settings.is_some() {
+                return Ok(None);
+            }
+            let revision = state.raise();
+            state.note(changes, by);
+            for SettingChange { scope, key, value } in changes.iter().cloned() {
+                state.settings.remove(&(scope.clone(), key.clone()));
+                if value.is_some() {
+                    let (changed_by, changed_at) = (by.who.clone(), by.at);
+                    let set =
+                        Setting { scope: scope.clone(), key: key.clone(), value, changed_by, changed_at, revision };
+                    state.settings.insert((scope, key), set);
+                }
+            }
+            Ok(Some(revision))
+        })
+    }
+
+    async fn settings_history(&self, limit: usize) -> Result<Vec<Setting>> {
+        self.with(|state| {
+            let mut history = state.settings_history.clone();
+            history.sort_by(|a, b| (b.revision, &a.scope, &a.key).cmp(&(a.revision, &b.scope, &b.key)));
+            history.truncate(limit);
+            Ok(history)
         })
     }
 
@@ -395,6 +509,11 @@ impl Store for MemoryStore {
                 state.operations.insert(id.clone(), operation);
             }
             state.operations.retain(|_, operation| is_told(operation, now));
+            let suspension = (setting::SUSPENDED.to_owned(), id.to_string());
+            if state.settings.remove(&suspension).is_some() {
+                let (scope, key) = suspension;
+                state.note(&[SettingChange { scope, key, value: None }], &By::deprovision(now));
+            }
             state.forget_old_tombstones();
             Ok(Some(gone))
         })

@@ -16,11 +16,13 @@ type Steps = &'static [(i64, &'static str, &'static str)];
 const SQLITE: Steps = &[
     (1, "init", include_str!("../../migrations/sqlite/0001_init.sql")),
     (2, "nodes", include_str!("../../migrations/sqlite/0002_nodes.sql")),
+    (3, "operators", include_str!("../../migrations/sqlite/0003_operators.sql")),
 ];
 
 const POSTGRES: Steps = &[
     (1, "init", include_str!("../../migrations/postgres/0001_init.sql")),
     (2, "nodes", include_str!("../../migrations/postgres/0002_nodes.sql")),
+    (3, "operators", include_str!("../../migrations/postgres/0003_operators.sql")),
 ];
 
 /// The number of the newest schema that this version knows, on every engine.

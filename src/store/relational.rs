@@ -20,7 +20,7 @@ use super::{
     engine::{Engine, Session, Sql, values},
     row::{
         self, AllocationRow, BadRow, BindingRow, FreedRow, InstanceRow, MemberRow, OperationRow, PoolOfNodeRow,
-        ReservationRow, TombstoneRow,
+        ReservationRow, SettingRow, TombstoneRow,
     },
     secret, sql,
     text::Text,
@@ -32,6 +32,7 @@ use crate::{
         member::{Member, Report},
         pool::Pool,
         service_instance::ServiceInstance,
+        setting::{self, By, Setting, SettingChange},
         token::AnnounceSecret,
     },
     telemetry::metrics::StoreMetrics,
@@ -41,6 +42,9 @@ mod dump;
 
 /// Under which name the announce secret is kept.
 const ANNOUNCE_SECRET: &str = "announce";
+
+/// Under which name the former one is, while it counts too.
+const FORMER_SECRET: &str = "announce.former";
 
 /// What others are told of a change of the desired state.
 const DESIRED: Option<Hint> = Some(Hint::Desired);
@@ -100,8 +104,37 @@ impl<E: Engine> Store for Relational<E> {
                 return leave(tx, known).await;
             }
             let made = secret::fresh().map_err(|fault| sqlx::Error::Encode(fault.into()))?;
-            insert_secret(&mut tx, &made).await?;
+            insert_secrets(&mut tx, &made).await?;
             self.commit(tx, None, made).await
+        })
+        .await
+    }
+
+    async fn rotate_announce_secret(&self, by: &By) -> Result<bool> {
+        self.run("rotating the announce secret in", async {
+            let mut tx = self.engine.write().await?;
+            let made = secret::fresh().map_err(|fault| sqlx::Error::Encode(fault.into()))?;
+            let known = known_secret(&mut tx).await?;
+            if known.as_ref().is_some_and(|known| known.former().is_some()) {
+                return leave(tx, false).await;
+            }
+            let rotated = known.map_or(made.clone(), |known| made.after(&known));
+            tx.execute(sql::DELETE_SECRET, values![ANNOUNCE_SECRET]).await?;
+            insert_secrets(&mut tx, &rotated).await?;
+            note_secret(&mut tx, by, Some("rotated")).await?;
+            self.commit(tx, DESIRED, true).await
+        })
+        .await
+    }
+
+    async fn drop_former_secret(&self, by: &By) -> Result<bool> {
+        self.run("dropping the former announce secret from", async {
+            let mut tx = self.engine.write().await?;
+            if tx.execute(sql::DELETE_SECRET, values![FORMER_SECRET]).await? == 0 {
+                return leave(tx, false).await;
+            }
+            note_secret(&mut tx, by, Some("former dropped")).await?;
+            self.commit(tx, DESIRED, true).await
         })
         .await
     }
@@ -114,6 +147,8 @@ impl<E: Engine> Store for Relational<E> {
                 instances: instances_after(&mut tx, Revision::default()).await?,
                 bindings: bindings_after(&mut tx, Revision::default()).await?,
                 pools: pools_after(&mut tx, Revision::default()).await?,
+                settings: Some(all_settings(&mut tx).await?),
+                announce_secret: known_secret(&mut tx).await?,
                 ..Changes::default()
             };
             leave(tx, everything).await
@@ -137,6 +172,12 @@ impl<E: Engine> Store for Relational<E> {
                 reserved: reserved_after(&mut tx, revision).await?,
                 ..Changes::default()
             };
+            if tx.number(sql::COUNT_SETTINGS_CHANGED_AFTER, values![revision]).await? > 0 {
+                changes.settings = Some(all_settings(&mut tx).await?);
+            }
+            if tx.number(sql::COUNT_SECRETS_CHANGED_AFTER, values![revision]).await? > 0 {
+                changes.announce_secret = known_secret(&mut tx).await?;
+            }
             for tombstone in tx.rows::<TombstoneRow>(sql::TOMBSTONES_AFTER, values![revision]).await? {
                 match &*tombstone.kind {
                     row::KIND_INSTANCE => {
@@ -168,18 +209,78 @@ impl<E: Engine> Store for Relational<E> {
         .await
     }
 
-    async fn reserve(&self, reservation: &Reservation) -> Result<bool> {
-        self.run("reserving ports in", async {
+    async fn change_reservations(
+        &self,
+        released: &[(PoolName, String)],
+        made: &[Reservation],
+        by: &By,
+    ) -> Result<bool> {
+        self.run("changing reservations in", async {
             let mut tx = self.engine.write().await?;
-            let (pool, first, last) = (reservation.pool.as_str(), reservation.first_port, reservation.last_port);
-            let in_the_way = values![pool, &reservation.name, first, last];
-            if tx.number(sql::COUNT_RESERVATIONS_IN_THE_WAY, in_the_way).await? > 0 {
-                return leave(tx, false).await;
+            let revision = raise_revision(&mut tx).await?;
+            let mut history = Vec::with_capacity(released.len() + made.len());
+            for (pool, name) in released {
+                if tx.execute(sql::DELETE_RESERVATION, values![pool.as_str(), name]).await? == 0 {
+                    return leave(tx, false).await;
+                }
+                history.push(SettingChange { scope: setting::reservations_of(pool), key: name.clone(), value: None });
+            }
+            for reservation in made {
+                let Reservation { pool, name, first_port, last_port, protocol } = reservation;
+                let in_the_way = values![pool.as_str(), name, *first_port, *last_port, protocol.as_str()];
+                if tx.number(sql::COUNT_RESERVATIONS_IN_THE_WAY, in_the_way).await? > 0 {
+                    return leave(tx, false).await;
+                }
+                insert_reservation(&mut tx, reservation, revision).await?;
+                let (scope, key) = (setting::reservations_of(pool), name.clone());
+                history.retain(|earlier| (&earlier.scope, &earlier.key) != (&scope, &key));
+                history.push(SettingChange { scope, key, value: Some(reservation.told()) });
+            }
+            if history.is_empty() {
+                return leave(tx, true).await;
+            }
+            note_changes(&mut tx, &history, by, revision).await?;
+            self.commit(tx, DESIRED, true).await
+        })
+        .await
+    }
+
+    async fn settings(&self) -> Result<(Revision, Vec<Setting>)> {
+        self.run("reading live settings from", async {
+            let mut tx = self.engine.read().await?;
+            let settings = (current_revision(&mut tx).await?, all_settings(&mut tx).await?);
+            leave(tx, settings).await
+        })
+        .await
+    }
+
+    async fn change_settings(&self, changes: &[SettingChange], by: &By, read_at: Revision) -> Result<Option<Revision>> {
+        self.run("changing live settings in", async {
+            let mut tx = self.engine.write().await?;
+            if tx.number(sql::COUNT_SETTINGS_CHANGED_AFTER, values![read_at]).await? > 0 {
+                return leave(tx, None).await;
             }
             let revision = raise_revision(&mut tx).await?;
-            let reserved = values![pool, &reservation.name, first, last, revision];
-            tx.execute(sql::INSERT_RESERVATION, reserved).await?;
-            self.commit(tx, DESIRED, true).await
+            for SettingChange { scope, key, value } in changes {
+                if value.is_some() {
+                    let put = values![scope, key, value, &by.who, by.at, revision];
+                    tx.execute(sql::PUT_SETTING, put).await?;
+                } else {
+                    tx.execute(sql::DELETE_SETTING, values![scope, key]).await?;
+                }
+            }
+            note_changes(&mut tx, changes, by, revision).await?;
+            self.commit(tx, DESIRED, Some(revision)).await
+        })
+        .await
+    }
+
+    async fn settings_history(&self, limit: usize) -> Result<Vec<Setting>> {
+        self.run("reading the history of settings from", async {
+            let mut tx = self.engine.read().await?;
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            let rows = tx.rows::<SettingRow>(sql::LAST_SETTING_CHANGES, values![limit]).await?;
+            leave(tx, decode_all(rows)?).await
         })
         .await
     }
@@ -311,6 +412,7 @@ impl<E: Engine> Store for Relational<E> {
                 Ending::Unused | Ending::Failed { .. } => give_back_port(&mut tx, id).await?,
             }
             end_operation(&mut tx, id, now, ending).await?;
+            end_suspension(&mut tx, &gone, now, revision).await?;
             bury(&mut tx, row::KIND_INSTANCE, id.as_str(), revision).await?;
             tx.execute(sql::DELETE_INSTANCE, values![id.as_str()]).await?;
             drop_tombstones(&mut tx, revision).await?;
@@ -591,12 +693,60 @@ fn decode_id<T>(read: std::result::Result<T, crate::model::id::BadId>) -> Sql<T>
 }
 
 async fn known_secret(tx: &mut impl Session) -> Sql<Option<AnnounceSecret>> {
-    let known = tx.text(sql::SECRET, values![ANNOUNCE_SECRET]).await?;
-    known.map(|digits| row::secret_from_hex(&digits)).transpose().map_err(sqlx::Error::Decode)
+    let read = |digits: Option<String>| digits.map(|digits| row::secret_from_hex(&digits)).transpose();
+    let known = read(tx.text(sql::SECRET, values![ANNOUNCE_SECRET]).await?).map_err(sqlx::Error::Decode)?;
+    let former = read(tx.text(sql::SECRET, values![FORMER_SECRET]).await?).map_err(sqlx::Error::Decode)?;
+    Ok(match (known, former) {
+        (Some(known), Some(former)) => Some(known.after(&former)),
+        (known, _) => known,
+    })
 }
 
-async fn insert_secret(tx: &mut impl Session, secret: &AnnounceSecret) -> Sql<()> {
+/// Beside no other.
+async fn insert_secrets(tx: &mut impl Session, secret: &AnnounceSecret) -> Sql<()> {
     tx.execute(sql::INSERT_SECRET, values![ANNOUNCE_SECRET, &row::secret_to_hex(secret)]).await?;
+    if let Some(former) = secret.former() {
+        tx.execute(sql::INSERT_SECRET, values![FORMER_SECRET, &row::secret_to_hex(&former)]).await?;
+    }
+    Ok(())
+}
+
+/// Has everybody read the secret again.
+async fn note_secret(tx: &mut impl Session, by: &By, what: Option<&str>) -> Sql<()> {
+    let revision = raise_revision(tx).await?;
+    let (scope, key) = (setting::SECRETS.to_owned(), ANNOUNCE_SECRET.to_owned());
+    let change = SettingChange { scope, key, value: what.map(Into::into) };
+    note_changes(tx, &[change], by, revision).await
+}
+
+async fn all_settings(tx: &mut impl Session) -> Sql<Vec<Setting>> {
+    decode_all(tx.rows::<SettingRow>(sql::SETTINGS, values![]).await?)
+}
+
+/// Adds to the history what is changed with `revision`, and drops what it no longer keeps.
+async fn note_changes(tx: &mut impl Session, changes: &[SettingChange], by: &By, revision: Revision) -> Sql<()> {
+    for SettingChange { scope, key, value } in changes {
+        let noted = values![scope, key, value, &by.who, by.at, revision];
+        tx.execute(sql::INSERT_SETTING_CHANGE, noted).await?;
+    }
+    let told = Revision(revision.0.saturating_sub(CHANGES_KEPT));
+    tx.execute(sql::DROP_SETTING_CHANGES, values![setting::HISTORY_KEPT as u64, told]).await?;
+    Ok(())
+}
+
+/// A service instance that is gone is not suspended either.
+async fn end_suspension(tx: &mut impl Session, gone: &ServiceInstance, now: Timestamp, revision: Revision) -> Sql<()> {
+    if tx.execute(sql::DELETE_SETTING, values![setting::SUSPENDED, gone.id.as_str()]).await? == 0 {
+        return Ok(());
+    }
+    let change = SettingChange { scope: setting::SUSPENDED.into(), key: gone.id.to_string(), value: None };
+    note_changes(tx, &[change], &By::deprovision(now), revision).await
+}
+
+async fn insert_reservation(tx: &mut impl Session, reservation: &Reservation, revision: Revision) -> Sql<()> {
+    let Reservation { pool, name, first_port, last_port, protocol } = reservation;
+    let inserted = values![pool.as_str(), name, *first_port, *last_port, protocol.as_str(), revision];
+    tx.execute(sql::INSERT_RESERVATION, inserted).await?;
     Ok(())
 }
 
@@ -668,8 +818,9 @@ async fn pools_after(tx: &mut impl Session, revision: Revision) -> Sql<Vec<Pool>
 }
 
 async fn reserved_after(tx: &mut impl Session, revision: Revision) -> Sql<Vec<PoolName>> {
-    let pools = tx.rows::<(Text,)>(sql::POOLS_RESERVED_AFTER, values![revision]).await?;
-    pools.into_iter().map(|(pool,)| decode_id(PoolName::new(pool))).collect()
+    let scopes = tx.rows::<(Text,)>(sql::RESERVATIONS_CHANGED_AFTER, values![revision]).await?;
+    let pool = |(scope,): (Text,)| decode_id(PoolName::new(scope.replacen(setting::RESERVATIONS, "", 1)));
+    scopes.into_iter().map(pool).collect()
 }
 
 /// Whether an operation on the service instance is under way on that node.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Freed, Operation, PortRow, PortState, Release, Reservation, Setting, text::Text};
+use super::{Freed, Operation, PortRow, PortState, Release, Reservation, text::Text};
 use crate::model::{
     AppId, BindingId, NodeId, OrganizationId, PlanId, PoolName, Revision, ServiceInstanceId, SpaceId, Timestamp,
     balance::Balance,
@@ -15,6 +15,7 @@ use crate::model::{
     parameters::{HealthCheck, ProxyProtocol, Settings, TcpCheck},
     pool::{Pool, PoolNames},
     service_instance::ServiceInstance,
+    setting::Setting,
     token::{AnnounceSecret, SECRET_BYTES},
 };
 
@@ -143,6 +144,7 @@ pub(super) struct ReservationRow {
     name: Text,
     first_port: i64,
     last_port: i64,
+    protocol: Text,
 }
 
 impl Named for ReservationRow {
@@ -160,6 +162,7 @@ impl TryFrom<ReservationRow> for Reservation {
             name: row.name.into(),
             first_port: u16::try_from(row.first_port)?,
             last_port: u16::try_from(row.last_port)?,
+            protocol: row.protocol.parse()?,
         })
     }
 }

@@ -83,15 +83,21 @@ statements! {
         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (pool, port) DO UPDATE SET released_by = excluded.released_by, \
         released_at = excluded.released_at, quarantined_until = excluded.quarantined_until, revision = excluded.revision";
 
-    RESERVATIONS = "SELECT pool, name, first_port, last_port FROM reservations WHERE pool = $1 ORDER BY name";
-    ALL_RESERVATIONS = "SELECT pool, name, first_port, last_port, revision FROM reservations ORDER BY pool, name";
+    RESERVATIONS =
+        "SELECT pool, name, first_port, last_port, protocol FROM reservations WHERE pool = $1 ORDER BY name";
+    ALL_RESERVATIONS =
+        "SELECT pool, name, first_port, last_port, protocol, revision FROM reservations ORDER BY pool, name";
     COUNT_RESERVATIONS_OF_PORT =
         "SELECT count(*) FROM reservations WHERE pool = $1 AND first_port <= $2 AND last_port >= $2";
     COUNT_RESERVATIONS_IN_THE_WAY = "SELECT count(*) FROM reservations WHERE pool = $1 \
-        AND (name = $2 OR (first_port <= $4 AND last_port >= $3))";
-    INSERT_RESERVATION =
-        "INSERT INTO reservations (pool, name, first_port, last_port, revision) VALUES ($1, $2, $3, $4, $5)";
-    POOLS_RESERVED_AFTER = "SELECT DISTINCT pool FROM reservations WHERE revision > $1 ORDER BY pool";
+        AND (name = $2 OR (first_port <= $4 AND last_port >= $3 \
+        AND (protocol = $5 OR protocol = 'both' OR CAST($5 AS TEXT) = 'both')))";
+    INSERT_RESERVATION = "INSERT INTO reservations (pool, name, first_port, last_port, protocol, revision) \
+        VALUES ($1, $2, $3, $4, $5, $6)";
+    DELETE_RESERVATION = "DELETE FROM reservations WHERE pool = $1 AND name = $2";
+    /// What the history calls the reservations of a pool, of pools that have changed.
+    RESERVATIONS_CHANGED_AFTER = "SELECT DISTINCT scope FROM settings_history \
+        WHERE revision > $1 AND scope LIKE 'reservations.%' ORDER BY scope";
 
     POOLS = "SELECT name, definition, revision FROM pools ORDER BY name";
     POOLS_AFTER = "SELECT definition FROM pools WHERE revision > $1 ORDER BY name";
@@ -149,6 +155,19 @@ statements! {
     SETTINGS = "SELECT scope, key, value, changed_by, changed_at, revision FROM settings ORDER BY scope, key";
     INSERT_SETTING =
         "INSERT INTO settings (scope, key, value, changed_by, changed_at, revision) VALUES ($1, $2, $3, $4, $5, $6)";
+    PUT_SETTING = "INSERT INTO settings (scope, key, value, changed_by, changed_at, revision) \
+        VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (scope, key) DO UPDATE SET value = excluded.value, \
+        changed_by = excluded.changed_by, changed_at = excluded.changed_at, revision = excluded.revision";
+    DELETE_SETTING = "DELETE FROM settings WHERE scope = $1 AND key = $2";
+    /// Of those that are kept in the table of settings.
+    COUNT_SETTINGS_CHANGED_AFTER = "SELECT count(*) FROM settings_history \
+        WHERE revision > $1 AND scope <> 'secrets' AND scope NOT LIKE 'reservations.%'";
+    COUNT_SECRETS_CHANGED_AFTER = "SELECT count(*) FROM settings_history WHERE revision > $1 AND scope = 'secrets'";
+    LAST_SETTING_CHANGES = "SELECT scope, key, value, changed_by, changed_at, revision FROM settings_history \
+        ORDER BY revision DESC, scope, key LIMIT $1";
+    /// All but the last so many; those that whoever follows has to be told stay.
+    DROP_SETTING_CHANGES = "DELETE FROM settings_history WHERE revision <= $2 AND revision < (SELECT min(revision) \
+        FROM (SELECT revision FROM settings_history ORDER BY revision DESC LIMIT $1) AS kept)";
     SETTINGS_HISTORY = "SELECT scope, key, value, changed_by, changed_at, revision FROM settings_history \
         ORDER BY revision, scope, key";
     INSERT_SETTING_CHANGE = "INSERT INTO settings_history (scope, key, value, changed_by, changed_at, revision) \
@@ -156,4 +175,5 @@ statements! {
 
     SECRET = "SELECT value FROM secrets WHERE name = $1";
     INSERT_SECRET = "INSERT INTO secrets (name, value) VALUES ($1, $2)";
+    DELETE_SECRET = "DELETE FROM secrets WHERE name = $1";
 }

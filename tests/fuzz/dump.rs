@@ -6,7 +6,10 @@ use fastrand::Rng;
 use harbor::{
     model::{
         BindingId, NodeId, OrganizationId, PlanId, PoolName, Protocol, Revision, ServiceInstanceId, SpaceId, Timestamp,
-        binding::Binding, parameters::Settings, service_instance::ServiceInstance,
+        binding::Binding,
+        parameters::Settings,
+        service_instance::ServiceInstance,
+        setting::{By, SettingChange},
     },
     store::{Dump, Ending, ReadError, Reservation, Store as _, memory::MemoryStore},
 };
@@ -19,11 +22,26 @@ async fn dump() -> Dump {
     let store = MemoryStore::new();
     let now = Timestamp::from_seconds(1_700_000_000);
     let pool = PoolName::new("default").unwrap();
+    let root = By { who: "root".into(), at: now };
     store.announce_secret().await.unwrap();
     store
-        .reserve(&Reservation { pool: pool.clone(), name: "sip".into(), first_port: 5060, last_port: 5061 })
+        .change_reservations(
+            &[],
+            &[Reservation {
+                pool: pool.clone(),
+                name: "sip".into(),
+                first_port: 5060,
+                last_port: 5061,
+                protocol: Protocol::Udp,
+            }],
+            &root,
+        )
         .await
         .unwrap();
+    store.rotate_announce_secret(&root).await.unwrap();
+    let change = SettingChange { scope: "forwarder".into(), key: "max_sockets".into(), value: Some("1000".into()) };
+    let (read_at, _) = store.settings().await.unwrap();
+    store.change_settings(&[change], &root, read_at).await.unwrap();
     for number in 0..4_u16 {
         let id = ServiceInstanceId::new(format!("instance-{number}")).unwrap();
         let instance = ServiceInstance {

@@ -17,6 +17,7 @@ use harbor::{
         member::{Member, Report},
         pool::Pool,
         service_instance::ServiceInstance,
+        setting::{By, Setting, SettingChange},
         token::AnnounceSecret,
     },
     store::{self, AnyStore, Fault, Feed, Hint, Store},
@@ -210,6 +211,14 @@ impl Store for Link {
         self.call("announce_secret", "", self.store.announce_secret()).await
     }
 
+    async fn rotate_announce_secret(&self, by: &By) -> store::Result<bool> {
+        self.call("rotate_announce_secret", "", self.store.rotate_announce_secret(by)).await
+    }
+
+    async fn drop_former_secret(&self, by: &By) -> store::Result<bool> {
+        self.call("drop_former_secret", "", self.store.drop_former_secret(by)).await
+    }
+
     async fn everything(&self) -> store::Result<store::Changes> {
         self.call("everything", "", self.store.everything()).await
     }
@@ -226,8 +235,30 @@ impl Store for Link {
         self.call("reservations", pool, self.store.reservations(pool)).await
     }
 
-    async fn reserve(&self, reservation: &store::Reservation) -> store::Result<bool> {
-        self.call("reserve", &reservation.name, self.store.reserve(reservation)).await
+    async fn change_reservations(
+        &self,
+        released: &[(PoolName, String)],
+        made: &[store::Reservation],
+        by: &By,
+    ) -> store::Result<bool> {
+        self.call("change_reservations", "", self.store.change_reservations(released, made, by)).await
+    }
+
+    async fn settings(&self) -> store::Result<(Revision, Vec<Setting>)> {
+        self.call("settings", "", self.store.settings()).await
+    }
+
+    async fn change_settings(
+        &self,
+        changes: &[SettingChange],
+        by: &By,
+        read_at: Revision,
+    ) -> store::Result<Option<Revision>> {
+        self.call("change_settings", "", self.store.change_settings(changes, by, read_at)).await
+    }
+
+    async fn settings_history(&self, limit: usize) -> store::Result<Vec<Setting>> {
+        self.call("settings_history", "", self.store.settings_history(limit)).await
     }
 
     async fn instance(&self, id: &ServiceInstanceId) -> store::Result<Option<ServiceInstance>> {

@@ -19,6 +19,7 @@ use harbor::{
         binding::Binding,
         parameters::{HealthCheck, ProxyProtocol, Settings, TcpCheck},
         service_instance::ServiceInstance,
+        setting::By,
     },
     store::{
         self, AnyStore, Bind, CHANGES_KEPT, Change, Changes, Ending, Migrated, OpenError, PortRow, PortState,
@@ -37,10 +38,12 @@ const QUARANTINE: Duration = Duration::from_secs(15 * 60);
 
 mod dumps;
 mod members;
+mod operators;
 pub(crate) mod versions;
 
 use dumps::*;
 use members::*;
+use operators::*;
 
 /// Runs the contract on an engine: one test a rule, each on a new store.
 macro_rules! contract_on {
@@ -69,6 +72,12 @@ macro_rules! contract_on {
                 what_was_deleted_and_made_again_is_not_deleted,
                 changes_too_far_back_or_ahead_are_not_told,
                 the_announce_secret_is_made_once,
+                the_former_announce_secret_counts_until_it_is_dropped,
+                reservations_are_changed_together_or_not_at_all,
+                a_live_setting_is_what_was_set_last_and_its_history_is_kept,
+                live_settings_are_not_changed_over_a_change_that_was_not_seen,
+                a_suspension_ends_with_its_service_instance,
+                the_history_keeps_the_last_changes,
                 a_node_is_known_by_its_last_word,
                 an_operators_wish_outlives_the_process_and_ends_with_the_node,
                 pools_are_defined_for_all_but_not_over_a_change_that_was_not_seen,
@@ -185,7 +194,15 @@ fn key(id: &str, instance: &str) -> Binding {
 }
 
 fn reservation(name: &str, first_port: u16, last_port: u16) -> Reservation {
-    Reservation { pool: pool(), name: name.into(), first_port, last_port }
+    Reservation { pool: pool(), name: name.into(), first_port, last_port, protocol: Protocol::Both }
+}
+
+fn root() -> By {
+    By { who: "root".into(), at: NOW }
+}
+
+async fn reserve(store: &AnyStore, reservation: &Reservation) -> bool {
+    store.change_reservations(&[], std::slice::from_ref(reservation), &root()).await.unwrap()
 }
 
 /// Provisions what must succeed.
@@ -209,7 +226,8 @@ pub(crate) async fn revision(store: &AnyStore) -> u64 {
 }
 
 async fn a_new_store_holds_nothing(store: AnyStore) {
-    assert_eq!(store.everything().await.unwrap(), Changes::default());
+    let nothing = Changes { settings: Some(Vec::new()), ..Changes::default() };
+    assert_eq!(store.everything().await.unwrap(), nothing);
     assert_eq!(store.changes_since(Revision(0)).await.unwrap(), Some(Changes::default()));
     assert_eq!(store.ports(&pool()).await.unwrap(), []);
     assert_eq!(store.reservations(&pool()).await.unwrap(), []);
@@ -297,7 +315,7 @@ async fn a_port_asked_for_waits_a_day_after_another_space(store: AnyStore) {
 }
 
 async fn a_reserved_port_is_not_given_out(store: AnyStore) {
-    assert!(store.reserve(&reservation("block", 20_010, 20_012)).await.unwrap());
+    assert!(reserve(&store, &reservation("block", 20_010, 20_012)).await);
     for port in 20_010..=20_012 {
         for next in [instance("by chance", port), choosing("chosen", port, "space")] {
             assert_eq!(store.provision(&next, false, NOW).await.unwrap(), Provision::PortTaken, "{} {port}", next.id);
@@ -307,13 +325,13 @@ async fn a_reserved_port_is_not_given_out(store: AnyStore) {
     made(&store, &instance("above", 20_013)).await;
     let moved = store.move_port(&id("below"), 20_009, 20_010, None, NOW).await.unwrap();
     assert_eq!(moved, Change::PortTaken);
-    assert!(store.reserve(&reservation("later", 20_009, 20_009)).await.unwrap());
+    assert!(reserve(&store, &reservation("later", 20_009, 20_009)).await);
     assert_eq!(store.instance(&id("below")).await.unwrap().map(|kept| kept.port), Some(20_009));
 }
 
 async fn reservations_of_a_pool_neither_overlap_nor_share_a_name(store: AnyStore) {
     let block = reservation("block", 20_010, 20_020);
-    assert!(store.reserve(&block).await.unwrap());
+    assert!(reserve(&store, &block).await);
     for (name, first, last) in [
         ("block", 20_030, 20_030),
         ("same", 20_010, 20_020),
@@ -322,12 +340,12 @@ async fn reservations_of_a_pool_neither_overlap_nor_share_a_name(store: AnyStore
         ("inside", 20_015, 20_015),
         ("around", 20_000, 20_040),
     ] {
-        assert!(!store.reserve(&reservation(name, first, last)).await.unwrap(), "{name}");
+        assert!(!reserve(&store, &reservation(name, first, last)).await, "{name}");
     }
     let before = reservation("before", 20_009, 20_009);
     let elsewhere = Reservation { pool: PoolName::new("games").unwrap(), ..block.clone() };
-    assert!(store.reserve(&before).await.unwrap());
-    assert!(store.reserve(&elsewhere).await.unwrap());
+    assert!(reserve(&store, &before).await);
+    assert!(reserve(&store, &elsewhere).await);
     assert_eq!(store.reservations(&pool()).await.unwrap(), [before, block]);
     assert_eq!(store.reservations(&elsewhere.pool).await.unwrap(), [elsewhere]);
 }
@@ -502,9 +520,9 @@ async fn every_change_raises_the_revision_by_one_and_a_refusal_does_not(store: A
     check("unbind", true).await;
     store.unbind(&id("i"), &binding_id("b")).await.unwrap();
     check("an unknown binding", false).await;
-    store.reserve(&reservation("block", 20_010, 20_011)).await.unwrap();
+    reserve(&store, &reservation("block", 20_010, 20_011)).await;
     check("reserve", true).await;
-    store.reserve(&reservation("block", 20_020, 20_021)).await.unwrap();
+    reserve(&store, &reservation("block", 20_020, 20_021)).await;
     check("a taken name", false).await;
     store.join(&member("node", &["default"])).await.unwrap();
     check("join", false).await;
@@ -540,7 +558,8 @@ async fn changes_are_told_from_every_revision_on(store: AnyStore) {
     ] {
         assert_eq!(store.changes_since(Revision(since)).await.unwrap(), Some(expected), "since {since}");
     }
-    assert_eq!(store.everything().await.unwrap(), changes(&[&i], &[], &[]));
+    let everything = Changes { settings: Some(Vec::new()), ..changes(&[&i], &[], &[]) };
+    assert_eq!(store.everything().await.unwrap(), everything);
 }
 
 async fn what_was_deleted_and_made_again_is_not_deleted(store: AnyStore) {
@@ -560,7 +579,7 @@ async fn changes_too_far_back_or_ahead_are_not_told(store: AnyStore) {
     made(&store, &instance("i", 20_000)).await;
     bound(&store, &key("old", "i")).await;
     store.unbind(&id("i"), &binding_id("old")).await.unwrap(); // 3
-    assert!(store.reserve(&reservation("block", 20_010, 20_010)).await.unwrap());
+    assert!(reserve(&store, &reservation("block", 20_010, 20_010)).await);
     while revision(&store).await < 2 + CHANGES_KEPT {
         bound(&store, &key("b", "i")).await;
         store.unbind(&id("i"), &binding_id("b")).await.unwrap();
@@ -660,7 +679,7 @@ async fn all_is_there_after_a_restart() {
     made(&store, &instance("j", 20_001)).await;
     bound(&store, &key("b", "i")).await;
     store.deprovision(&id("j"), NOW, Ending::Rest(NOW.plus(QUARANTINE))).await.unwrap();
-    store.reserve(&reservation("block", 20_010, 20_011)).await.unwrap();
+    reserve(&store, &reservation("block", 20_010, 20_011)).await;
     store.join(&member("node", &["default"])).await.unwrap();
     let read = async |store: &AnyStore| {
         (

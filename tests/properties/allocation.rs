@@ -6,7 +6,7 @@ use std::{
 };
 
 use harbor::model::{
-    PoolName, PortSet, SpaceId, Timestamp,
+    PoolName, PortSet, Protocol, SpaceId, Timestamp,
     allocation::{
         CONFLICT_MEMORY, Counts, FreePorts, PortRefusal, PortRow, PortState, REUSE_WAIT, Release, Reservation,
     },
@@ -132,6 +132,7 @@ fn reservations() -> Vec<Reservation> {
         name: name.into(),
         first_port,
         last_port,
+        protocol: Protocol::Both,
     };
     vec![reservation("database", 20_001, 20_001), reservation("block", 20_010, 20_011)]
 }

@@ -13,6 +13,7 @@ use harbor::{
         parameters::Settings,
         pool::{Pool, PoolNames},
         service_instance::ServiceInstance,
+        setting::{self, By, SettingChange},
     },
     store::{self, AnyStore, Dump, Ending, Reservation, memory::MemoryStore},
     telemetry::metrics::Metrics,
@@ -33,7 +34,9 @@ enum Step {
     Opened { instance: u8, by: u8 },
     Bind { binding: u8, instance: u8, app: bool },
     Unbind { binding: u8, instance: u8 },
-    Reserve { pool: u8, name: u8, first_port: u16, more: u16 },
+    Reserve { pool: u8, name: u8, first_port: u16, more: u16, protocol: u8, released: Option<u8> },
+    Set { scope: u8, key: u8, value: Option<u8>, stale: bool },
+    Rotate { end: bool },
     Join { node: u8, pools: BTreeSet<u8> },
     Report { node: u8, process: u8, applied: u64, failures: u8 },
     Drain { node: u8, drain: bool },
@@ -65,8 +68,14 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..4_u8, 0..2_u8).prop_map(|(instance, by)| Step::Opened { instance, by }),
         4 => (0..5_u8, 0..4_u8, any::<bool>()).prop_map(|(binding, instance, app)| Step::Bind { binding, instance, app }),
         2 => (0..5_u8, 0..4_u8).prop_map(|(binding, instance)| Step::Unbind { binding, instance }),
-        1 => (0..2_u8, 0..2_u8, PORTS, 0..2_u16)
-            .prop_map(|(pool, name, first_port, more)| Step::Reserve { pool, name, first_port, more }),
+        2 => (0..2_u8, 0..3_u8, PORTS, 0..2_u16, 0..3_u8, prop::option::of(0..3_u8)).prop_map(
+            |(pool, name, first_port, more, protocol, released)| {
+                Step::Reserve { pool, name, first_port, more, protocol, released }
+            },
+        ),
+        2 => (0..2_u8, 0..4_u8, prop::option::of(0..3_u8), prop::bool::weighted(0.2))
+            .prop_map(|(scope, key, value, stale)| Step::Set { scope, key, value, stale }),
+        1 => any::<bool>().prop_map(|end| Step::Rotate { end }),
         1 => (0..2_u8, prop::collection::btree_set(0..3_u8, 0..4)).prop_map(|(node, pools)| Step::Join { node, pools }),
         1 => (0..2_u8, 0..2_u8, 0..9_u64, 0..3_u8)
             .prop_map(|(node, process, applied, failures)| Step::Report { node, process, applied, failures }),
@@ -85,6 +94,10 @@ fn ending() -> impl Strategy<Value = EndingOf> {
 
 fn node_id(number: u8) -> NodeId {
     NodeId::new(format!("node-{number}")).unwrap()
+}
+
+fn root(now: Timestamp) -> By {
+    By { who: "root".into(), at: now }
 }
 
 /// Ids hold any character; these sort by the ones that engines treat in their own ways.
@@ -184,15 +197,31 @@ async fn act(store: &AnyStore, step: &Step, now: Timestamp) -> String {
             shown(store.bind(&binding).await)
         }
         Step::Unbind { binding, instance } => shown(store.unbind(&instance_id(instance), &binding_id(binding)).await),
-        Step::Reserve { pool, name, first_port, more } => {
+        Step::Reserve { pool, name: number, first_port, more, protocol, released } => {
+            let name = |number| format!("reservation-{number}");
             let reservation = Reservation {
                 pool: pool_name(pool),
-                name: format!("reservation-{name}"),
+                name: name(number),
                 first_port,
                 last_port: first_port + more,
+                protocol: Protocol::ALL[usize::from(protocol)],
             };
-            shown(store.reserve(&reservation).await)
+            let released = released.map(|number| (pool_name(pool), name(number)));
+            shown(store.change_reservations(released.as_slice(), &[reservation], &root(now)).await)
         }
+        Step::Set { scope, key, value, stale } => {
+            let change = |key: u8, value: Option<u8>| SettingChange {
+                scope: if scope == 0 { setting::SUSPENDED.into() } else { "harbor_node".into() },
+                key: if scope == 0 { instance_id(key).to_string() } else { format!("key-{key}") },
+                value: value.map(|value| format!("value \0 {value}")),
+            };
+            let read_at = store.settings().await.unwrap().0;
+            let read_at = Revision(read_at.0.saturating_sub(5 * u64::from(stale)));
+            let changes = [change(key, value), change(key + 1, None)];
+            shown(store.change_settings(&changes, &root(now), read_at).await)
+        }
+        Step::Rotate { end: false } => shown(store.rotate_announce_secret(&root(now)).await),
+        Step::Rotate { end: true } => shown(store.drop_former_secret(&root(now)).await),
         Step::Join { node, ref pools } => {
             let member = Member {
                 id: node_id(node),
@@ -260,6 +289,8 @@ async fn all(store: &AnyStore, now: Timestamp) -> String {
     for instance in 0..4 {
         shown += &format!("\n{:?}", store.operation(&instance_id(instance), now).await.unwrap());
     }
+    shown += &format!("\n{:#?}", store.settings().await.unwrap());
+    shown += &format!("\n{:#?}", store.settings_history(7).await.unwrap());
     shown += &format!("\n{:#?}", store.operations().await.unwrap());
     shown + &format!("\n{:#?}", store.export().await.unwrap())
 }

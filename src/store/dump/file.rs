@@ -14,7 +14,7 @@ use super::{
     record::{Binding, Deleted, Instance, LastRelease, Operation, Pool, Record, Reservation, Setting},
 };
 use crate::{
-    model::{BindingId, Revision, ServiceInstanceId},
+    model::{BindingId, Revision, ServiceInstanceId, token::AnnounceSecret},
     store::row,
 };
 
@@ -167,6 +167,8 @@ impl Dump {
     /// All of it but the revision, in the order in which it can be taken over.
     fn records(&self) -> impl Iterator<Item = Record> {
         let secret = self.announce_secret.iter().map(|secret| Record::AnnounceSecret(row::secret_to_hex(secret)));
+        let former = self.announce_secret.iter().filter_map(AnnounceSecret::former);
+        let former = former.map(|secret| Record::FormerAnnounceSecret(row::secret_to_hex(&secret)));
         let pools = self.pools.iter().map(|pool| Record::Pool(Pool::of(pool)));
         let reservations = self.reservations.iter().map(|held| Record::Reservation(Reservation::of(held)));
         let instances = self.instances.iter().map(|instance| Record::ServiceInstance(Instance::of(instance)));
@@ -180,6 +182,7 @@ impl Dump {
         let settings = self.settings.iter().map(|setting| Record::Setting(Setting::of(setting)));
         let changes = self.settings_history.iter().map(|change| Record::SettingChange(Setting::of(change)));
         secret
+            .chain(former)
             .chain(pools)
             .chain(reservations)
             .chain(instances)
@@ -196,6 +199,12 @@ impl Dump {
         match record {
             Record::AnnounceSecret(_) if self.announce_secret.is_some() => return Err("a second secret".into()),
             Record::AnnounceSecret(digits) => self.announce_secret = Some(row::secret_from_hex(&digits)?),
+            Record::FormerAnnounceSecret(digits) => match self.announce_secret.take() {
+                Some(secret) if secret.former().is_none() => {
+                    self.announce_secret = Some(secret.after(&row::secret_from_hex(&digits)?));
+                }
+                _ => return Err("a former secret without the one after it".into()),
+            },
             Record::Pool(pool) => self.pools.push(pool.revive()?),
             Record::Reservation(held) => self.reservations.push(held.revive()?),
             Record::ServiceInstance(instance) => self.instances.push(instance.revive()?),

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     model::{
-        self, AppId, BindingId, NodeId, OrganizationId, PlanId, PoolName, Revision, ServiceInstanceId, SpaceId,
-        Timestamp, id::BadId, service_instance::ServiceInstance,
+        self, AppId, BindingId, NodeId, OrganizationId, PlanId, PoolName, Protocol, Revision, ServiceInstanceId,
+        SpaceId, Timestamp, id::BadId, service_instance::ServiceInstance,
     },
     store::{
         self, Release, dump,
@@ -18,6 +18,7 @@ use crate::{
 #[serde(rename_all = "snake_case")]
 pub(super) enum Record {
     AnnounceSecret(String),
+    FormerAnnounceSecret(String),
     Pool(Pool),
     Reservation(Reservation),
     ServiceInstance(Instance),
@@ -54,25 +55,33 @@ pub(super) struct Reservation {
     name: String,
     first_port: u16,
     last_port: u16,
+    #[serde(default = "both")]
+    protocol: String,
     revision: u64,
+}
+
+/// What reservations are for that were written before they said so.
+fn both() -> String {
+    Protocol::Both.as_str().into()
 }
 
 impl Reservation {
     pub(super) fn of((reservation, revision): &(store::Reservation, Revision)) -> Self {
-        let store::Reservation { pool, name, first_port, last_port } = reservation;
+        let store::Reservation { pool, name, first_port, last_port, protocol } = reservation;
         Self {
             pool: pool.to_string(),
             name: name.clone(),
             first_port: *first_port,
             last_port: *last_port,
+            protocol: protocol.as_str().into(),
             revision: revision.0,
         }
     }
 
     pub(super) fn revive(self) -> Result<(store::Reservation, Revision), BadRow> {
-        let Self { pool, name, first_port, last_port, revision } = self;
-        let pool = PoolName::new(pool)?;
-        Ok((store::Reservation { pool, name, first_port, last_port }, Revision(revision)))
+        let Self { pool, name, first_port, last_port, protocol, revision } = self;
+        let (pool, protocol) = (PoolName::new(pool)?, protocol.parse()?);
+        Ok((store::Reservation { pool, name, first_port, last_port, protocol }, Revision(revision)))
     }
 }
 
@@ -282,14 +291,14 @@ pub(super) struct Setting {
 }
 
 impl Setting {
-    pub(super) fn of(setting: &dump::Setting) -> Self {
-        let dump::Setting { scope, key, value, changed_by, changed_at, revision } = setting.clone();
+    pub(super) fn of(setting: &model::setting::Setting) -> Self {
+        let model::setting::Setting { scope, key, value, changed_by, changed_at, revision } = setting.clone();
         Self { scope, key, value, changed_by, changed_at, revision: revision.0 }
     }
 
-    pub(super) fn revive(self) -> dump::Setting {
+    pub(super) fn revive(self) -> model::setting::Setting {
         let Self { scope, key, value, changed_by, changed_at, revision } = self;
-        dump::Setting { scope, key, value, changed_by, changed_at, revision: Revision(revision) }
+        model::setting::Setting { scope, key, value, changed_by, changed_at, revision: Revision(revision) }
     }
 }
 

@@ -1,10 +1,10 @@
 //! A dump, read from tables and written into empty ones.
 
-use super::{current_revision, insert_binding, insert_instance, insert_secret, known_secret};
+use super::{current_revision, insert_binding, insert_instance, insert_reservation, insert_secrets, known_secret};
 use crate::{
-    model::{BindingId, Revision, ServiceInstanceId},
+    model::{BindingId, Revision, ServiceInstanceId, setting::Setting},
     store::{
-        Dump, Freed, LastRelease, Operation, Reservation, Setting,
+        Dump, Freed, LastRelease, Operation,
         engine::{Session, Sql, values},
         row::{
             self, BadRow, BindingRow, FreedRow, InstanceRow, Marked, Named, OperationRow, PoolRow, ReservationRow,
@@ -45,13 +45,13 @@ pub(super) async fn read(tx: &mut impl Session) -> Sql<Dump> {
 pub(super) async fn write(tx: &mut impl Session, dump: &Dump) -> Sql<()> {
     tx.execute(sql::SET_REVISION, values![dump.revision]).await?;
     if let Some(secret) = &dump.announce_secret {
-        insert_secret(tx, secret).await?;
+        insert_secrets(tx, secret).await?;
     }
     for (pool, at) in &dump.pools {
         tx.execute(sql::PUT_POOL, values![pool.name.as_str(), &row::pool_to_json(pool), *at]).await?;
     }
-    for (Reservation { pool, name, first_port, last_port }, at) in &dump.reservations {
-        tx.execute(sql::INSERT_RESERVATION, values![pool.as_str(), name, *first_port, *last_port, *at]).await?;
+    for (reservation, at) in &dump.reservations {
+        insert_reservation(tx, reservation, *at).await?;
     }
     for instance in &dump.instances {
         insert_instance(tx, instance).await?;

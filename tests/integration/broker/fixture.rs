@@ -24,6 +24,7 @@ use harbor::{
         plan::{Caps, Plan, PlanProtocol, SERVICE_ID},
         pool::{Pool, PoolNames},
         service_instance::ServiceInstance,
+        setting::{By, Setting, SettingChange},
         token::AnnounceSecret,
     },
     store::{self, AnyStore, Fault, Store, memory::MemoryStore},
@@ -405,6 +406,14 @@ impl Store for Breakable {
         self.inner.announce_secret().await
     }
 
+    async fn rotate_announce_secret(&self, by: &By) -> store::Result<bool> {
+        self.inner.rotate_announce_secret(by).await
+    }
+
+    async fn drop_former_secret(&self, by: &By) -> store::Result<bool> {
+        self.inner.drop_former_secret(by).await
+    }
+
     async fn everything(&self) -> store::Result<store::Changes> {
         self.inner.everything().await
     }
@@ -422,8 +431,30 @@ impl Store for Breakable {
         self.inner.reservations(pool).await
     }
 
-    async fn reserve(&self, reservation: &store::Reservation) -> store::Result<bool> {
-        self.inner.reserve(reservation).await
+    async fn change_reservations(
+        &self,
+        released: &[(PoolName, String)],
+        made: &[store::Reservation],
+        by: &By,
+    ) -> store::Result<bool> {
+        self.inner.change_reservations(released, made, by).await
+    }
+
+    async fn settings(&self) -> store::Result<(Revision, Vec<Setting>)> {
+        self.inner.settings().await
+    }
+
+    async fn change_settings(
+        &self,
+        changes: &[SettingChange],
+        by: &By,
+        read_at: Revision,
+    ) -> store::Result<Option<Revision>> {
+        self.inner.change_settings(changes, by, read_at).await
+    }
+
+    async fn settings_history(&self, limit: usize) -> store::Result<Vec<Setting>> {
+        self.inner.settings_history(limit).await
     }
 
     async fn instance(&self, id: &ServiceInstanceId) -> store::Result<Option<ServiceInstance>> {

@@ -11,7 +11,7 @@ use harbor::{
 };
 
 use super::{
-    NOW, QUARANTINE, binding_id, bound, choosing, id, instance, key, made, members::member, pool, reservation,
+    NOW, QUARANTINE, binding_id, bound, choosing, id, instance, key, made, members::member, pool, reservation, reserve,
 };
 
 /// Does something of every kind: what is left is of every kind too.
@@ -26,7 +26,7 @@ async fn lead_a_life(store: &AnyStore) {
         retired: false,
     };
     store.define_pools(&[pool], Revision(0)).await.unwrap();
-    assert!(store.reserve(&reservation("sip", 20_060, 20_061)).await.unwrap());
+    assert!(reserve(store, &reservation("sip", 20_060, 20_061)).await);
     for (name, port) in [("used", 20_000), ("used again", 20_001), ("kept", 20_002), ("\0 late", 20_003)] {
         made(store, &instance(name, port)).await;
     }

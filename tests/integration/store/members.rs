@@ -10,7 +10,7 @@ use harbor::{
     store::{AnyStore, Change, Ending, FAILURES_KEPT, Freed, Heard, Hint, Operation, Provision, Release},
 };
 
-use super::{NOW, QUARANTINE, id, instance, made, pool, reservation, revision, space};
+use super::{NOW, QUARANTINE, id, instance, made, pool, reservation, reserve, revision, space};
 
 fn node(text: &str) -> NodeId {
     NodeId::new(text).unwrap()
@@ -153,7 +153,7 @@ pub(super) async fn changes_tell_which_ports_were_freed_and_where_some_were_rese
         store.deprovision(&id(name), NOW, ending).await.unwrap();
     }
     made(&store, &instance("next", 20_002)).await;
-    assert!(store.reserve(&reservation("block", 20_010, 20_012)).await.unwrap());
+    assert!(reserve(&store, &reservation("block", 20_010, 20_012)).await);
     let freed = Freed {
         pool: pool(),
         port: 20_000,

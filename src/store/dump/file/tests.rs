@@ -6,6 +6,7 @@ use crate::{
         parameters::Settings,
         pool::{DEFAULT_QUARANTINE, PoolNames},
         service_instance::ServiceInstance,
+        setting::Setting,
         token::{AnnounceSecret, SECRET_BYTES},
     },
     store,
@@ -17,7 +18,7 @@ fn full() -> Dump {
     let node = || NodeId::new("harbor_node_1").unwrap();
     let id = |text: &str| ServiceInstanceId::new(text).unwrap();
     let now = Timestamp::from_seconds(1_700_000_000);
-    let setting = |value: Option<&str>, revision| store::Setting {
+    let setting = |value: Option<&str>, revision| Setting {
         scope: "forwarder".into(),
         key: "max_sockets".into(),
         value: value.map(Into::into),
@@ -40,7 +41,13 @@ fn full() -> Dump {
             Revision(1),
         )],
         reservations: vec![(
-            store::Reservation { pool: pool(), name: "sip".into(), first_port: 35060, last_port: 35061 },
+            store::Reservation {
+                pool: pool(),
+                name: "sip".into(),
+                first_port: 35060,
+                last_port: 35061,
+                protocol: Protocol::Udp,
+            },
             Revision(2),
         )],
         instances: vec![ServiceInstance {
@@ -115,7 +122,7 @@ fn a_dump_keeps_its_form() {
     let expected = r#"{"harbor_data":1,"revision":17}
 {"announce_secret":"0707070707070707070707070707070707070707070707070707070707070707"}
 {"pool":{"definition":{"name":"default","ports":"35000-35999, 37000","host":"10.0.0.5","int_port":4100,"quarantine_us":900000000},"revision":1}}
-{"reservation":{"pool":"default","name":"sip","first_port":35060,"last_port":35061,"revision":2}}
+{"reservation":{"pool":"default","name":"sip","first_port":35060,"last_port":35061,"protocol":"udp","revision":2}}
 {"service_instance":{"id":"a/b \u0000 ☃","plan_id":"plan","pool":"default","port":35000,"protocol":"both","requested_port":35000,"settings":{"balance":"random"},"organization_id":"organization","space_id":"space","name":"game","node_id":"harbor_node_1","created_at":"2023-11-14T22:13:20.25Z","revision":3}}
 {"binding":{"id":"b","service_instance_id":"a/b \u0000 ☃","app_id":"app","announce":true,"created_at":"2023-11-14T22:13:20Z","revision":4}}
 {"last_release":{"pool":"default","port":35000,"space_id":"space","at":"1969-12-31T23:59:59.999999Z","quarantined_until":9223372036854775807,"revision":0}}
@@ -128,6 +135,20 @@ fn a_dump_keeps_its_form() {
 "#;
     assert_eq!(written(&full()), sealed(expected));
     assert_eq!(Dump::read(sealed(expected).as_bytes()).unwrap(), full());
+
+    // Before reservations had protocols.
+    let older = Dump::read(sealed(&expected.replace(",\"protocol\":\"udp\"", "")).as_bytes()).unwrap();
+    assert_eq!(older.reservations[0].0.protocol, Protocol::Both);
+}
+
+#[test]
+fn a_former_secret_stands_behind_the_one_that_follows_it() {
+    let secret = AnnounceSecret::new([8; SECRET_BYTES]).after(&AnnounceSecret::new([7; SECRET_BYTES]));
+    let dump = Dump { announce_secret: Some(secret), ..full() };
+    assert_eq!(Dump::read(written(&dump).as_bytes()).unwrap(), dump);
+    let former = format!(r#"{{"former_announce_secret":"{}"}}"#, "07".repeat(SECRET_BYTES));
+    let alone = sealed(&format!("{{\"harbor_data\":1,\"revision\":1}}\n{former}\n"));
+    assert!(matches!(Dump::read(alone.as_bytes()), Err(ReadError::NotUnderstood { line: 2, .. })));
 }
 
 #[test]
