@@ -9,6 +9,7 @@ use axum::{
     Json, Router,
     extract::State,
     http::{HeaderMap, StatusCode, header},
+    middleware,
     response::{IntoResponse as _, Response},
     routing::{delete, get, post},
 };
@@ -30,6 +31,7 @@ use crate::{
 mod metrics;
 mod nodes;
 mod ready;
+mod request;
 mod status;
 mod token;
 pub mod wire;
@@ -94,17 +96,20 @@ impl fmt::Debug for Sources {
 
 /// The operators' API.
 pub fn router(sources: Sources) -> Router {
-    let routes = Router::new()
+    let sources = Arc::new(sources);
+    let open = Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(show_metrics))
+        .route("/metrics", get(show_metrics));
+    let for_operators = Router::new()
         .route(wire::STATUS_PATH, get(show_status))
         .route(wire::NODES_PATH, get(nodes::list))
         .route(&format!("{}/{{id}}", wire::NODES_PATH), delete(nodes::remove))
         .route(&format!("{}/{{id}}/drain", wire::NODES_PATH), post(nodes::drain))
         .route(&format!("{}/{{id}}/resume", wire::NODES_PATH), post(nodes::resume))
-        .route(wire::RESTART_PATH, post(restart));
-    with_fallbacks(routes.with_state(Arc::new(sources)))
+        .route(wire::RESTART_PATH, post(restart))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&sources), request::gate));
+    with_fallbacks(open.merge(for_operators).with_state(sources))
 }
 
 /// The process lives: it answers.
@@ -123,7 +128,7 @@ async fn readyz(State(sources): State<Arc<Sources>>) -> Response {
 
 async fn show_metrics(State(sources): State<Arc<Sources>>, headers: HeaderMap) -> Response {
     if !sources.metrics_public
-        && let Some(refused) = refused(&headers, &sources.token)
+        && let Some(refused) = request::refused(&headers, &sources.token)
     {
         return refused;
     }
@@ -131,18 +136,12 @@ async fn show_metrics(State(sources): State<Arc<Sources>>, headers: HeaderMap) -
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }
 
-async fn show_status(State(sources): State<Arc<Sources>>, headers: HeaderMap) -> Response {
-    match refused(&headers, &sources.token) {
-        None => Json(status::status(&sources).await).into_response(),
-        Some(refused) => refused,
-    }
+async fn show_status(State(sources): State<Arc<Sources>>) -> Response {
+    Json(status::status(&sources).await).into_response()
 }
 
 /// Answers when another process serves, or has failed to.
-async fn restart(State(sources): State<Arc<Sources>>, headers: HeaderMap) -> Response {
-    if let Some(refused) = refused(&headers, &sources.token) {
-        return refused;
-    }
+async fn restart(State(sources): State<Arc<Sources>>) -> Response {
     let (reply, answer) = oneshot::channel();
     let outcome = match sources.restart.try_send(reply) {
         Ok(()) => answer.await.unwrap_or_else(|_| Err(RestartError::Failed("this process is about to end".into()))),
@@ -154,23 +153,4 @@ async fn restart(State(sources): State<Arc<Sources>>, headers: HeaderMap) -> Res
         Err(error @ RestartError::UnderWay) => refusal(StatusCode::CONFLICT, None, error.to_string()),
         Err(error @ RestartError::Failed(_)) => refusal(StatusCode::INTERNAL_SERVER_ERROR, None, error.to_string()),
     }
-}
-
-/// The refusal of a request that does not show the token.
-fn refused(headers: &HeaderMap, token: &Token) -> Option<Response> {
-    let presented = headers.get(header::AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
-    let presented = match presented.split_first_chunk::<7>() {
-        Some((scheme, presented)) if scheme.eq_ignore_ascii_case(b"bearer ") => presented,
-        _ => b"",
-    };
-    if token.matches(presented) {
-        return None;
-    }
-    let mut refused = refusal(
-        StatusCode::UNAUTHORIZED,
-        None,
-        "This wants the header Authorization: Bearer with the token of admin.token_file.",
-    );
-    refused.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
-    Some(refused)
 }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use axum::{
     Json,
     extract::{Path, State},
-    http::{HeaderMap, StatusCode},
+    http::StatusCode,
     response::{IntoResponse as _, Response},
 };
 
 use super::{
-    Sources, refused,
+    Sources,
     wire::{self, rfc3339},
 };
 use crate::{
@@ -22,41 +22,19 @@ use crate::{
 /// Most ports that are told one by one of a node.
 const MAX_FAILED_TOLD: usize = 5;
 
-pub(super) async fn list(State(sources): State<Arc<Sources>>, headers: HeaderMap) -> Response {
-    if let Some(refused) = refused(&headers, &sources.token) {
-        return refused;
-    }
+pub(super) async fn list(State(sources): State<Arc<Sources>>) -> Response {
     Json(wire::Nodes { nodes: nodes(&sources) }).into_response()
 }
 
-pub(super) async fn drain(sources: State<Arc<Sources>>, id: Path<String>, headers: HeaderMap) -> Response {
-    set_drain(sources, id, headers, true).await
+pub(super) async fn drain(State(sources): State<Arc<Sources>>, Path(id): Path<String>) -> Response {
+    answer(&sources, sources.control.drain(&id, true).await)
 }
 
-pub(super) async fn resume(sources: State<Arc<Sources>>, id: Path<String>, headers: HeaderMap) -> Response {
-    set_drain(sources, id, headers, false).await
+pub(super) async fn resume(State(sources): State<Arc<Sources>>, Path(id): Path<String>) -> Response {
+    answer(&sources, sources.control.drain(&id, false).await)
 }
 
-async fn set_drain(
-    State(sources): State<Arc<Sources>>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-    drain: bool,
-) -> Response {
-    if let Some(refused) = refused(&headers, &sources.token) {
-        return refused;
-    }
-    answer(&sources, sources.control.drain(&id, drain).await)
-}
-
-pub(super) async fn remove(
-    State(sources): State<Arc<Sources>>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-) -> Response {
-    if let Some(refused) = refused(&headers, &sources.token) {
-        return refused;
-    }
+pub(super) async fn remove(State(sources): State<Arc<Sources>>, Path(id): Path<String>) -> Response {
     answer(&sources, sources.control.remove_node(&id).await)
 }
 

@@ -14,6 +14,9 @@ pub const NODES_PATH: &str = "/admin/v1/nodes";
 /// Where a hot restart is asked for.
 pub const RESTART_PATH: &str = "/admin/v1/restart";
 
+/// The header in which an operator says who they are.
+pub const OPERATOR_HEADER: &str = "x-harbor-operator";
+
 /// The token's file within the data directory, unless the configuration names another.
 pub const TOKEN_FILE_NAME: &str = "admin.token";
 

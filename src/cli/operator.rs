@@ -4,10 +4,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::{Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{Method, Request, StatusCode, Uri, header, header::HeaderValue};
 use hyper_util::rt::TokioIo;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::net::TcpStream;
 
 use super::{Failure, load};
@@ -93,7 +93,18 @@ impl Node {
 
     /// What the node answers when it is told to do something.
     pub async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, Failure> {
-        self.ask_within(method, path, TIMEOUT).await
+        self.exchange_within(method, path, Bytes::new(), TIMEOUT).await
+    }
+
+    /// The same with more to say.
+    pub async fn ask_with<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let body = serde_json::to_vec(body).context("a request can be written as JSON").map_err(Failure::Problem)?;
+        self.exchange_within(method, path, body.into(), TIMEOUT).await
     }
 
     /// The same where the answer may take so long.
@@ -103,7 +114,17 @@ impl Node {
         path: &str,
         within: Duration,
     ) -> Result<T, Failure> {
-        let (status, body) = tokio::time::timeout(within, self.exchange(method, path))
+        self.exchange_within(method, path, Bytes::new(), within).await
+    }
+
+    async fn exchange_within<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        within: Duration,
+    ) -> Result<T, Failure> {
+        let (status, body) = tokio::time::timeout(within, self.exchange(method, path, body))
             .await
             .map_err(|_| Failure::Problem(anyhow!("the node at {} does not answer within {within:?}", self.url)))?
             .map_err(|error| {
@@ -128,7 +149,7 @@ impl Node {
         }
     }
 
-    async fn exchange(&self, method: Method, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<(StatusCode, Bytes)> {
         let stream = TcpStream::connect(&self.authority).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let request = Request::builder()
@@ -136,8 +157,9 @@ impl Node {
             .uri(path)
             .header(header::HOST, &self.authority)
             .header(header::AUTHORIZATION, format!("Bearer {}", self.token))
+            .header(wire::OPERATOR_HEADER, HeaderValue::from_str(&own_name())?)
             .header(header::CONNECTION, "close")
-            .body(Empty::<Bytes>::new())?;
+            .body(Full::new(body))?;
         let exchange = async {
             let (head, body) = sender.send_request(request).await?.into_parts();
             let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(|error| anyhow!(error))?;
@@ -147,6 +169,15 @@ impl Node {
         let (answer, _) = tokio::join!(exchange, connection);
         answer
     }
+}
+
+/// Who asks, for the history: the user, also one who has become another by sudo, and the machine.
+fn own_name() -> String {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+    let user = variable("SUDO_USER").or_else(|| variable("USER")).or_else(|| variable("LOGNAME"));
+    let user = user.unwrap_or_else(|| format!("user {}", rustix::process::getuid().as_raw()));
+    let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{user}@{machine}").chars().filter(|c| !c.is_control()).collect()
 }
 
 /// Why a node does not do what it was told.
