@@ -156,7 +156,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 fn sources(file: Option<PathBuf>) -> Sources {
     let text = |text: OsString| text.to_string_lossy().into_owned();
     let variables = std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
-    Sources { file, variables, own_address: host::own_address() }
+    Sources { file, variables, settings: Vec::new(), own_address: host::own_address() }
 }
 
 fn load(file: Option<PathBuf>) -> Result<Config, ConfigError> {

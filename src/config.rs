@@ -12,18 +12,23 @@ use std::{
     sync::Arc,
 };
 
-use crate::{model::plan::Plan, telemetry};
+use crate::{
+    model::{plan::Plan, setting::Setting},
+    telemetry,
+};
 
 mod admin;
 mod announce;
 mod broker;
 mod discovery;
 mod entry;
+mod explain;
 mod forwarder;
 mod log;
 mod nats;
 mod node;
 mod plans;
+mod reference;
 mod secret;
 mod section;
 mod store;
@@ -35,9 +40,11 @@ pub use announce::Announce;
 pub use broker::{Broker, TlsFiles};
 pub use discovery::{Discovery, Trusted, TrustedFor};
 pub use entry::{Origin, Problem};
+pub use explain::Explained;
 pub use forwarder::Forwarder;
 pub use nats::{Nats, NatsLogin, NatsTls};
 pub use node::Node;
+pub use reference::{Change, Default, KEYS, Key};
 pub use secret::Secret;
 pub use store::Store;
 
@@ -54,6 +61,9 @@ pub struct Sources {
     pub file: Option<PathBuf>,
     /// The environment; variables that do not begin with `HARBOR_` are not looked at.
     pub variables: Vec<(String, String)>,
+    /// Live settings, as the store has them: each wins over file and environment. Those of other scopes, and of pools and
+    /// plans that the file does not have, are not looked at.
+    pub settings: Vec<Setting>,
     /// The machine's own address: what clients of the pool `default` are told when nothing is written.
     pub own_address: IpAddr,
 }
@@ -109,11 +119,19 @@ impl std::error::Error for ConfigError {}
 /// # Errors
 /// All that is wrong with it.
 pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
-    let Some(path) = &sources.file else { return check("", None, sources) };
+    load_explained(sources).map(|(config, _)| config)
+}
+
+/// The same, and what each key is.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn load_explained(sources: &Sources) -> Result<(Config, Vec<Explained>), ConfigError> {
+    let Some(path) = &sources.file else { return check_explained("", None, sources) };
     let name = path.display().to_string();
     let at = || Origin::File(name.as_str().into());
     let text = read_file(path).map_err(|message| ConfigError { problems: vec![Problem { at: at(), message }] })?;
-    check(&text, Some(&name), sources)
+    check_explained(&text, Some(&name), sources)
 }
 
 /// The same with the text of the file at hand; `name` is what to call it in messages.
@@ -121,6 +139,10 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
 /// # Errors
 /// All that is wrong with it.
 pub fn check(text: &str, name: Option<&str>, sources: &Sources) -> Result<Config, ConfigError> {
+    check_explained(text, name, sources).map(|(config, _)| config)
+}
+
+fn check_explained(text: &str, name: Option<&str>, sources: &Sources) -> Result<(Config, Vec<Explained>), ConfigError> {
     let (mut table, origin) = match name.map(Arc::from) {
         None => (Table::new(), Origin::Nowhere),
         Some(name) => {
@@ -129,12 +151,14 @@ pub fn check(text: &str, name: Option<&str>, sources: &Sources) -> Result<Config
         }
     };
     entry::overlay(&mut table, &sources.variables);
+    entry::overlay_settings(&mut table, &sources.settings);
+    let explained = explain::explain(&table, sources.own_address);
     let findings = Findings::default();
     let config = read(Section::root(table, origin, &findings), sources.own_address);
     find_near_misses(&sources.variables, &findings);
     let problems = findings.into_problems();
     match config {
-        Some(config) if problems.is_empty() => Ok(config),
+        Some(config) if problems.is_empty() => Ok((config, explained)),
         _ => {
             assert!(!problems.is_empty(), "what cannot be read has been reported");
             Err(ConfigError { problems })

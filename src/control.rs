@@ -45,6 +45,7 @@ mod pools;
 mod ports;
 mod provision;
 mod reload;
+mod settings;
 mod snapshot;
 mod unbind;
 mod update;
@@ -61,6 +62,7 @@ pub use overview::PoolUsage;
 pub use pools::Disagreement;
 pub use provision::{ProvisionRefusal, ProvisionSpec, Provisioned};
 pub use reload::ReloadRefusal;
+pub use settings::SettingsRefusal;
 pub use update::{UpdateRefusal, UpdateSpec};
 
 use keys::{Keys, NoTurn, TURN_WAIT};

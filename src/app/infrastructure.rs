@@ -55,7 +55,12 @@ mod tests {
                 "broker.password = \"secret\"\nstore.url = \"{store}\"\n\
                  nats.servers = [\"nats://n1\", \"tls://[fd00::2]:4333\"]"
             );
-            let sources = Sources { file: None, variables: Vec::new(), own_address: IpAddr::from([127, 0, 0, 1]) };
+            let sources = Sources {
+                file: None,
+                variables: Vec::new(),
+                settings: Vec::new(),
+                own_address: IpAddr::from([127, 0, 0, 1]),
+            };
             let config = config::check(&text, Some("harbor.toml"), &sources).unwrap();
             let found = servers(&config);
             let found = found.iter().map(|(host, port)| (host.as_str(), *port)).collect::<Vec<_>>();

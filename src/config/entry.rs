@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
+use crate::model::setting::{BLOCKED, SUSPENDED, Setting};
+
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -24,6 +26,8 @@ pub enum Origin {
     Place(Arc<str>, usize, usize),
     /// In an environment variable.
     Variable(Arc<str>),
+    /// In a live setting, `section.key`.
+    Setting(Arc<str>),
 }
 
 impl fmt::Display for Origin {
@@ -33,6 +37,7 @@ impl fmt::Display for Origin {
             Self::File(file) => f.write_str(file),
             Self::Place(file, line, column) => write!(f, "{file}:{line}:{column}"),
             Self::Variable(name) => f.write_str(name),
+            Self::Setting(name) => write!(f, "live setting {name}"),
         }
     }
 }
@@ -156,21 +161,46 @@ pub fn overlay(root: &mut Table, variables: &[(String, String)]) {
         let origin = Origin::Variable(name.as_str().into());
         let (sections, key) = rest.rsplit_once(VARIABLE_SEPARATOR).expect("it contains the separator");
         let table = sections.split(VARIABLE_SEPARATOR).fold(&mut *root, |table, section| {
-            let entry = table.entry(matching_name(table, section)).or_insert_with(|| Entry {
-                key_at: origin.clone(),
-                at: origin.clone(),
-                value: Value::Table(Table::new()),
-            });
-            if !matches!(entry.value, Value::Table(_)) {
-                *entry = Entry { key_at: origin.clone(), at: origin.clone(), value: Value::Table(Table::new()) };
-            }
-            match &mut entry.value {
-                Value::Table(table) => table,
-                _ => unreachable!("it has just been made one"),
-            }
+            let name = matching_name(table, section);
+            section_in(table, name, &origin)
         });
         let entry = Entry { key_at: origin.clone(), at: origin, value: Value::Variable(text.clone()) };
         table.insert(matching_name(table, key), entry);
+    }
+}
+
+/// Lays live settings over a tree. A pool or plan that the file does not have is not made by them: another node's file has
+/// it.
+pub fn overlay_settings(root: &mut Table, settings: &[Setting]) {
+    for Setting { scope, key, value, .. } in settings {
+        let (Some(text), parts) = (value, super::explain::parts(scope)) else { continue };
+        let is_known = match parts[..] {
+            [SUSPENDED | BLOCKED, ..] => false,
+            [family @ ("pools" | "plans"), name] => {
+                matches!(root.get(family).map(|entry| &entry.value), Some(Value::Table(all)) if all.contains_key(name))
+            }
+            _ => true,
+        };
+        if !is_known {
+            continue;
+        }
+        let origin = Origin::Setting(format!("{scope}.{key}").into());
+        let table = parts.iter().fold(&mut *root, |table, section| section_in(table, (*section).into(), &origin));
+        let entry = Entry { key_at: origin.clone(), at: origin, value: Value::Variable(text.clone()) };
+        table.insert(key.clone(), entry);
+    }
+}
+
+/// The section of that name, made where it is missing.
+fn section_in<'a>(table: &'a mut Table, name: String, origin: &Origin) -> &'a mut Table {
+    let made = || Entry { key_at: origin.clone(), at: origin.clone(), value: Value::Table(Table::new()) };
+    let entry = table.entry(name).or_insert_with(made);
+    if !matches!(entry.value, Value::Table(_)) {
+        *entry = made();
+    }
+    match &mut entry.value {
+        Value::Table(table) => table,
+        _ => unreachable!("it has just been made one"),
     }
 }
 

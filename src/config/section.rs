@@ -171,7 +171,7 @@ impl<'f> Section<'f> {
 
     /// A variable's name says which key is meant; a place in a file is easier to find with it.
     fn add(&self, key: &str, mut problem: Problem) {
-        if !matches!(problem.at, Origin::Variable(_)) {
+        if !matches!(problem.at, Origin::Variable(_) | Origin::Setting(_)) {
             problem.message = format!("{}: {}", self.path_of(key), problem.message);
         }
         self.findings.add(problem);

@@ -12,7 +12,7 @@ use crate::telemetry::log::{Format, Settings};
 /// A configuration in a file of that text, with variables over it.
 fn load_text(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
     let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let sources = Sources { file: None, variables, own_address: IpAddr::from([10, 0, 0, 9]) };
+    let sources = Sources { file: None, variables, settings: Vec::new(), own_address: IpAddr::from([10, 0, 0, 9]) };
     check(text, Some("harbor.toml"), &sources)
 }
 
@@ -766,7 +766,7 @@ fn nothing_secret_is_in_the_debug_output() {
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
     let file = Some(PathBuf::from("/nowhere/harbor.toml"));
-    let sources = Sources { file, variables: vec![], own_address: IpAddr::from([127, 0, 0, 1]) };
+    let sources = Sources { file, variables: vec![], settings: Vec::new(), own_address: IpAddr::from([127, 0, 0, 1]) };
     assert_eq!(
         load(&sources).unwrap_err().to_string(),
         "/nowhere/harbor.toml: cannot read it: No such file or directory (os error 2); name another file by --config \

@@ -1,6 +1,6 @@
 //! Reload: other pools, plans and limits, taken over while the node runs.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     Control, Disagreement, Facts,
@@ -28,6 +28,14 @@ pub enum ReloadRefusal {
     },
 }
 
+/// Pools as this node would have all nodes have them.
+struct Proposal {
+    /// All that it serves.
+    all: Vec<Pool>,
+    /// Those that change.
+    moving: BTreeSet<PoolName>,
+}
+
 impl Control {
     /// Takes over what can change live. Pools that the file has otherwise than before are changed for all nodes; those
     /// that others have changed meanwhile stay as they are, with a warning. Shrinking a range evicts nobody.
@@ -42,24 +50,16 @@ impl Control {
     ) -> Result<(), ReloadRefusal> {
         let _one_at_a_time = self.reload.lock().await;
         let facts = self.facts();
-        self.check_left(&wanted)?;
-        let changed = wanted.iter().filter(|pool| !facts.file.contains(pool)).cloned().collect::<Vec<_>>();
-        let moving = |name: &PoolName| changed.iter().any(|pool| pool.name == *name);
-        let unmoved = wanted.iter().filter(|pool| !moving(&pool.name));
+        let Proposal { all, moving } = self.propose(&wanted)?;
+        let unmoved = wanted.iter().filter(|pool| !moving.contains(&pool.name));
         for (pool, differences) in
             unmoved.filter_map(|pool| Some((pool, pool.differences(facts.pools.get(&pool.name)?)?)))
         {
             tracing::warn!(pool = %pool.name, %differences, "this node's file is not what the nodes have agreed on");
         }
-        if !changed.is_empty() {
-            // With those that stay as they were agreed on: no port may be in two of them.
-            let all = wanted.iter().map(|pool| match facts.pools.get(&pool.name) {
-                Some(agreed) if !moving(&pool.name) => agreed.clone(),
-                _ => pool.clone(),
-            });
-            let all = all.collect::<Vec<_>>();
+        if !moving.is_empty() {
             let listened = Listened::from_now(&self.store).await.map_err(Disagreement::from)?;
-            pools::define(&self.store, &self.node, &all, &moving, &listened).await?;
+            pools::define(&self.store, &self.node, &all, &|name| moving.contains(name), &listened).await?;
             self.snapshot.refresh().await.map_err(Disagreement::from)?;
         }
         let served = wanted.iter().map(|pool| pool.name.clone()).collect();
@@ -73,6 +73,37 @@ impl Control {
             })
             .await;
         Ok(())
+    }
+
+    /// Whether [`Control::reload`] would take these pools over, as far as that can be told now.
+    ///
+    /// # Errors
+    /// [`ReloadRefusal`].
+    pub async fn check_reload(&self, wanted: &[Pool]) -> Result<(), ReloadRefusal> {
+        let Proposal { all, moving } = self.propose(wanted)?;
+        if !moving.is_empty() {
+            let listened = Listened::from_now(&self.store).await.map_err(Disagreement::from)?;
+            pools::find_changes(&self.store, &self.node, &all, &|name| moving.contains(name), &listened).await?;
+        }
+        Ok(())
+    }
+
+    /// What this node proposes to the others when it wants these pools.
+    fn propose(&self, wanted: &[Pool]) -> Result<Proposal, ReloadRefusal> {
+        self.check_left(wanted)?;
+        let facts = self.facts();
+        let moving = wanted.iter().filter(|pool| !facts.file.contains(pool)).map(|pool| pool.name.clone());
+        let moving = moving.collect::<BTreeSet<_>>();
+        // With those that stay as they were agreed on: no port may be in two of them.
+        let all = wanted.iter().map(|pool| match facts.pools.get(&pool.name) {
+            Some(agreed) if !moving.contains(&pool.name) => agreed.clone(),
+            Some(agreed) => match facts.file.iter().find(|before| before.name == pool.name) {
+                Some(before) => pool.changed(before, agreed),
+                None => pool.clone(),
+            },
+            None => pool.clone(),
+        });
+        Ok(Proposal { all: all.collect(), moving })
     }
 
     /// Whether every pool that would no longer be served here is served elsewhere, or empty.

@@ -24,6 +24,7 @@ use crate::{
         parameters::Settings,
         pool::Pools,
         service_instance::ServiceInstance,
+        setting::Setting,
     },
     store::{self, AnyStore, Changes},
 };
@@ -35,6 +36,7 @@ pub(super) struct Snapshot {
     ports: Arc<Ports>,
     facts: ArcSwap<Facts>,
     pools: watch::Sender<Pools>,
+    settings: watch::Sender<Arc<[Setting]>>,
     state: Mutex<State>,
     desired: watch::Sender<Arc<DesiredState>>,
     directory: watch::Sender<Arc<Directory>>,
@@ -48,6 +50,8 @@ struct State {
     losses: u64,
     instances: HashMap<ServiceInstanceId, Known>,
     directory: Directory,
+    /// Live settings, by scope and key.
+    live: Arc<[Setting]>,
     listeners: Listeners,
     /// What a listener carries while a change of its protocol is being tried, in place of what is stored.
     tried: HashMap<ServiceInstanceId, Protocol>,
@@ -79,6 +83,7 @@ impl Snapshot {
             losses: store.losses(),
             instances: HashMap::new(),
             directory,
+            live: Arc::default(),
             listeners: Listeners::default(),
             tried: HashMap::new(),
             version: 0,
@@ -92,11 +97,16 @@ impl Snapshot {
         let (desired, directory) = (watch::Sender::new(state.desired()), watch::Sender::new(state.directory()));
         let facts = ArcSwap::new(Arc::clone(&state.facts));
         let pools = watch::Sender::new(state.facts.pools.clone());
-        Ok(Self { store, clock, ports, facts, pools, state: Mutex::new(state), desired, directory })
+        let settings = watch::Sender::new(Arc::clone(&state.live));
+        Ok(Self { store, clock, ports, facts, pools, settings, state: Mutex::new(state), desired, directory })
     }
 
     pub(super) fn pools(&self) -> watch::Receiver<Pools> {
         self.pools.subscribe()
+    }
+
+    pub(super) fn settings(&self) -> watch::Receiver<Arc<[Setting]>> {
+        self.settings.subscribe()
     }
 
     /// What holds by now, apart from service instances.
@@ -211,6 +221,11 @@ impl Snapshot {
             }
             changed
         });
+        self.settings.send_if_modified(|known| {
+            let changed = !Arc::ptr_eq(known, &state.live);
+            known.clone_from(&state.live);
+            changed
+        });
         // Discovery first: it must know a service instance before anything can arrive at its port.
         self.directory.send_replace(state.directory());
         self.desired.send_replace(state.desired());
@@ -248,6 +263,11 @@ impl State {
             facts.pools.extend(changes.pools.into_iter().map(|pool| (pool.name.clone(), pool)));
             self.facts = Arc::new(facts);
             self.show_all();
+        }
+        if let Some(settings) = changes.settings
+            && *self.live != settings[..]
+        {
+            self.live = settings.into();
         }
         if let Some(secret) = changes.announce_secret {
             self.directory.announce_secret = secret;

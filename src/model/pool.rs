@@ -109,6 +109,31 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// The pool as it was `agreed` on, but for what has changed here since it was as `before`: who changes one key in a file
+    /// that differs otherwise changes that key alone.
+    #[must_use]
+    pub fn changed(&self, before: &Self, agreed: &Self) -> Self {
+        fn pick<T: PartialEq + Clone>(now: &T, before: &T, agreed: &T) -> T {
+            if now == before { agreed.clone() } else { now.clone() }
+        }
+        let (now, was, names) = (&self.names, &before.names, &agreed.names);
+        Self {
+            name: self.name.clone(),
+            ports: pick(&self.ports, &before.ports, &agreed.ports),
+            names: PoolNames {
+                host: pick(&now.host, &was.host, &names.host),
+                hostname: pick(&now.hostname, &was.hostname, &names.hostname),
+                host_external: pick(&now.host_external, &was.host_external, &names.host_external),
+                hostname_external: pick(&now.hostname_external, &was.hostname_external, &names.hostname_external),
+            },
+            int_port: pick(&self.int_port, &before.int_port, &agreed.int_port),
+            quarantine: pick(&self.quarantine, &before.quarantine, &agreed.quarantine),
+            retired: pick(&self.retired, &before.retired, &agreed.retired),
+        }
+    }
+}
+
 /// Which of `wanted` have to be defined so that `agreed` says the same. A pool that another live node serves is changed
 /// only when the operator has asked for that by `moving` it: a file that was forgotten changes nothing.
 ///
@@ -229,6 +254,17 @@ mod tests {
         check(std::slice::from_ref(&moved), others(), true, Ok(&["default"]));
         check(std::slice::from_ref(&moved), vec![member("b", false, &["default"])], false, Ok(&["default"]));
         check(&[moved], vec![member("b", true, &["games"])], false, Ok(&["default"]));
+    }
+
+    #[test]
+    fn what_is_not_changed_stays_as_it_was_agreed_on() {
+        let before = pool("default", "2000-2999");
+        let agreed = Pool { int_port: 1, retired: true, ..pool("default", "3000") };
+        let changed = Pool { ports: "2000-2100".parse().unwrap(), retired: true, ..before.clone() };
+        let expected = Pool { ports: "2000-2100".parse().unwrap(), ..agreed.clone() };
+        assert_eq!(changed.changed(&before, &agreed), expected);
+        assert_eq!(before.changed(&before, &agreed), agreed);
+        assert_eq!(changed.changed(&agreed, &before).ports, changed.ports);
     }
 
     #[test]

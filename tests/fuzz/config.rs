@@ -15,7 +15,8 @@ const CORPUS: &[&[u8]] = &[
 
 #[test]
 fn a_damaged_file_is_refused_with_a_place_or_taken() {
-    let sources = Sources { file: None, variables: Vec::new(), own_address: IpAddr::from([127, 0, 0, 1]) };
+    let sources =
+        Sources { file: None, variables: Vec::new(), settings: Vec::new(), own_address: IpAddr::from([127, 0, 0, 1]) };
     mutate::run(CORPUS, |input| {
         let text = String::from_utf8_lossy(input);
         if let Err(error) = config::check(&text, Some("harbor.toml"), &sources) {
@@ -37,7 +38,8 @@ fn a_damaged_variable_is_refused_by_its_name_or_taken() {
         round += 1;
         let name = &names[round % names.len()];
         let variables = vec![(name.clone(), String::from_utf8_lossy(input).into_owned())];
-        let sources = Sources { file: None, variables, own_address: IpAddr::from([127, 0, 0, 1]) };
+        let sources =
+            Sources { file: None, variables, settings: Vec::new(), own_address: IpAddr::from([127, 0, 0, 1]) };
         if let Err(error) = config::check("broker.password = 'p'", Some("harbor.toml"), &sources) {
             for problem in &error.problems {
                 let text = problem.to_string();

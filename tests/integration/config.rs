@@ -8,7 +8,8 @@ const EXAMPLE: &str = include_str!("../../manifests/harbor.toml");
 const DOCUMENTATION: &str = include_str!("../../docs/configuration.md");
 
 fn check(text: &str) -> Result<Config, ConfigError> {
-    let sources = Sources { file: None, variables: Vec::new(), own_address: IpAddr::from([127, 0, 0, 1]) };
+    let sources =
+        Sources { file: None, variables: Vec::new(), settings: Vec::new(), own_address: IpAddr::from([127, 0, 0, 1]) };
     config::check(text, Some("harbor.toml"), &sources)
 }
 

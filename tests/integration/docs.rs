@@ -505,7 +505,8 @@ fn the_unit_fits_the_example_and_the_defaults() {
 
     let example = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/harbor.toml")).unwrap();
     let example = example.replace("# directory", "directory");
-    let sources = config::Sources { file: None, variables: Vec::new(), own_address: [127, 0, 0, 1].into() };
+    let sources =
+        config::Sources { file: None, variables: Vec::new(), settings: Vec::new(), own_address: [127, 0, 0, 1].into() };
     let config = config::check(&example, Some("harbor.toml"), &sources).unwrap();
     assert_eq!(config.node.data_dir, Path::new("/var/lib").join(set("StateDirectory")));
     assert_eq!(config.log.directory, Some(Path::new("/var/log").join(set("LogsDirectory"))));
