@@ -28,6 +28,7 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
+mod config;
 mod metrics;
 mod nodes;
 mod ready;
@@ -36,6 +37,7 @@ mod status;
 mod token;
 pub mod wire;
 
+pub use config::{SettingsError, SettingsRequest};
 pub use token::{Token, TokenError};
 
 /// Somebody asks for a hot restart, and hears there what has come of it.
@@ -80,6 +82,10 @@ pub struct Sources {
     pub cut_off_after: Duration,
     /// Where hot restarts are asked for.
     pub restart: mpsc::Sender<RestartRequest>,
+    /// What each key of the configuration is.
+    pub configuration: watch::Receiver<Arc<[wire::ConfigurationKey]>>,
+    /// Where changes of live settings are asked for.
+    pub change_settings: mpsc::Sender<SettingsRequest>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// What operators show.
@@ -107,6 +113,8 @@ pub fn router(sources: Sources) -> Router {
         .route(&format!("{}/{{id}}", wire::NODES_PATH), delete(nodes::remove))
         .route(&format!("{}/{{id}}/drain", wire::NODES_PATH), post(nodes::drain))
         .route(&format!("{}/{{id}}/resume", wire::NODES_PATH), post(nodes::resume))
+        .route(wire::CONFIG_PATH, get(config::list).patch(config::change))
+        .route(&format!("{}/history", wire::CONFIG_PATH), get(config::history))
         .route(wire::RESTART_PATH, post(restart))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&sources), request::gate));
     with_fallbacks(open.merge(for_operators).with_state(sources))

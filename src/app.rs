@@ -7,6 +7,7 @@ mod drain;
 mod drained;
 pub mod handover;
 mod infrastructure;
+mod live;
 mod lookout;
 mod machine;
 mod migrate;

@@ -13,13 +13,14 @@ use std::{
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::{
-    config::{self, Config, ConfigError, Sources},
+    config::{Config, ConfigError, Sources},
     host,
 };
 
 mod announce;
 mod check_config;
 mod completions;
+mod config;
 mod data;
 mod env;
 mod man;
@@ -51,6 +52,7 @@ const EXIT_CODES: &str = "Exit codes: 0 fine, 1 found a problem, 2 usage or conf
 enum Command {
     Serve(serve::Serve),
     Status(status::Status),
+    Config(config::ConfigCommand),
     Node(node::NodeCommand),
     Restart(restart::Restart),
     Announce(Box<announce::Announce>),
@@ -106,6 +108,7 @@ pub fn run() -> ExitCode {
     let outcome = match cli.command {
         Command::Serve(command) => command.run(cli.config),
         Command::Status(command) => command.run(cli.config),
+        Command::Config(command) => command.run(cli.config),
         Command::Node(command) => command.run(cli.config),
         Command::Restart(command) => command.run(cli.config),
         Command::Announce(command) => command.run(),
@@ -160,7 +163,7 @@ fn sources(file: Option<PathBuf>) -> Sources {
 }
 
 fn load(file: Option<PathBuf>) -> Result<Config, ConfigError> {
-    config::load(&sources(file))
+    crate::config::load(&sources(file))
 }
 
 /// What the platform tells of bound services: in `VCAP_SERVICES`, or where an app has chosen that in the file that

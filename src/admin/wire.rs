@@ -14,6 +14,9 @@ pub const NODES_PATH: &str = "/admin/v1/nodes";
 /// Where a hot restart is asked for.
 pub const RESTART_PATH: &str = "/admin/v1/restart";
 
+/// Where the [`Configuration`] is; its history is below that.
+pub const CONFIG_PATH: &str = "/admin/v1/config";
+
 /// The header in which an operator says who they are.
 pub const OPERATOR_HEADER: &str = "x-harbor-operator";
 
@@ -102,6 +105,83 @@ impl Mode {
             observed::Mode::Draining => Self::Draining,
         }
     }
+}
+
+/// `GET /admin/v1/config`: what each key of the configuration is on this node. The answer to `PATCH` has those that were
+/// changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configuration {
+    /// In the order of the documentation.
+    pub keys: Vec<ConfigurationKey>,
+}
+
+/// A key of the configuration. Times are RFC 3339, in UTC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigurationKey {
+    /// Its section, such as `harbor_node` or `pools.games`.
+    pub section: String,
+    /// Its name there.
+    pub key: String,
+    /// What holds; `null`: nothing is set. Never a secret.
+    pub value: Option<String>,
+    /// Where it comes from: `default`, `file`, `environment` or `live`.
+    pub source: String,
+    /// The place in the file, or the name of the variable.
+    pub place: Option<String>,
+    /// What holds where it is not written, or words that say which; `null`: nothing.
+    pub default: Option<String>,
+    /// When a change holds: `live` (by `harbor config set`), `reload` (by SIGHUP) or `restart`.
+    pub change: String,
+    /// What is written and will hold after a restart.
+    pub after_restart: Option<String>,
+    /// Who has set a live one.
+    pub changed_by: Option<String>,
+    /// When.
+    pub changed_at: Option<String>,
+}
+
+/// `PATCH /admin/v1/config`: live settings to change, for all nodes; all or none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigurationChange {
+    /// What to change.
+    pub changes: Vec<SettingWanted>,
+}
+
+/// A live setting as it is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SettingWanted {
+    /// Its section.
+    pub section: String,
+    /// Its name there.
+    pub key: String,
+    /// Its value, lists with commas; `null` unsets it.
+    pub value: Option<String>,
+}
+
+/// `GET /admin/v1/config/history`: what operators have changed for all nodes, the latest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingsHistory {
+    /// At most as many as were asked for.
+    pub changes: Vec<SettingChanged>,
+}
+
+/// A change of something that holds for all nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingChanged {
+    /// A section of the configuration; `suspended`, `blocked`, `secrets`; or `reservations.` and a pool.
+    pub section: String,
+    /// Which of them.
+    pub key: String,
+    /// What it was set to; `null`: it was unset.
+    pub value: Option<String>,
+    /// Who has changed it, as they call themselves.
+    pub by: String,
+    /// When.
+    pub at: String,
+    /// The revision that it made.
+    pub revision: u64,
 }
 
 /// `GET /admin/v1/nodes`: the nodes of the store, by id.
@@ -370,7 +450,7 @@ pub struct Backend {
 }
 
 /// To the second: what people compare with their clocks and logs.
-pub(super) fn rfc3339(timestamp: Timestamp) -> String {
+pub(crate) fn rfc3339(timestamp: Timestamp) -> String {
     OffsetDateTime::from_unix_timestamp(timestamp.seconds())
         .ok()
         .and_then(|time| time.format(&Rfc3339).ok())

@@ -19,7 +19,7 @@ use super::{
     drain,
     drained::Drained,
     handover::{Estate, Predecessor, Program},
-    infrastructure, lookout, machine,
+    infrastructure, live, lookout, machine,
     reload::{self, Reloadable},
     settings,
     signals::{Signals, Told},
@@ -27,11 +27,11 @@ use super::{
     tasks::Tasks,
 };
 use crate::{
-    admin::{self, RestartRequest},
+    admin::{self, RestartRequest, SettingsRequest, wire::ConfigurationKey},
     backends::{Backend, Backends},
     broker,
     cluster::{self, Cluster, Ears},
-    config::{Config, Sources},
+    config::{self, Config, Sources},
     control::{Control, Disagreement},
     discovery::{self, Discovery, Relays},
     forwarder::{ClosingRecord, Forwarder, PortSockets, Surroundings},
@@ -59,6 +59,9 @@ const ATTEMPTS_PER_WARNING: u64 = 30;
 
 /// How long the operators' API may take to finish its requests, after everything else has ended.
 const ADMIN_STOPS_WITHIN: Duration = Duration::from_secs(1);
+
+/// Changes of live settings that may wait.
+const MAX_SETTINGS_REQUESTS: usize = 8;
 
 /// How long until a store that could not be opened again is tried once more.
 const TAKE_BACK_AGAIN: Duration = Duration::from_secs(1);
@@ -154,6 +157,10 @@ pub(super) async fn run(
     let patient = predecessor.is_none();
     let Some(store) = open_store(&config, &metrics, inherited, patient, &mut signals).await? else { return Ok(()) };
     let outcome = async {
+        let (config, configuration) = tokio::select! {
+            config = with_live_settings(&store, sources, patient) => config?,
+            () = signals.end() => return Ok(()),
+        };
         let manager = Arc::new(ServiceManager::from_environment());
         let apis = Apis::bind(&config, apis, &manager).await?;
         let rest = (program, manager, ports, threads);
@@ -161,7 +168,8 @@ pub(super) async fn run(
             node = Node::join(&config, sources, Arc::clone(&store), patient, metrics, &apis, rest) => node?,
             () = signals.end() => return Ok(()),
         };
-        node.serve(config, sources, log, apis, &mut signals, predecessor).await
+        log.set_level(&config.log.level).context("the log level cannot be set")?;
+        node.serve((config, configuration), sources, log, apis, &mut signals, predecessor).await
     };
     let outcome = outcome.await;
     store.close().await;
@@ -201,6 +209,21 @@ async fn open_store(
         }
     }
     Ok(None)
+}
+
+/// The configuration with what operators have set for all nodes, and what each key is.
+async fn with_live_settings(
+    store: &AnyStore,
+    sources: &Sources,
+    patient: bool,
+) -> anyhow::Result<(Config, Arc<[ConfigurationKey]>)> {
+    let patient = patient && store.serves_many();
+    let (_, settings) = ask(patient, store::Fault::passes, async || store.settings().await).await?;
+    let (config, explained) = config::load_explained(&live::with_settings(sources, &settings)).context(
+        "the configuration cannot be used with the live settings of this store: change it so that it can, start, and \
+         see `harbor config list`",
+    )?;
+    Ok((config, live::told_keys(explained, &settings, &[])))
 }
 
 /// Asks a store, and again while it is away and `patient`: one that was there a moment ago can be lost in any call.
@@ -339,7 +362,7 @@ impl Node {
     /// Starts what has to run, does what the process is told, and ends it all in order.
     async fn serve(
         mut self,
-        config: Config,
+        (config, configuration): (Config, Arc<[ConfigurationKey]>),
         sources: &Sources,
         log: &Log,
         apis: Apis,
@@ -358,6 +381,7 @@ impl Node {
             passwords: Arc::clone(&self.passwords),
             certificates: apis.certificates(),
             served: serve_pools,
+            configuration: watch::Sender::new(configuration),
         };
         let store_link = watch::Sender::new(Link::Up(self.clock.wall()));
         let nats_link = watch::Sender::new(match config.nats {
@@ -365,7 +389,9 @@ impl Node {
             Some(_) => Link::Down(self.clock.wall(), "not connected yet".into()),
         });
         let (ask_restart, mut requests) = mpsc::channel(1);
-        let router = self.admin_router(&config, store_link.subscribe(), nats_link.subscribe(), ask_restart);
+        let (ask_settings, mut settings) = mpsc::channel(MAX_SETTINGS_REQUESTS);
+        let asks = (ask_restart, ask_settings, reach.configuration.subscribe());
+        let router = self.admin_router(&config, store_link.subscribe(), nats_link.subscribe(), asks);
         let [wishes, doors, keepers, parts, admin] = std::array::from_fn(|_| Tasks::default());
         let mut running = Running { config, reach, apis, served, store_link, wishes, doors, keepers, parts, admin };
 
@@ -397,7 +423,7 @@ impl Node {
                 self.start_discovery(&mut running, sources, nats_link);
                 self.manager.ready();
                 tracing::info!(node = %running.config.node.id, "ready");
-                self.attend(&mut running, signals, &mut requests).await
+                self.attend(&mut running, signals, &mut requests, &mut settings).await
             }
             Ok(false) => Ok(Left::Ended),
             Err(error) => Err(error),
@@ -500,13 +526,30 @@ impl Node {
         running: &mut Running<'_>,
         signals: &mut Signals,
         requests: &mut mpsc::Receiver<RestartRequest>,
+        settings: &mut mpsc::Receiver<SettingsRequest>,
     ) -> anyhow::Result<Left> {
+        let mut live = running.reach.control.settings();
+        let mut held = live::of_configuration(&live.borrow_and_update());
         let mut pools = running.reach.control.pools();
         pools.mark_changed();
         loop {
             let asked = tokio::select! {
                 Ok(()) = pools.changed() => {
                     reload::take_over_pools(&running.config, &running.reach);
+                    continue;
+                }
+                Ok(()) = live.changed() => {
+                    let wanted = live::of_configuration(&live.borrow_and_update());
+                    if wanted != held {
+                        held = wanted;
+                        // What is wrong here has been told; the others go on without this node.
+                        let _ = reload::take_over(&mut running.config, &running.reach).await;
+                    }
+                    continue;
+                }
+                Some(asked) = settings.recv() => {
+                    live::change(asked, &mut running.config, &running.reach).await;
+                    held = live::of_configuration(&live.borrow_and_update());
                     continue;
                 }
                 told = signals.next() => match told {
@@ -560,7 +603,11 @@ impl Node {
         config: &Config,
         store: watch::Receiver<Link>,
         nats: watch::Receiver<Link>,
-        restart: mpsc::Sender<RestartRequest>,
+        (restart, change_settings, configuration): (
+            mpsc::Sender<RestartRequest>,
+            mpsc::Sender<SettingsRequest>,
+            watch::Receiver<Arc<[ConfigurationKey]>>,
+        ),
     ) -> axum::Router {
         admin::router(admin::Sources {
             node: config.node.id.clone(),
@@ -579,6 +626,8 @@ impl Node {
             nats,
             cut_off_after: config.node.cut_off_after,
             restart,
+            configuration,
+            change_settings,
             metrics: Arc::clone(&self.metrics),
             token: self.admin_token.clone(),
             metrics_public: config.admin.metrics_public,

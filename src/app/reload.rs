@@ -4,8 +4,9 @@ use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use tokio::sync::watch;
 
-use super::settings;
+use super::{live, settings};
 use crate::{
+    admin::wire::ConfigurationKey,
     broker::Passwords,
     config::{self, Config, Sources},
     control::Control,
@@ -31,10 +32,11 @@ pub(super) struct Reloadable<'a> {
     pub(super) certificates: Vec<Arc<Tls>>,
     /// Where the other nodes are told which pools this one serves.
     pub(super) served: watch::Sender<BTreeSet<PoolName>>,
+    /// Where operators are told what each key is.
+    pub(super) configuration: watch::Sender<Arc<[ConfigurationKey]>>,
 }
 
-/// Takes over what can change live, and notes in `running` what holds then. A configuration that is not right changes
-/// nothing.
+/// Reads certificates and log files again, and takes over what can change live.
 pub(super) async fn reload(running: &mut Config, reach: &Reloadable<'_>) {
     reach.log.reopen();
     for certificate in &reach.certificates {
@@ -42,19 +44,30 @@ pub(super) async fn reload(running: &mut Config, reach: &Reloadable<'_>) {
             tracing::error!(%error, "a certificate was not taken over: the one before stays in use");
         }
     }
-    let wanted = match config::load(reach.sources) {
+    // What was wrong has been told.
+    let _ = take_over(running, reach).await;
+}
+
+/// Takes over what can change live of the configuration as it is now, with the live settings, and notes in `running` what
+/// holds then. A configuration that is not right changes nothing.
+///
+/// # Errors
+/// Why it was not taken over, as the log says it too.
+pub(super) async fn take_over(running: &mut Config, reach: &Reloadable<'_>) -> Result<(), String> {
+    let settings = Arc::clone(&reach.control.settings().borrow());
+    let (wanted, explained) = match config::load_explained(&live::with_settings(reach.sources, &settings)) {
         Ok(wanted) => wanted,
         Err(error) => {
-            for problem in error.problems {
+            for problem in &error.problems {
                 tracing::error!(%problem, "the configuration was not taken over");
             }
-            return;
+            return Err(error.to_string().replace('\n', "; "));
         }
     };
     let (pools, plans) = (wanted.node.pools.clone(), wanted.plans.clone());
     if let Err(refusal) = reach.control.reload(pools, plans, wanted.forwarder.limits.clone()).await {
         tracing::error!(%refusal, "the configuration was not taken over");
-        return;
+        return Err(refusal.to_string());
     }
     let served = reach.control.served();
     reach.served.send_if_modified(|known| {
@@ -74,15 +87,24 @@ pub(super) async fn reload(running: &mut Config, reach: &Reloadable<'_>) {
     running.broker.username.clone_from(&wanted.broker.username);
     running.broker.passwords.clone_from(&wanted.broker.passwords);
     running.warnings.clone_from(&wanted.warnings);
+    let at_the_start = &running.discovery;
+    running.discovery = config::Discovery {
+        harbor_subjects: at_the_start.harbor_subjects,
+        router_subjects: at_the_start.router_subjects,
+        service_discovery_subjects: at_the_start.service_discovery_subjects,
+        max_backends: at_the_start.max_backends,
+        ..wanted.discovery.clone()
+    };
     take_over_pools(running, reach);
+    reach.configuration.send_modify(|known| *known = live::told_keys(explained, &settings, known));
     if *running == wanted {
         tracing::info!("the configuration was taken over");
     } else {
         tracing::warn!(
-            "the configuration was taken over in part: pools, plans, limits, the broker's login and the log level hold now; \
-             restart Harbor for the rest"
+            "the configuration was taken over in part: `harbor config list` shows what waits for a restart of Harbor"
         );
     }
+    Ok(())
 }
 
 /// Takes over what the nodes have agreed on.

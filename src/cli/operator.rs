@@ -142,10 +142,16 @@ impl Node {
                 "the node at {} does not take this token: name its file by --token-file, or set HARBOR_ADMIN_TOKEN",
                 self.url
             ))),
-            other => Err(Failure::Problem(match serde_json::from_slice(&body) {
-                Ok(Refusal { description }) => anyhow!("{description}"),
-                Err(_) => anyhow!("{} answers {other}: is that a node's operators' API?", self.url),
-            })),
+            other => Err(match serde_json::from_slice(&body) {
+                // What was asked for cannot be, whatever the node is like.
+                Ok(Refusal { description })
+                    if matches!(other, StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY) =>
+                {
+                    Failure::Usage(description)
+                }
+                Ok(Refusal { description }) => Failure::Problem(anyhow!("{description}")),
+                Err(_) => Failure::Problem(anyhow!("{} answers {other}: is that a node's operators' API?", self.url)),
+            }),
         }
     }
 

@@ -134,6 +134,8 @@ impl Node {
             store: store_receiver,
             nats: nats_receiver,
             restart,
+            configuration: watch::Sender::new(Arc::from([])).subscribe(),
+            change_settings: mpsc::channel(1).0,
             metrics,
             token: admin::Token::load_or_make(&token_file).unwrap(),
             metrics_public,

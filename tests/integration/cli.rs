@@ -51,6 +51,7 @@ Usage: harbor [OPTIONS] <COMMAND>
 Commands:
   serve         Run a node: broker, port forwarding, announcements and operators' API
   status        Show how a running node is, what is wrong first
+  config        Show the configuration, and change live settings for all nodes
   node          List the nodes of a store, and drain, resume or remove one
   restart       Hand a running node over to a new process; open connections may finish
   announce      Keep this app instance, or this machine, announced as a backend
@@ -237,6 +238,12 @@ fn completions_and_manual_pages_come_from_the_one_definition() {
             "harbor-announce.1",
             "harbor-check-config.1",
             "harbor-completions.1",
+            "harbor-config-get.1",
+            "harbor-config-history.1",
+            "harbor-config-list.1",
+            "harbor-config-set.1",
+            "harbor-config-unset.1",
+            "harbor-config.1",
             "harbor-data-export.1",
             "harbor-data-import.1",
             "harbor-data.1",

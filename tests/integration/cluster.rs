@@ -7,5 +7,5 @@ mod lagging;
 mod membership;
 mod pools;
 mod provision;
-mod trio;
+pub mod trio;
 mod versions;

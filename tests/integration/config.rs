@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, path::Path};
 
-use harbor::config::{self, Config, ConfigError, Sources};
+use harbor::config::{self, Config, ConfigError, Default, KEYS, Sources};
 
 const EXAMPLE: &str = include_str!("../../manifests/harbor.toml");
 const DOCUMENTATION: &str = include_str!("../../docs/configuration.md");
@@ -72,14 +72,51 @@ fn the_example_shows_every_key_with_a_value_that_is_valid() {
 }
 
 #[test]
-fn the_documentation_lists_every_key_once() {
-    let listed: Vec<String> = DOCUMENTATION
-        .lines()
-        .filter_map(|line| line.strip_prefix("| `"))
-        .filter_map(|rest| rest.split_once('`'))
-        .map(|(key, _)| key.to_owned())
-        .collect();
-    let distinct: BTreeSet<_> = listed.iter().cloned().collect();
-    assert_eq!(distinct.len(), listed.len(), "a key is listed twice");
-    assert_eq!(distinct, config::keys());
+fn the_documentation_shows_the_table_of_keys() {
+    let is_row = |line: &&str| line.starts_with("| `");
+    let rows = KEYS.iter().map(config::Key::row).collect::<Vec<_>>();
+    if std::env::var_os("HARBOR_RENEW").is_some() {
+        let mut next = rows.iter();
+        let line =
+            |line| if is_row(&line) { next.next().expect("there is a row for it").clone() } else { line.to_owned() };
+        let text = DOCUMENTATION.lines().map(line).collect::<Vec<_>>().join("\n") + "\n";
+        std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md"), text).unwrap();
+        return;
+    }
+    let shown = DOCUMENTATION.lines().filter(is_row).collect::<Vec<_>>();
+    assert_eq!(shown, rows, "HARBOR_RENEW=1 writes the table anew");
+}
+
+#[test]
+fn the_table_has_every_key_that_is_read_once() {
+    let names = KEYS.iter().map(|key| key.name.to_owned());
+    assert_eq!(names.clone().collect::<BTreeSet<_>>(), config::keys());
+    assert_eq!(names.count(), config::keys().len(), "a key stands twice");
+}
+
+/// What the keys of the table are where nothing is written, written down: it has to be the same configuration.
+#[test]
+fn the_defaults_of_the_table_are_those_that_hold() {
+    let mut sections: Vec<(String, String)> = Vec::new();
+    for key in KEYS {
+        let (section, name) = key.parts();
+        let line = match (key.default, key.name) {
+            (Default::Value(value), _) => format!("{name} = {value}\n"),
+            (Default::Needed, "broker.password") => "password = \"secret\"\n".into(),
+            _ => continue,
+        };
+        let section = section.replace("NAME", "named");
+        match sections.iter_mut().find(|(known, _)| *known == section) {
+            Some((_, text)) => text.push_str(&line),
+            None => sections.push((section, line)),
+        }
+    }
+    let needed = "[pools.named]\nport_range = \"50000-50010\"\nhost = \"10.0.0.5\"\n";
+    let bare = format!("[broker]\npassword = \"secret\"\n{needed}[plans.named]\n");
+    let written = sections.iter().map(|(section, text)| match section.as_str() {
+        "pools.named" => format!("{needed}{text}"),
+        section => format!("[{section}]\n{text}"),
+    });
+    let written = written.collect::<String>();
+    assert_eq!(check(&written).unwrap(), check(&bare).unwrap(), "{written}");
 }

@@ -19,6 +19,7 @@ mod forwarder;
 #[path = "../histories/driver.rs"]
 mod histories;
 mod hot_restart;
+mod live_settings;
 mod openapi;
 mod outages;
 mod postgres;

@@ -1,0 +1,217 @@
+//! Live settings: what operators ask for is checked against the whole configuration of this node, kept in the store, and
+//! taken over here and by every other node.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::reload::{self, Reloadable};
+use crate::{
+    admin::{
+        SettingsError, SettingsRequest,
+        wire::{self, ConfigurationKey},
+    },
+    config::{self, Change, Config, Explained, KEYS, Origin, Sources},
+    control::{Disagreement, ReloadRefusal, SettingsRefusal},
+    model::{
+        Revision,
+        setting::{BLOCKED, SUSPENDED, Setting, SettingChange},
+    },
+};
+
+/// Longest value of a live setting, in bytes.
+const MAX_VALUE_BYTES: usize = 4096;
+
+/// How often a change is tried while others change settings too.
+const MAX_ATTEMPTS: usize = 4;
+
+/// Whether a setting is one of the configuration.
+fn is_key(setting: &Setting) -> bool {
+    ![SUSPENDED, BLOCKED].contains(&setting.scope.as_str())
+}
+
+/// Those of the configuration.
+pub(super) fn of_configuration(settings: &[Setting]) -> Vec<Setting> {
+    settings.iter().filter(|setting| is_key(setting)).cloned().collect()
+}
+
+/// The sources with these live settings.
+pub(super) fn with_settings(sources: &Sources, settings: &[Setting]) -> Sources {
+    Sources { settings: of_configuration(settings), ..sources.clone() }
+}
+
+/// Changes what an operator asks for, and says what has come of it. Who asked may have gone.
+pub(super) async fn change(asked: SettingsRequest, running: &mut Config, reach: &Reloadable<'_>) {
+    let SettingsRequest { changes, who, reply } = asked;
+    let outcome = try_change(&changes, &who, running, reach).await;
+    let outcome = outcome.map(|()| {
+        let is_changed = |key: &&ConfigurationKey| {
+            changes.iter().any(|change| (&change.scope, &change.key) == (&key.section, &key.key))
+        };
+        wire::Configuration { keys: reach.configuration.borrow().iter().filter(is_changed).cloned().collect() }
+    });
+    let _ = reply.send(outcome);
+}
+
+async fn try_change(
+    changes: &[SettingChange],
+    who: &str,
+    running: &mut Config,
+    reach: &Reloadable<'_>,
+) -> Result<(), SettingsError> {
+    check_keys(changes)?;
+    let away = || SettingsError::Unavailable("the store is away: try again in a few seconds".into());
+    for _ in 0..MAX_ATTEMPTS {
+        let (read_at, present) = reach.control.read_settings().await.map_err(|_| away())?;
+        let wanted = laid_over(&present, changes)?;
+        let config = config::load(&with_settings(reach.sources, &wanted))
+            .map_err(|error| SettingsError::Refused(error.to_string().replace('\n', "; ")))?;
+        reach.control.check_reload(&config.node.pools).await.map_err(refused)?;
+        match reach.control.change_settings(changes, who, read_at).await {
+            Ok(revision) => {
+                tracing::info!(who, %revision, changes = told(changes), "live settings were changed");
+                let Err(reason) = reload::take_over(running, reach).await else { return Ok(()) };
+                // Something else has changed since it was checked.
+                take_back(changes, &present, who, revision, reach).await;
+                return Err(SettingsError::Conflict(format!("it was taken back, since {reason}")));
+            }
+            Err(SettingsRefusal::Contended) => {}
+            Err(SettingsRefusal::Fault(_)) => return Err(away()),
+            Err(refusal @ SettingsRefusal::TooMany) => return Err(SettingsError::Conflict(refusal.to_string())),
+        }
+    }
+    Err(SettingsError::Conflict(SettingsRefusal::Contended.to_string()))
+}
+
+/// Has what was there before again, unless somebody has changed it since.
+async fn take_back(
+    changes: &[SettingChange],
+    before: &[Setting],
+    who: &str,
+    read_at: Revision,
+    reach: &Reloadable<'_>,
+) {
+    let former = |change: &SettingChange| {
+        let known = before.iter().find(|known| (&known.scope, &known.key) == (&change.scope, &change.key));
+        SettingChange { value: known.and_then(|known| known.value.clone()), ..change.clone() }
+    };
+    let former = changes.iter().map(former).collect::<Vec<_>>();
+    if let Err(refusal) = reach.control.change_settings(&former, who, read_at).await {
+        tracing::error!(%refusal, changes = told(changes), "live settings that cannot be taken over were not taken back");
+    }
+}
+
+fn refused(refusal: ReloadRefusal) -> SettingsError {
+    match refusal {
+        ReloadRefusal::Pools(Disagreement::Fault(_)) => {
+            SettingsError::Unavailable("the store is away: try again in a few seconds".into())
+        }
+        other => SettingsError::Conflict(other.to_string()),
+    }
+}
+
+/// For the log: live settings hold no secrets.
+fn told(changes: &[SettingChange]) -> String {
+    let told = changes.iter().map(|SettingChange { scope, key, value }| match value {
+        Some(value) => format!("{scope}.{key} = {value:?}"),
+        None => format!("{scope}.{key} unset"),
+    });
+    told.collect::<Vec<_>>().join(", ")
+}
+
+/// Whether each is a key that can be changed live, once.
+fn check_keys(changes: &[SettingChange]) -> Result<(), SettingsError> {
+    let mut seen = BTreeSet::new();
+    for SettingChange { scope, key, value } in changes {
+        let general = match scope.split_once('.') {
+            Some((family @ ("pools" | "plans"), _)) => format!("{family}.NAME.{key}"),
+            _ => format!("{scope}.{key}"),
+        };
+        let Some(known) = KEYS.iter().find(|known| known.name == general) else {
+            return Err(SettingsError::Unknown(format!(
+                "there is no key {scope}.{key}: `harbor config list` shows all"
+            )));
+        };
+        match known.change {
+            Change::Live => {}
+            Change::Reload => {
+                return Err(SettingsError::Refused(format!(
+                    "{scope}.{key} cannot be changed so: change it in the file or the environment, and send SIGHUP"
+                )));
+            }
+            Change::Restart => {
+                return Err(SettingsError::Refused(format!(
+                    "{scope}.{key} is read at the start alone: change it in the file or the environment, and restart Harbor"
+                )));
+            }
+        }
+        if value.as_ref().is_some_and(|value| value.len() > MAX_VALUE_BYTES) {
+            return Err(SettingsError::Refused(format!("{scope}.{key}: this has more than {MAX_VALUE_BYTES} bytes")));
+        }
+        if !seen.insert((scope, key)) {
+            return Err(SettingsError::Refused(format!("{scope}.{key} stands twice in this change")));
+        }
+    }
+    Ok(())
+}
+
+/// The settings as they would be.
+fn laid_over(present: &[Setting], changes: &[SettingChange]) -> Result<Vec<Setting>, SettingsError> {
+    let mut wanted = present.to_vec();
+    for SettingChange { scope, key, value } in changes {
+        let before = wanted.iter().position(|known| (&known.scope, &known.key) == (scope, key));
+        let before = before.map(|index| wanted.remove(index));
+        match (value, before) {
+            (None, None) => {
+                return Err(SettingsError::Unknown(format!(
+                    "{scope}.{key} is not set live: `harbor config get {scope} {key}` says where it comes from"
+                )));
+            }
+            (None, Some(_)) => {}
+            (Some(value), _) => wanted.push(Setting {
+                scope: scope.clone(),
+                key: key.clone(),
+                value: Some(value.clone()),
+                changed_by: String::new(),
+                changed_at: Default::default(),
+                revision: Default::default(),
+            }),
+        }
+    }
+    Ok(wanted)
+}
+
+/// What each key is, for operators. A key that is read at the start stays as it was `before`; what is written for it by now
+/// is told beside it.
+pub(super) fn told_keys(
+    explained: Vec<Explained>,
+    settings: &[Setting],
+    before: &[ConfigurationKey],
+) -> Arc<[ConfigurationKey]> {
+    let of = |explained: Explained| {
+        let Explained { section, key, value, origin, default, change } = explained;
+        let live = settings.iter().find(|setting| (&setting.scope, &setting.key) == (&section, &key));
+        let live = live.filter(|_| matches!(origin, Some(Origin::Setting(_))));
+        let before = before.iter().find(|before| (&before.section, &before.key) == (&section, &key));
+        if let Some(before) = before.filter(|before| change == Change::Restart && before.value != value) {
+            return ConfigurationKey { after_restart: value.or_else(|| Some(String::new())), ..before.clone() };
+        }
+        let (source, place) = match origin {
+            None => ("default", None),
+            Some(Origin::Variable(name)) => ("environment", Some(name.to_string())),
+            Some(Origin::Setting(_)) => ("live", None),
+            Some(place) => ("file", Some(place.to_string())),
+        };
+        ConfigurationKey {
+            section,
+            key,
+            value,
+            source: source.into(),
+            place,
+            default,
+            change: change.as_str().into(),
+            after_restart: None,
+            changed_by: live.map(|live| live.changed_by.clone()),
+            changed_at: live.map(|live| wire::rfc3339(live.changed_at)),
+        }
+    };
+    explained.into_iter().map(of).collect()
+}

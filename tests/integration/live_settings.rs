@@ -1,0 +1,290 @@
+//! Live settings: set by the command line, held by every node without a restart, and told with who and when.
+
+use std::process::Stdio;
+
+use harbor::config::{Change, KEYS};
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::trio::{Trio, port_of, put, reach},
+    support::{
+        eventually::eventually_async,
+        harbor::{Harbor, Site},
+        postgres::Postgres,
+    },
+};
+
+/// What `harbor config …` says, and with which exit code it ends.
+fn config(site: &Site, node: &Harbor, arguments: &[&str]) -> (i32, String, String) {
+    let mut command = site.command(&[&["config"], arguments].concat());
+    command.env("HARBOR_ADMIN_URL", reach(node)).env("USER", "tester").env_remove("SUDO_USER");
+    let output = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output().expect("it is built");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    (output.status.code().expect("it ends"), text(output.stdout), text(output.stderr))
+}
+
+#[track_caller]
+fn fine(site: &Site, node: &Harbor, arguments: &[&str]) -> String {
+    let (code, stdout, stderr) = config(site, node, arguments);
+    assert_eq!((code, stderr.as_str()), (0, ""), "{arguments:?}: {stdout}");
+    stdout
+}
+
+#[track_caller]
+fn refused(site: &Site, node: &Harbor, arguments: &[&str], code: i32, words: &str) {
+    assert_eq!(config(site, node, arguments), (code, String::new(), format!("harbor: {words}\n")), "{arguments:?}");
+}
+
+fn json_of(site: &Site, node: &Harbor, arguments: &[&str]) -> Value {
+    serde_json::from_str(&fine(site, node, arguments)).expect("JSON")
+}
+
+/// What a key is on a node.
+async fn key(node: &Harbor, section: &str, key: &str) -> Value {
+    let all = node.admin().get("/admin/v1/config").await.json();
+    let all = all["keys"].as_array().expect("a list").clone();
+    all.into_iter().find(|known| known["section"] == section && known["key"] == key).expect("it is a key")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_setting_holds_at_once_outlives_a_restart_and_is_taken_back() {
+    let site = Site::new("29600-29604", "");
+    let node = site.serve().await;
+    assert_eq!(fine(&site, &node, &["get", "harbor_node", "port_range"]), "29600-29604\n");
+    assert_eq!(fine(&site, &node, &["get", "harbor_node.int_port"]), "4100\n");
+
+    let said = fine(&site, &node, &["set", "harbor_node", "port_range", "29605 - 29609"]);
+    assert!(said.starts_with("harbor_node.port_range is 29605 - 29609 (live by tester@"), "{said}");
+    put(&node, "a", "").await;
+    assert!((29_605..=29_609).contains(&port_of(&node, "a").await));
+    fine(&site, &node, &["set", "harbor_node.hostname_external", "new.example.com"]);
+    // A fetch shows the new name, and so does a repeat of the bind.
+    let binding = "/v2/service_instances/a/service_bindings/key-a";
+    let name = |answer: Value| answer["credentials"]["hostname_external"].clone();
+    assert_eq!(name(node.broker().get(binding).await.json()), "new.example.com");
+
+    let node = {
+        assert!(node.terminate().success());
+        site.serve().await
+    };
+    assert_eq!(fine(&site, &node, &["get", "harbor_node.port_range"]), "29605 - 29609\n");
+    let live = json_of(&site, &node, &["get", "harbor_node.port_range", "--json"]);
+    assert_eq!(
+        (&live["source"], &live["change"], &live["default"]),
+        (&json!("live"), &json!("live"), &json!("35000-40000"))
+    );
+    assert!(live["changed_by"].as_str().unwrap().starts_with("tester@") && live["changed_at"].is_string(), "{live}");
+
+    fine(&site, &node, &["unset", "harbor_node", "hostname_external"]);
+    assert_eq!(name(node.broker().get(binding).await.json()), "ext-services.example.com");
+    let back = fine(&site, &node, &["unset", "harbor_node.port_range"]);
+    assert!(back.starts_with("harbor_node.port_range is 29600-29604 (file "), "{back}");
+    put(&node, "b", "").await;
+    assert!((29_600..=29_604).contains(&port_of(&node, "b").await));
+
+    let history = json_of(&site, &node, &["history", "--json"]);
+    let told =
+        |change: &Value| (change["key"].as_str().unwrap().to_owned(), change["value"].as_str().map(str::to_owned));
+    let changes = history["changes"].as_array().unwrap().iter().map(told).collect::<Vec<_>>();
+    let entry = |key: &str, value: Option<&str>| (key.to_owned(), value.map(str::to_owned));
+    let expected = [
+        entry("port_range", None),
+        entry("hostname_external", None),
+        entry("hostname_external", Some("new.example.com")),
+        entry("port_range", Some("29605 - 29609")),
+    ];
+    assert_eq!(changes, expected);
+    assert_eq!(fine(&site, &node, &["history", "harbor_node.port_range"]).lines().count(), 3);
+    assert_eq!(fine(&site, &node, &["history", "log"]), "Nothing was changed.\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_set_is_refused_with_what_to_do_and_changes_nothing() {
+    let site = Site::new("29610-29614", "[pools.games]\nport_range = \"29615-29619\"\nhost = \"10.0.0.5\"\n");
+    let node = site.serve().await;
+    let before = node.admin().get("/admin/v1/config").await.json();
+    let range = "harbor_node.port_range";
+    for (arguments, code, words) in [
+        (
+            &["set", range, "22-80"][..],
+            2,
+            "Live setting harbor_node.port_range: port 22 is below 1024: ports 0 to 1023 cannot be given out.",
+        ),
+        (
+            &["set", range, "29612-29615"],
+            2,
+            "port 29615 is in the ranges of both default and games, which this node serves: change one",
+        ),
+        (
+            &["set", "harbor_node", "colour", "red"],
+            1,
+            "There is no key harbor_node.colour: `harbor config list` shows all.",
+        ),
+        (
+            &["set", "harbor_node.data_dir", "/tmp"],
+            2,
+            "Harbor_node.data_dir is read at the start alone: change it in the file or the environment, and restart Harbor.",
+        ),
+        (
+            &["set", "broker", "password", "hunter2"],
+            2,
+            "Broker.password cannot be changed so: change it in the file or the environment, and send SIGHUP.",
+        ),
+        (
+            &["unset", range],
+            1,
+            "Harbor_node.port_range is not set live: `harbor config get harbor_node port_range` says where it comes from.",
+        ),
+        (
+            &["set", "forwarder.drain_timeout", "soon"],
+            2,
+            "Live setting forwarder.drain_timeout: \"soon\" is not a duration: write for example \"120s\" or \"15m\".",
+        ),
+        (
+            &["get", "port_range"],
+            2,
+            "which key? Write for example `harbor_node port_range` or `harbor_node.port_range`",
+        ),
+        (&["get", "harbor_node.colour"], 2, "there is no key harbor_node.colour: `harbor config list` shows all"),
+        (&["list", "harbour"], 2, "there is no section \"harbour\": `harbor config list` shows all"),
+    ] {
+        let (found, stdout, stderr) = config(&site, &node, arguments);
+        assert_eq!((found, stdout.as_str()), (code, ""), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(words), "{arguments:?}: {stderr}");
+    }
+    refused(&site, &node, &["list", "harbour"], 2, "there is no section \"harbour\": `harbor config list` shows all");
+    assert_eq!(node.admin().get("/admin/v1/config").await.json(), before);
+    assert_eq!(json_of(&site, &node, &["history", "--json"]), json!({ "changes": [] }));
+    assert!(!fine(&site, &node, &["list"]).contains("secret"), "a password is never shown");
+
+    // Nobody without the token gets an answer, and nothing else than the form is taken.
+    let address = node.address("admin");
+    let bare = crate::support::http::Client::new(address);
+    assert_eq!(bare.get("/admin/v1/config").await.status, 401);
+    for body in [json!({}), json!({ "changes": [] }), json!({ "changes": [{ "section": "log" }] })] {
+        let answer = node.admin().patch("/admin/v1/config", &body).await;
+        assert_eq!(answer.status, 400, "{answer:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_one_request_hold_together() {
+    let site = Site::new("29620-29624", "");
+    let node = site.serve().await;
+    let set = |key: &str, value: &str| json!({ "section": "harbor_node", "key": key, "value": value });
+    let patch = async |changes: Value| node.admin().patch("/admin/v1/config", &json!({ "changes": changes })).await;
+    let answer = patch(json!([set("int_port", "4200"), set("quarantine", "never")])).await;
+    assert_eq!(answer.status, 422);
+    assert_eq!(key(&node, "harbor_node", "int_port").await["source"], "default");
+    let answer = patch(json!([set("int_port", "4200"), set("quarantine", "1h")])).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.json()["keys"].as_array().map(Vec::len), Some(2));
+    let twice = patch(json!([set("int_port", "1"), set("int_port", "2")])).await;
+    assert_eq!(twice.status, 422);
+    assert_eq!(key(&node, "harbor_node", "int_port").await["value"], "4200");
+    assert_eq!(key(&node, "harbor_node", "int_port").await["changed_by"], "operator", "who does not say is called so");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_node_takes_a_live_setting_over_and_keeps_what_its_file_has_beside() {
+    let mut trio = Trio::start(Postgres::shared(), 2, "29630-29634").await;
+    let set = |arguments: &[&str]| fine(&trio.sites[0], &trio.nodes[0], arguments);
+    set(&["set", "harbor_node", "port_range", "29635-29639"]);
+    set(&["set", "forwarder.idle_timeout_udp", "7s"]);
+    for node in &trio.nodes {
+        eventually_async("the node has it", || async {
+            let (range, idle) = (key(node, "harbor_node", "port_range"), key(node, "forwarder", "idle_timeout_udp"));
+            let (range, idle) = (range.await, idle.await);
+            (range["value"] == "29635-29639" && range["source"] == "live" && idle["value"] == "7s").then_some(())
+        })
+        .await;
+    }
+    put(&trio.nodes[1], "a", "").await;
+    assert!((29_635..=29_639).contains(&port_of(&trio.nodes[1], "a").await));
+
+    // One that comes later has it from its start, though its file says otherwise.
+    trio.add(2, "29630-29634", "").await;
+    assert_eq!(key(&trio.nodes[2], "harbor_node", "port_range").await["value"], "29635-29639");
+    let sites = &trio.sites;
+    fine(&sites[2], &trio.nodes[2], &["unset", "harbor_node.port_range"]);
+    for node in &trio.nodes {
+        eventually_async("the file holds again", || async {
+            (key(node, "harbor_node", "port_range").await["source"] == "file").then_some(())
+        })
+        .await;
+        assert!(!node.log().contains("is not what the nodes have agreed on"), "{}", node.log());
+    }
+    put(&trio.nodes[0], "b", "").await;
+    assert!((29_630..=29_634).contains(&port_of(&trio.nodes[0], "b").await));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_that_many_change_at_once_are_all_kept() {
+    let trio = Trio::start(Postgres::shared(), 2, "29640-29644").await;
+    let keys = ["connect_timeout", "idle_timeout_tcp", "idle_timeout_udp", "drain_wait", "drain_timeout"];
+    let change = async |node: &Harbor, key: &str| {
+        let body = json!({ "changes": [{ "section": "forwarder", "key": key, "value": "9s" }] });
+        eventually_async("it is taken", || async {
+            let answer = node.admin().patch("/admin/v1/config", &body).await;
+            assert!([200, 409].contains(&answer.status.as_u16()), "{answer:?}");
+            (answer.status == 200).then_some(())
+        })
+        .await;
+    };
+    let (a, b) = (&trio.nodes[0], &trio.nodes[1]);
+    tokio::join!(change(a, keys[0]), change(b, keys[1]), change(a, keys[2]), change(b, keys[3]), change(a, keys[4]),);
+    for node in &trio.nodes {
+        for name in keys {
+            eventually_async("the node has it", || async {
+                (key(node, "forwarder", name).await["value"] == "9s").then_some(())
+            })
+            .await;
+        }
+    }
+}
+
+/// A value of each live key that is not what it is otherwise.
+fn other_value(name: &str) -> &'static str {
+    match name {
+        "harbor_node.port_range" => "29655-29659",
+        "pools.NAME.port_range" => "29665-29669",
+        "plans.NAME.pool" => "default",
+        "plans.NAME.protocol" => "udp",
+        "plans.NAME.description" => "A port for games",
+        "log.level" => "info,harbor::discovery=debug",
+        "discovery.domain" => "other.example.com",
+        _ if name.ends_with("_networks") || name.ends_with("_deny") || name.ends_with("proxy_from") => {
+            "10.9.0.0/16, 10.10.0.0/16"
+        }
+        _ if name.contains("host") => "other.example.com",
+        _ if name.ends_with("retired") || name.ends_with("choose_port") || name.ends_with("match_app") => "true",
+        _ if name.contains("max_") && !name.contains("suspend") => "77",
+        _ if name.ends_with("int_port") => "4444",
+        _ => "77s",
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_live_key_is_taken_over_without_a_restart() {
+    let more = "[pools.games]\nport_range = \"29660-29664\"\nhost = \"10.0.0.5\"\n[plans.games]\npool = \"games\"\n\
+                choose_port = false\nmatch_app = false\n";
+    let site = Site::new("29650-29654", more);
+    let node = site.serve().await;
+    for known in KEYS.iter().filter(|known| known.change == Change::Live) {
+        let (section, name) = known.name.rsplit_once('.').unwrap();
+        let section = section.replace("NAME", "games");
+        let value = other_value(known.name);
+        fine(&site, &node, &["set", &section, name, value]);
+        let told = key(&node, &section, name).await;
+        assert_eq!((&told["value"], &told["source"]), (&json!(value), &json!("live")), "{}", known.name);
+    }
+    assert!(!node.log().contains("taken over in part"), "each holds at once");
+    assert!(node.log().contains("the configuration was taken over"));
+    // What is read at the start alone is told as what waits.
+    let text = std::fs::read_to_string(site.config()).unwrap();
+    std::fs::write(site.config(), text + "[forwarder]\nworkers = 3\n").unwrap();
+    node.signal(rustix::process::Signal::HUP);
+    node.logged("taken over in part");
+    let workers = key(&node, "forwarder", "workers").await;
+    assert_eq!((&workers["value"], &workers["after_restart"]), (&json!("0"), &json!("3")));
+}
