@@ -28,6 +28,7 @@ mod log;
 mod nats;
 mod node;
 mod plans;
+mod ports_file;
 mod reference;
 mod secret;
 mod section;
@@ -44,6 +45,7 @@ pub use explain::Explained;
 pub use forwarder::Forwarder;
 pub use nats::{Nats, NatsLogin, NatsTls};
 pub use node::Node;
+pub use ports_file::{PortsFile, Resolved};
 pub use reference::{Change, Default, KEYS, Key};
 pub use secret::Secret;
 pub use store::Store;
@@ -130,7 +132,8 @@ pub fn load_explained(sources: &Sources) -> Result<(Config, Vec<Explained>), Con
     let Some(path) = &sources.file else { return check_explained("", None, sources) };
     let name = path.display().to_string();
     let at = || Origin::File(name.as_str().into());
-    let text = read_file(path).map_err(|message| ConfigError { problems: vec![Problem { at: at(), message }] })?;
+    let text = read_file(path, "name another file by --config or HARBOR_CONFIG");
+    let text = text.map_err(|message| ConfigError { problems: vec![Problem { at: at(), message }] })?;
     check_explained(&text, Some(&name), sources)
 }
 
@@ -241,11 +244,10 @@ fn warned_of_own_ports(mut config: Config) -> Config {
     config
 }
 
-fn read_file(path: &Path) -> Result<String, String> {
-    let unreadable =
-        |error: std::io::Error| format!("cannot read it: {error}; name another file by --config or HARBOR_CONFIG");
+fn read_file(path: &Path, advice: &str) -> Result<String, String> {
+    let unreadable = |error: std::io::Error| format!("cannot read it: {error}; {advice}");
     if std::fs::metadata(path).map_err(unreadable)?.len() > MAX_FILE_BYTES {
-        return Err(format!("it has more than {MAX_FILE_BYTES} bytes: a configuration is smaller"));
+        return Err(format!("it has more than {MAX_FILE_BYTES} bytes: {advice}"));
     }
     std::fs::read_to_string(path).map_err(unreadable)
 }

@@ -39,3 +39,5 @@ pub mod admin;
 pub mod app;
 
 pub mod cli;
+
+pub use model::registry::PortAllocator;

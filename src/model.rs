@@ -19,6 +19,7 @@ pub mod plan;
 pub mod pool;
 pub mod ports;
 pub mod protocol;
+pub mod registry;
 pub mod service_instance;
 pub mod setting;
 pub mod time;

@@ -16,6 +16,9 @@ use super::{
 /// Largest file of passwords that is read, in bytes.
 const MAX_PASSWORD_FILE_BYTES: u64 = 64 * 1024;
 
+/// The password in `manifests/harbor.toml`, which is there to be changed.
+const EXAMPLE_PASSWORD: &str = "change-me";
+
 /// Where the platform calls, and how it is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Broker {
@@ -45,6 +48,13 @@ impl Broker {
         let listen = section.get("listen", value::socket_address);
         let username = section.get("username", username);
         let passwords = passwords(&mut section, warnings);
+        if passwords.iter().flatten().any(|password| password.expose() == EXAMPLE_PASSWORD) {
+            warnings.push(
+                "broker.password is that of the example, which everybody knows: write one of your own, for example by \
+                 `openssl rand -hex 16`"
+                    .into(),
+            );
+        }
         let tls = TlsFiles::read(&mut section, |tls| tls.get("client_ca", value::readable_file));
         let listen = listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
         if tls.is_none() && !section.has("tls") && !listen.ip().to_canonical().is_loopback() {

@@ -45,6 +45,11 @@ impl<'f> Section<'f> {
         Self { path: String::new(), at, table, findings, asked: Vec::new() }
     }
 
+    /// Where it is written.
+    pub fn place(&self) -> Origin {
+        self.at.clone()
+    }
+
     /// Whether the key or section is written at all.
     pub fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
@@ -78,20 +83,37 @@ impl<'f> Section<'f> {
 
     /// The sections in section `key`, whatever their names.
     pub fn named_sections(&mut self, key: &'static str) -> Vec<(String, Section<'f>)> {
-        let all = self.section(key);
+        self.section(key).into_sections()
+    }
+
+    /// The sections in this one, whatever their names; anything else is a problem.
+    pub fn into_sections(mut self) -> Vec<(String, Section<'f>)> {
         let mut found = Vec::new();
-        for (name, entry) in all.table {
+        for (name, entry) in std::mem::take(&mut self.table) {
+            let path = self.path_of(&name);
             match entry.value {
-                Value::Table(table) => {
-                    found.push((name.clone(), self.child(format!("{}.{name}", all.path), table, entry.key_at)));
-                }
+                Value::Table(table) => found.push((name, self.child(path, table, entry.key_at))),
                 other => self.findings.add(Problem {
                     at: entry.at,
-                    message: format!("{}.{name}: this is {}, but must be a section", all.path, other.kind()),
+                    message: format!("{path}: this is {}, but must be a section", other.kind()),
                 }),
             }
         }
         found
+    }
+
+    /// What is in this section, whatever the names: a section of its own, or a value, which is the one key `key` of one
+    /// then.
+    pub fn into_sections_or(mut self, key: &'static str) -> Vec<(String, Section<'f>)> {
+        let entries = std::mem::take(&mut self.table).into_iter().map(|(name, entry)| {
+            let (path, at) = (self.path_of(&name), entry.key_at.clone());
+            let table = match entry.value {
+                Value::Table(table) => table,
+                _ => Table::from([(key.to_owned(), entry)]),
+            };
+            (name, self.child(path, table, at))
+        });
+        entries.collect()
     }
 
     /// The sections of the list `key`; a variable has them as TOML.

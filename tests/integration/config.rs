@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, path::Path};
 
-use harbor::config::{self, Config, ConfigError, Default, KEYS, Sources};
+use harbor::config::{self, Config, ConfigError, Default, KEYS, PortsFile, Sources};
 
 const EXAMPLE: &str = include_str!("../../manifests/harbor.toml");
 const DOCUMENTATION: &str = include_str!("../../docs/configuration.md");
@@ -40,7 +40,9 @@ fn example_with_every_key() -> String {
 fn the_example_is_a_configuration() {
     let config = check(EXAMPLE).expect("the example is valid");
     assert_eq!(config.node.pools.len(), 1);
-    assert_eq!(config.warnings, Vec::<String>::new());
+    let warnings = config.warnings.iter().map(|warning| warning.split(':').next().unwrap_or_default());
+    let own_password = "broker.password is that of the example, which everybody knows";
+    assert_eq!(warnings.collect::<Vec<_>>(), [own_password]);
 }
 
 #[test]
@@ -119,4 +121,31 @@ fn the_defaults_of_the_table_are_those_that_hold() {
     });
     let written = written.collect::<String>();
     assert_eq!(check(&written).unwrap(), check(&bare).unwrap(), "{written}");
+}
+
+#[test]
+fn the_example_of_a_registry_is_the_infrastructure_block() {
+    let text = include_str!("../../manifests/ports.toml");
+    // Those that are commented out are examples of the other forms.
+    let every_form = text.lines().map(|line| match line.strip_prefix("# ") {
+        Some(rest) if rest.contains(" = ") => format!("{rest}\n"),
+        _ => format!("{line}\n"),
+    });
+    for (text, more) in [(text.to_owned(), 0), (every_form.collect(), 2)] {
+        let resolved = PortsFile::check(&text, "ports.toml").expect("the example is valid").resolve(None);
+        assert_eq!(resolved.problems, []);
+        let ranges = resolved.ranges.iter().map(|(name, range, _)| format!("{name} {range}"));
+        assert_eq!(ranges.collect::<Vec<_>>(), ["infrastructure 25000-25999"]);
+        let claims = resolved.claims.iter().map(|(claim, _)| format!("{} {}", claim.name, claim.block));
+        let claims = claims.collect::<BTreeSet<_>>();
+        assert_eq!(claims.len(), 5 + more);
+        let first = [
+            "ceph-rgw 25080 (both)",
+            "https 25443 (both)",
+            "metrics 25090-25099 (both)",
+            "control-plane 25500-25519 (both)",
+            "spare 25550-25599 (both)",
+        ];
+        assert!(first.iter().all(|claim| claims.contains(*claim)), "{claims:?}");
+    }
 }

@@ -2,5 +2,6 @@
 
 mod allocation;
 mod authority;
+mod registry;
 mod store;
 mod support;
