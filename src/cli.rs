@@ -27,6 +27,7 @@ mod man;
 mod migrate;
 mod node;
 mod operator;
+mod ports;
 mod restart;
 mod serve;
 mod status;
@@ -54,6 +55,7 @@ enum Command {
     Status(status::Status),
     Config(config::ConfigCommand),
     Node(node::NodeCommand),
+    Ports(ports::Ports),
     Restart(restart::Restart),
     Announce(Box<announce::Announce>),
     Env(env::Env),
@@ -110,6 +112,7 @@ pub fn run() -> ExitCode {
         Command::Status(command) => command.run(cli.config),
         Command::Config(command) => command.run(cli.config),
         Command::Node(command) => command.run(cli.config),
+        Command::Ports(command) => command.run(cli.config),
         Command::Restart(command) => command.run(cli.config),
         Command::Announce(command) => command.run(),
         Command::Env(command) => command.run(),

@@ -48,7 +48,7 @@ use crate::{
 
 pub use binder::{Binder, InheritedSockets, PortSockets, SystemBinder};
 pub use engine::{ClosingRecord, ExportedSession, FlowEnd, OnClose};
-pub use sockets::Spread;
+pub use sockets::{LISTENER_RECEIVE_BUFFER, Spread};
 
 /// Says who holds a port of this machine, if it can.
 pub type HolderLookup = dyn Fn(SocketAddr, Transport) -> Option<String> + Send + Sync;

@@ -11,8 +11,9 @@ use anyhow::Context as _;
 
 use crate::{
     config::Config,
-    host,
-    model::{Transport, desired::RESERVED_DESCRIPTORS},
+    forwarder::LISTENER_RECEIVE_BUFFER,
+    host::{self, Code, Finding, Needs, Severity},
+    model::{Transport, pool::Pool},
 };
 
 /// Makes the directory of the node's state where it is missing, for the node alone.
@@ -25,39 +26,37 @@ pub(super) fn make_data_dir(config: &Config) -> anyhow::Result<()> {
     made.with_context(|| format!("{} cannot be made: set harbor_node.data_dir to another directory", path.display()))
 }
 
-/// Takes the descriptors this process may have, and warns of what will hurt later.
+/// Takes the descriptors this process may have, and says what of the machine does not fit, as `harbor ports check` does.
 pub(super) fn prepare(config: &Config) {
-    let limit = host::raise_descriptor_limit();
-    let ports = config.node.pools.iter().map(|pool| pool.ports.len() as u64).sum::<u64>();
-    if ports + u64::from(RESERVED_DESCRIPTORS) > limit.now {
-        tracing::warn!(
-            descriptors = limit.now,
-            ports,
-            "the pools have more ports than this process may open descriptors: raise LimitNOFILE"
-        );
-    }
-    let here = addresses();
-    let elsewhere = |address: &&IpAddr| !address.is_unspecified() && !address.is_loopback() && !here.contains(*address);
-    for address in config.node.listen.iter().filter(elsewhere) {
-        tracing::info!(
-            %address,
-            "this machine does not have an address of harbor_node.listen: its ports are open as soon as it does"
-        );
-    }
-    match host::local_ports() {
-        Ok(local) => {
-            for pool in &config.node.pools {
-                let exposed = local.exposed(&pool.ports);
-                if !exposed.is_empty() {
-                    tracing::warn!(
-                        pool = %pool.name,
-                        "ports {exposed} are also given to outgoing connections, which can take one before Harbor does: \
-                         add them to net.ipv4.ip_local_reserved_ports"
-                    );
-                }
-            }
+    let needs = machine_needs(config);
+    for Finding { severity, code, pool, says, mend } in host::judge(&needs, &host::survey(&needs)) {
+        let (code, pool, mend) = (code.as_str(), pool.as_ref().map(tracing::field::display), mend.as_deref());
+        match severity {
+            // The configuration has warned of it already.
+            _ if code == Code::OwnListener.as_str() => {}
+            Severity::Error => tracing::error!(code, pool, mend, "{says}"),
+            Severity::Warning => tracing::warn!(code, pool, mend, "{says}"),
+            Severity::Info => tracing::info!(code, pool, mend, "{says}"),
         }
-        Err(error) => tracing::debug!(%error, "the ports of outgoing connections are not known"),
+    }
+}
+
+/// What a configuration wants of its machine.
+#[must_use]
+pub fn machine_needs(config: &Config) -> Needs {
+    let of = |pools: &[Pool]| pools.iter().map(|pool| (pool.name.clone(), pool.ports.clone())).collect();
+    let announce = config.announce.as_ref().map(|announce| ("announce.listen", announce.listen));
+    let apis = [("broker.listen", config.broker.listen), ("admin.listen", config.admin.listen)];
+    let limits = &config.forwarder.limits;
+    Needs {
+        pools: of(&config.node.pools),
+        other_pools: of(&config.node.other_pools),
+        listen: config.node.listen.clone(),
+        apis: apis.into_iter().chain(announce).collect(),
+        connections_per_port: limits.max_connections_per_port,
+        max_sockets: limits.max_sockets,
+        udp_idle: limits.idle_timeout_udp,
+        receive_buffer: LISTENER_RECEIVE_BUFFER as u64,
     }
 }
 

@@ -42,6 +42,8 @@ pub struct Node {
     pub id: NodeId,
     /// The pools it serves, `default` first when it is among them. Never empty; no port is in two of them.
     pub pools: Vec<Pool>,
+    /// The pools of the file that it does not serve.
+    pub other_pools: Vec<Pool>,
     /// The addresses that ports are bound on. Never empty.
     pub listen: Vec<IpAddr>,
     /// Where its state is.
@@ -75,7 +77,7 @@ impl Node {
             }
         }
         let all = pools.keys().cloned().collect();
-        let pools = served(&mut section, pools);
+        let (pools, other_pools) = served(&mut section, pools);
         for (index, pool) in pools.iter().enumerate() {
             for other in &pools[..index] {
                 if let Some(port) = pool.ports.first_common(&other.ports) {
@@ -96,6 +98,7 @@ impl Node {
         let node = Self {
             id: id.unwrap_or_else(|| NodeId::new("harbor_node_1").expect("it is short")),
             pools,
+            other_pools,
             listen: listen.unwrap_or_else(|| vec![Ipv6Addr::UNSPECIFIED.into()]),
             data_dir: data_dir.unwrap_or_else(|| PathBuf::from("./harbor-data")),
             cut_off_after: cut_off_after.unwrap_or(DEFAULT_CUT_OFF),
@@ -104,12 +107,12 @@ impl Node {
     }
 }
 
-/// The pools of this node: those that `pools` names, or all, with `default` first.
-fn served(section: &mut Section<'_>, mut pools: BTreeMap<String, Pool>) -> Vec<Pool> {
+/// The pools of this node: those that `pools` names, or all, with `default` first. And the others.
+fn served(section: &mut Section<'_>, mut pools: BTreeMap<String, Pool>) -> (Vec<Pool>, Vec<Pool>) {
     let names = section.get("pools", value::list(MAX_ITEMS, value::text));
     let Some(mut names) = names else {
         let default = pools.remove(DEFAULT_POOL);
-        return default.into_iter().chain(pools.into_values()).collect();
+        return (default.into_iter().chain(pools.into_values()).collect(), Vec::new());
     };
     names.sort_by_key(|name| name != DEFAULT_POOL);
     if names.is_empty() {
@@ -125,7 +128,7 @@ fn served(section: &mut Section<'_>, mut pools: BTreeMap<String, Pool>) -> Vec<P
             None => section.problem("pools", format!("there is no pool {name:?}: add [pools.{name}]")),
         }
     }
-    found
+    (found, pools.into_values().collect())
 }
 
 /// A pool of a section of its own.

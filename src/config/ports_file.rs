@@ -21,6 +21,9 @@ use crate::model::{
 /// Most entries of a file.
 pub const MAX_ENTRIES: usize = 4096;
 
+/// Most sections of a file.
+pub const MAX_SECTIONS: usize = 256;
+
 /// A registry as it is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortsFile {
@@ -73,9 +76,11 @@ impl PortsFile {
         let parts = root.into_sections().into_iter().filter_map(|(name, section)| Part::read(&name, section));
         let parts = parts.collect::<Vec<_>>();
         let entries = parts.iter().map(|part| part.wishes.len()).sum::<usize>();
-        if entries > MAX_ENTRIES {
-            let message = format!("it has {entries} entries: at most {MAX_ENTRIES} are taken");
-            findings.add(Problem { at: origin, message });
+        for (count, most, of) in [(parts.len(), MAX_SECTIONS, "sections"), (entries, MAX_ENTRIES, "entries")] {
+            if count > most {
+                let message = format!("it has {count} {of}: at most {most} are taken");
+                findings.add(Problem { at: origin.clone(), message });
+            }
         }
         match findings.into_problems() {
             problems if problems.is_empty() => Ok(Self { parts }),

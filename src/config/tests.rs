@@ -71,6 +71,7 @@ fn a_password_alone_is_a_configuration() {
                 quarantine: seconds(900),
                 retired: false,
             }],
+            other_pools: Vec::new(),
             listen: vec!["::".parse().unwrap()],
             cut_off_after: Duration::from_secs(300),
             data_dir: "./harbor-data".into(),

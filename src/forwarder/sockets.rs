@@ -28,7 +28,7 @@ use crate::model::{PortSet, Transport};
 const BACKLOG: i32 = 4096;
 /// What a burst of datagrams may fill before a worker comes round, in bytes as a socket option has them: the kernel
 /// reserves twice as much, for what each takes besides its bytes.
-const LISTENER_RECEIVE_BUFFER: usize = 4 << 20;
+pub const LISTENER_RECEIVE_BUFFER: usize = 4 << 20;
 /// What answers may fill before the network has taken them. All sessions of a port share it.
 const LISTENER_SEND_BUFFER: usize = 4 << 20;
 /// The same for the answers of one session's backend. With [`MAX_MESSAGES`] on the way to it this bounds what a session

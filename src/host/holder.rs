@@ -1,19 +1,20 @@
 //! Who holds a port that cannot be bound.
 
 use std::{
+    collections::{HashMap, HashSet},
     fmt, fs,
     io::{self, BufRead as _, BufReader},
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::Path,
 };
 
+use super::processes::{Process, processes};
 use crate::model::Transport;
 
-/// Most descriptors that are looked at to find the process of a socket: an answer is not worth more.
+/// Most descriptors that are looked at to find the processes of sockets: an answer is not worth more.
 const MAX_DESCRIPTORS: usize = 200_000;
 
 /// A socket on a port, and the process it belongs to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Holder {
     /// What it does there.
     pub state: SocketState,
@@ -46,27 +47,80 @@ impl fmt::Display for Holder {
     }
 }
 
+impl Holder {
+    /// The process, where it is known, or whose it is.
+    #[must_use]
+    pub fn who(&self) -> String {
+        match &self.process {
+            Some((id, name)) => format!("process {id} ({name})"),
+            None => format!("a process of user {}", self.user_id),
+        }
+    }
+}
+
+/// A socket that holds a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Of which transport.
+    pub transport: Transport,
+    /// At which address.
+    pub place: SocketAddr,
+    /// What it does there, and whose it is.
+    pub holder: Holder,
+}
+
+/// Every socket of this network namespace at a place that `is_wanted`, with its process as far as it can be seen. Left
+/// out are those that no process has: of connections that have ended, or wait to be accepted. Reads `/proc` and blocks
+/// while it does.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn holders(is_wanted: impl Fn(Transport, SocketAddr) -> bool, processes: &[Process]) -> io::Result<Vec<Held>> {
+    let mut sockets = Vec::new();
+    for transport in Transport::ALL {
+        let wanted = |socket: &Socket| socket.inode != 0 && is_wanted(transport, socket.place());
+        each_socket(transport, |socket| sockets.extend(Some((transport, socket)).filter(|_| wanted(&socket))))?;
+    }
+    let owners = owners(sockets.iter().map(|(_, socket)| socket.inode).collect(), processes);
+    let held = |(transport, socket): (Transport, Socket)| {
+        let process = owners.get(&socket.inode).map(|process| (process.id, process.name.clone()));
+        let holder = Holder { state: socket.state(transport), process, user_id: socket.user_id };
+        Held { transport, place: socket.place(), holder }
+    };
+    Ok(sockets.into_iter().map(held).collect())
+}
+
 /// Who is in the way of a socket at `place` in this network namespace; `None` when nobody is seen. Reads `/proc` and blocks
 /// while it does.
 ///
 /// # Errors
 /// When `/proc` cannot be read.
 pub fn holder(place: SocketAddr, transport: Transport) -> io::Result<Option<Holder>> {
+    let mut sockets = Vec::new();
+    each_socket(transport, |socket| sockets.extend(Some(socket).filter(|socket| socket.is_in_the_way_of(place))))?;
+    let Some(socket) = sockets.into_iter().min_by_key(|socket| socket.state(transport)) else { return Ok(None) };
+    let owner = match socket.inode {
+        0 => None,
+        inode => owners(HashSet::from([inode]), &processes()?).remove(&inode).cloned(),
+    };
+    let process = owner.map(|process| (process.id, process.name));
+    Ok(Some(Holder { state: socket.state(transport), process, user_id: socket.user_id }))
+}
+
+/// Shows every socket of a transport that there is.
+fn each_socket(transport: Transport, mut look: impl FnMut(Socket)) -> io::Result<()> {
     let files = match transport {
         Transport::Tcp => ["/proc/net/tcp", "/proc/net/tcp6"],
         Transport::Udp => ["/proc/net/udp", "/proc/net/udp6"],
     };
-    let mut sockets = Vec::new();
     for file in files {
         // A machine without IPv6 has no file for it.
         let Ok(file) = fs::File::open(file) else { continue };
         for line in BufReader::new(file).lines() {
-            sockets.extend(parse_line(&line?).filter(|socket| socket.is_in_the_way_of(place)));
+            parse_line(&line?).into_iter().for_each(&mut look);
         }
     }
-    let Some(socket) = sockets.into_iter().min_by_key(|socket| socket.state(transport)) else { return Ok(None) };
-    let process = if socket.inode == 0 { None } else { process_of(socket.inode)? };
-    Ok(Some(Holder { state: socket.state(transport), process, user_id: socket.user_id }))
+    Ok(())
 }
 
 /// One line of `/proc/net/{tcp,tcp6,udp,udp6}`.
@@ -85,9 +139,12 @@ const CLOSE: u8 = 7;
 const LISTEN: u8 = 10;
 
 impl Socket {
+    const fn place(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.port)
+    }
+
     fn is_in_the_way_of(&self, place: SocketAddr) -> bool {
-        let (own, other) = (self.address, place.ip().to_canonical());
-        self.port == place.port() && (own == other || own.is_unspecified() || other.is_unspecified())
+        self.port == place.port() && meet(self.address, place.ip())
     }
 
     const fn state(self, transport: Transport) -> SocketState {
@@ -98,6 +155,12 @@ impl Socket {
             _ => SocketState::Connected,
         }
     }
+}
+
+/// Whether sockets at both addresses stand in each other's way.
+#[must_use]
+pub fn meet(own: IpAddr, other: IpAddr) -> bool {
+    own.to_canonical() == other.to_canonical() || own.is_unspecified() || other.is_unspecified()
 }
 
 /// `sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt uid timeout inode …`
@@ -130,26 +193,28 @@ fn parse_address(digits: &str) -> Option<IpAddr> {
     }
 }
 
-fn process_of(inode: u64) -> io::Result<Option<(u32, String)>> {
-    let wanted = format!("socket:[{inode}]");
+/// The processes that have these sockets, by inode. It ends with the last that is found: Harbor is asked first, as it
+/// may have most of them.
+fn owners(mut inodes: HashSet<u64>, processes: &[Process]) -> HashMap<u64, &Process> {
+    let mut found = HashMap::new();
     let mut budget = MAX_DESCRIPTORS;
-    for entry in fs::read_dir("/proc")? {
-        let Ok(entry) = entry else { continue };
-        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+    let (harbors, others) = processes.iter().partition::<Vec<_>, _>(|process| process.is_harbor());
+    for process in harbors.into_iter().chain(others) {
         // Processes end while we look, and those of other users are not ours to see.
-        let Ok(descriptors) = fs::read_dir(entry.path().join("fd")) else { continue };
+        let Ok(descriptors) = fs::read_dir(format!("/proc/{}/fd", process.id)) else { continue };
         for descriptor in descriptors.flatten() {
-            if budget == 0 {
-                return Ok(None);
+            if budget == 0 || inodes.is_empty() {
+                return found;
             }
             budget -= 1;
-            if fs::read_link(descriptor.path()).is_ok_and(|target| target == Path::new(&wanted)) {
-                let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-                return Ok(Some((id, name.trim_end().to_owned())));
+            let target = fs::read_link(descriptor.path()).ok();
+            let inode = target.as_ref().and_then(|target| target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']'));
+            if let Some(inode) = inode.and_then(|inode| inode.parse().ok()).filter(|inode| inodes.remove(inode)) {
+                found.insert(inode, process);
             }
         }
     }
-    Ok(None)
+    found
 }
 
 #[cfg(test)]
@@ -210,6 +275,25 @@ mod tests {
         let client = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
         assert_eq!(holder(client.local_addr().unwrap(), Transport::Tcp).unwrap(), own(SocketState::Connected));
         assert_eq!(holder((V4, 1).into(), Transport::Tcp).unwrap(), None);
+    }
+
+    #[test]
+    fn all_sockets_of_some_ports_are_found_in_one_go() {
+        let (tcp, udp) = (TcpListener::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+        let client = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
+        let ports = [tcp.local_addr(), udp.local_addr(), client.local_addr()].map(|address| address.unwrap().port());
+        let found = holders(|_, place| ports.contains(&place.port()), &processes().unwrap()).unwrap();
+        let shown = |transport: Transport, state: SocketState, port: u16| {
+            let is_it = |held: &&Held| held.transport == transport && held.holder.state == state;
+            let process = found.iter().filter(is_it).find(|held| held.place.port() == port);
+            process.and_then(|held| held.holder.process.as_ref()).map(|(id, _)| *id)
+        };
+        let own = Some(std::process::id());
+        assert_eq!(shown(Transport::Tcp, SocketState::Listening, ports[0]), own);
+        assert_eq!(shown(Transport::Udp, SocketState::Listening, ports[1]), own);
+        assert_eq!(shown(Transport::Tcp, SocketState::Connected, ports[2]), own);
+        // The other end of the connection waits to be accepted: nobody has it.
+        assert_eq!(shown(Transport::Tcp, SocketState::Connected, ports[0]), None);
     }
 
     #[test]

@@ -1,11 +1,20 @@
 //! Which ports the kernel gives to outgoing connections: it may take any of them at any time, also one of a pool.
 
-use std::{fs, io, ops::RangeInclusive};
+use std::{fmt::Write as _, fs, io, ops::RangeInclusive};
 
-use crate::model::PortSet;
+use crate::model::{PortSet, ports::merged};
 
 const RANGE_FILE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const RESERVED_FILE: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+
+/// The setting that keeps ports from outgoing connections.
+pub const RESERVED_PORTS: &str = "net.ipv4.ip_local_reserved_ports";
+
+/// Longest list that the kernel takes at once, in bytes: it would take the rest of a longer one as one more.
+const MAX_LIST_BYTES: usize = 4095;
+
+/// Fewest ports that are left to outgoing connections: without any the machine reaches nobody.
+pub const MIN_OUTGOING: usize = 1024;
 
 /// The ports of outgoing connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,11 +41,84 @@ impl LocalPorts {
     /// The ports of `pool` that an outgoing connection may take; none when all are reserved or out of the range.
     #[must_use]
     pub fn exposed(&self, pool: &PortSet) -> PortSet {
-        let is_exposed =
-            |port: &u16| self.range.contains(port) && !self.reserved.iter().any(|range| range.contains(port));
-        PortSet::from_ranges(pool.iter().filter(is_exposed).map(|port| port..=port))
-            .expect("each is a port of the pool")
+        pool.filter(|port| self.is_outgoing(port))
     }
+
+    /// How many ports outgoing connections may take.
+    #[must_use]
+    pub fn outgoing(&self) -> usize {
+        self.range.clone().filter(|port| self.is_outgoing(*port)).count()
+    }
+
+    fn is_outgoing(&self, port: u16) -> bool {
+        self.range.contains(&port) && !self.reserved.iter().any(|range| range.contains(&port))
+    }
+
+    /// The same with all ports of `pools` reserved too. What is reserved stays so.
+    #[must_use]
+    pub fn with_reserved<'a>(&self, pools: impl IntoIterator<Item = &'a PortSet>) -> Self {
+        let more = pools.into_iter().flat_map(|pool| pool.ranges().iter().cloned());
+        let reserved = merged(self.reserved.iter().cloned().chain(more).collect());
+        Self { range: self.range.clone(), reserved }
+    }
+
+    /// What is reserved, as the kernel writes it: `8080,35000-40000`.
+    #[must_use]
+    pub fn reserved_list(&self) -> String {
+        let mut list = String::new();
+        for range in &self.reserved {
+            let comma = if list.is_empty() { "" } else { "," };
+            let _ = match range.start() == range.end() {
+                true => write!(list, "{comma}{}", range.start()),
+                false => write!(list, "{comma}{}-{}", range.start(), range.end()),
+            };
+        }
+        list
+    }
+}
+
+/// Why ports cannot be reserved.
+#[derive(Debug, thiserror::Error)]
+pub enum NotReserved {
+    /// The kernel cannot be asked, or does not let this process.
+    #[error("{RESERVED_PORTS} cannot be set: {0}")]
+    Refused(#[from] io::Error),
+    /// The machine could reach nobody.
+    #[error(
+        "with all pools reserved outgoing connections would have {left} ports, and they need {MIN_OUTGOING}: make the pools \
+         smaller, or net.ipv4.ip_local_port_range larger"
+    )]
+    TooFewLeft {
+        /// How many would be left.
+        left: usize,
+    },
+    /// The kernel would not take it whole.
+    #[error("the list of reserved ports would have more than {MAX_LIST_BYTES} bytes: make the pools of fewer ranges")]
+    TooLong,
+}
+
+/// Reserves all ports of `pools`, and keeps what is reserved already. Returns what was set before and what is now, which
+/// is the same when there was nothing to do.
+///
+/// # Errors
+/// [`NotReserved`]; then nothing has changed.
+pub fn reserve_ports<'a>(
+    pools: impl IntoIterator<Item = &'a PortSet>,
+) -> Result<(LocalPorts, LocalPorts), NotReserved> {
+    let before = local_ports()?;
+    let after = before.with_reserved(pools);
+    if after.reserved == before.reserved {
+        return Ok((before, after));
+    }
+    let (list, left) = (after.reserved_list(), after.outgoing());
+    if left < MIN_OUTGOING {
+        return Err(NotReserved::TooFewLeft { left });
+    }
+    if list.len() > MAX_LIST_BYTES {
+        return Err(NotReserved::TooLong);
+    }
+    fs::write(RESERVED_FILE, list)?;
+    Ok((before, after))
 }
 
 /// Two numbers with white space between them.
@@ -52,7 +134,8 @@ fn parse_reserved(text: &str) -> Option<Vec<RangeInclusive<u16>>> {
         Some((first, last)) => Some(first.parse().ok()?..=last.parse().ok()?),
         None => part.parse().ok().map(|port| port..=port),
     };
-    text.trim().split(',').filter(|part| !part.is_empty()).map(range).collect()
+    let ranges = text.trim().split(',').filter(|part| !part.is_empty()).map(range);
+    Some(merged(ranges.collect::<Option<Vec<_>>>()?))
 }
 
 #[cfg(test)]
@@ -81,6 +164,22 @@ mod tests {
         check("35000-40000", "36000-36999,38000", "35000-35999, 37000-37999, 38001-40000");
         check("30000-33000,61000", "", "32768-33000");
         check("20000-29999", "", "");
+    }
+
+    #[test]
+    fn reserving_keeps_what_is_reserved() {
+        let check = |reserved: &str, pools: &[&str], expect: &str, left: usize| {
+            let ports = LocalPorts { range: 32768..=60999, reserved: parse_reserved(reserved).unwrap() };
+            let pools = pools.iter().map(|pool| pool.parse().unwrap()).collect::<Vec<PortSet>>();
+            let after = ports.with_reserved(&pools);
+            assert_eq!((after.reserved_list().as_str(), after.outgoing()), (expect, left));
+            assert_eq!(after.with_reserved(&pools), after);
+            assert_eq!(parse_reserved(&after.reserved_list()), Some(after.reserved));
+        };
+        check("", &[], "", 28232);
+        check("22,8080,9148", &["35000-40000"], "22,8080,9148,35000-40000", 23231);
+        check("35000-36000,40000-40010", &["35500-40000", "2000"], "2000,35000-40010", 23221);
+        check("65535", &["1024-65535"], "1024-65535", 0);
     }
 
     #[test]

@@ -34,8 +34,8 @@ impl PortSet {
     /// # Errors
     /// [`BadPorts`] when one is reversed or reaches below [`LOWEST_PORT`].
     pub fn from_ranges(ranges: impl IntoIterator<Item = RangeInclusive<u16>>) -> Result<Self, BadPorts> {
-        let mut sorted = ranges.into_iter().collect::<Vec<_>>();
-        for range in &sorted {
+        let ranges = ranges.into_iter().collect::<Vec<_>>();
+        for range in &ranges {
             if range.start() > range.end() {
                 return Err(BadPorts::Reversed(*range.start(), *range.end()));
             }
@@ -43,17 +43,13 @@ impl PortSet {
                 return Err(BadPorts::Privileged(*range.start()));
             }
         }
-        sorted.sort_by_key(|range| *range.start());
-        let mut merged: Vec<RangeInclusive<u16>> = Vec::with_capacity(sorted.len());
-        for range in sorted {
-            match merged.last_mut() {
-                Some(last) if u32::from(*range.start()) <= u32::from(*last.end()) + 1 => {
-                    *last = *last.start()..=(*last.end()).max(*range.end());
-                }
-                _ => merged.push(range),
-            }
-        }
-        Ok(Self { ranges: merged })
+        Ok(Self { ranges: merged(ranges) })
+    }
+
+    /// Those of its ports that `keep` says yes to.
+    #[must_use]
+    pub fn filter(&self, keep: impl Fn(u16) -> bool) -> Self {
+        Self { ranges: merged(self.iter().filter(|port| keep(*port)).map(|port| port..=port).collect()) }
     }
 
     /// Parses several texts, each of which may hold several ranges, into one set.
@@ -108,6 +104,22 @@ impl PortSet {
             .map(|common| *common.start())
             .min()
     }
+}
+
+/// The same ports in ascending, disjoint, non-adjacent ranges. None of `ranges` is reversed.
+#[must_use]
+pub fn merged(mut ranges: Vec<RangeInclusive<u16>>) -> Vec<RangeInclusive<u16>> {
+    ranges.sort_by_key(|range| *range.start());
+    let mut merged: Vec<RangeInclusive<u16>> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if u32::from(*range.start()) <= u32::from(*last.end()) + 1 => {
+                *last = *last.start()..=(*last.end()).max(*range.end());
+            }
+            _ => merged.push(range),
+        }
+    }
+    merged
 }
 
 fn parse_range(text: &str) -> Result<RangeInclusive<u16>, BadPorts> {

@@ -58,6 +58,12 @@ impl Block {
         self.ports().count()
     }
 
+    /// Its ports as people write them: `25080`, `25090-25099`.
+    #[must_use]
+    pub fn shown_ports(&self) -> String {
+        Shown(&self.ports()).to_string()
+    }
+
     /// Whether both have a port of one transport.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
