@@ -12,22 +12,22 @@ use crate::admin::Node;
 
 /// What a command said.
 #[derive(Debug, PartialEq, Eq)]
-struct Said {
-    code: i32,
-    stdout: String,
-    stderr: String,
+pub struct Said {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
 }
 
 /// `harbor` with nothing in its environment but these variables.
-fn harbor(directory: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> Said {
-    let output = Command::new(env!("CARGO_BIN_EXE_harbor"))
-        .args(arguments)
-        .current_dir(directory)
-        .env_clear()
-        .envs(variables.iter().copied())
-        .stdin(Stdio::null())
-        .output()
-        .expect("the binary is built with the tests");
+pub fn harbor(directory: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> Said {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_harbor"));
+    command.args(arguments).current_dir(directory).env_clear().envs(variables.iter().copied());
+    said(&mut command)
+}
+
+/// What a command says.
+pub fn said(command: &mut Command) -> Said {
+    let output = command.stdin(Stdio::null()).output().expect("the binary is built with the tests");
     let text = |bytes| String::from_utf8(bytes).expect("text");
     Said {
         code: output.status.code().expect("it ends by itself"),
@@ -53,6 +53,7 @@ Commands:
   status        Show how a running node is, what is wrong first
   config        Show the configuration, and change live settings for all nodes
   node          List the nodes of a store, and drain, resume or remove one
+  ports         Check that ports are free to be given out
   restart       Hand a running node over to a new process; open connections may finish
   announce      Keep this app instance, or this machine, announced as a backend
   env           Print the variables that Stackato set, from VCAP_SERVICES
@@ -255,6 +256,8 @@ fn completions_and_manual_pages_come_from_the_one_definition() {
             "harbor-node-remove.1",
             "harbor-node-resume.1",
             "harbor-node.1",
+            "harbor-ports-check.1",
+            "harbor-ports.1",
             "harbor-restart.1",
             "harbor-serve.1",
             "harbor-status.1",

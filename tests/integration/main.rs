@@ -22,6 +22,7 @@ mod hot_restart;
 mod live_settings;
 mod openapi;
 mod outages;
+mod ports;
 mod postgres;
 mod soak;
 mod store;

@@ -115,8 +115,8 @@ fn node_ports_are_worse_where_kubernetes_runs() {
         &needs(&[("default", "30000-32767")]),
         &Machine { processes: vec![process(7, "kubelet", 0), process(8, "kube-proxy", 0)], ..machine() },
         &[
-            "warning node_ports default: ports 30000-32767 are among those that Kubernetes gives to services, and kube-proxy \
-           runs here: what comes to one may never reach Harbor",
+            "warning node_ports default: Kubernetes gives 30000-32767 to services of type NodePort, and kube-proxy runs \
+           here: what comes to one may never reach Harbor",
         ],
     );
 }
