@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use harbor::config::{self, Sources};
+use harbor::config::{self, PortsFile, Sources};
 
 use crate::mutate;
 
@@ -23,6 +23,25 @@ fn a_damaged_file_is_refused_with_a_place_or_taken() {
             for problem in &error.problems {
                 assert!(problem.to_string().starts_with("harbor.toml:"), "{problem}");
             }
+        }
+    });
+}
+
+#[test]
+fn a_damaged_registry_is_refused_with_a_place_or_taken() {
+    let corpus: &[&[u8]] = &[
+        include_bytes!("../../manifests/ports.toml"),
+        b"[a]\nrange = \"2000-2009, 2020\"\n[a.ports]\nx = { count = 2, protocol = \"udp\" }\ny = \"2003-2005\"\nz = {}\n",
+        b"[default.ports]\nmqtt = 35010\nldap = { port = \"35011\", protocol = \"tcp\" }\n",
+    ];
+    mutate::run(corpus, |input| {
+        let text = String::from_utf8_lossy(input);
+        let problems = match PortsFile::check(&text, "ports.toml") {
+            Ok(file) => [None, Some(&[][..])].into_iter().flat_map(|pools| file.resolve(pools).problems).collect(),
+            Err(error) => error.problems,
+        };
+        for problem in problems {
+            assert!(problem.to_string().starts_with("ports.toml:"), "{problem}");
         }
     });
 }

@@ -310,6 +310,11 @@ fn the_operators_guide_is_as_it_says() {
 }
 
 #[test]
+fn the_page_on_ports_is_as_it_says() {
+    check_after("", "docs/ports.md");
+}
+
+#[test]
 fn the_page_on_announcements_is_as_it_says() {
     check_after(&(A_BOUND_APP.to_owned() + &publish()), "docs/announcements.md");
 }

@@ -137,7 +137,7 @@ fn eight_thousand_outgoing_connections_are_foreseen_mended_and_outlived() {
     assert!(held > CONNECTIONS / 10 && !eaten.is_empty(), "{held} ports of the pool, {eaten:?} of service instances");
     let node = node_machine.serve(&site);
     let said = checked(&node_machine, &site, &[]);
-    let holder = format!("connections of process {} (", std::process::id());
+    let holder = format!("of process {} (", std::process::id());
     assert!(said.code == 1 && said.stdout.contains("port_in_use") && said.stdout.contains(&holder), "{said:?}");
     assert!(said.stdout.contains(&format!("… ({held} in all)")), "{held} ports, and it says {}", said.stdout);
 
