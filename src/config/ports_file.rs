@@ -217,7 +217,12 @@ mod tests {
 
     /// What a file comes to; without `range` there is no configuration, else the pool `default` has it.
     fn shown(text: &str, range: Option<&str>) -> Vec<String> {
-        let sources = Sources { file: None, variables: Vec::new(), own_address: IpAddr::from([127, 0, 0, 1]) };
+        let sources = Sources {
+            file: None,
+            variables: Vec::new(),
+            settings: Vec::new(),
+            own_address: IpAddr::from([127, 0, 0, 1]),
+        };
         let pools = range.map(|range| {
             let config = format!("broker.password = \"p\"\nharbor_node.port_range = \"{range}\"");
             check(&config, Some("harbor.toml"), &sources).unwrap().node.pools
