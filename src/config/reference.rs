@@ -84,7 +84,12 @@ pub const KEYS: &[Key] = &[
         "address and port. Beyond loopback without TLS there is a warning: put a proxy with TLS in front",
     ),
     key("broker.username", Default::Value(r#""harbor""#), Change::Reload, "what the platform logs in as"),
-    key("broker.password", Default::Needed, Change::Reload, "one, or a list: all are valid, for rotation. That of the example is warned of"),
+    key(
+        "broker.password",
+        Default::Needed,
+        Change::Reload,
+        "one, or a list: all are valid, for rotation. That of the example is warned of",
+    ),
     key(
         "broker.password_file",
         Default::Absent,
