@@ -24,6 +24,7 @@ use crate::{
         announcement::Refusal,
         member::Members,
         observed::{Link, Mode, Observations},
+        requester::Requester,
     },
     telemetry::metrics::Metrics,
 };
@@ -40,8 +41,26 @@ pub mod wire;
 pub use config::{SettingsError, SettingsRequest};
 pub use token::{Token, TokenError};
 
-/// Somebody asks for a hot restart, and hears there what has come of it.
-pub type RestartRequest = oneshot::Sender<Result<wire::Restarted, RestartError>>;
+/// Somebody asks for a hot restart, and hears what has come of it.
+#[derive(Debug)]
+pub struct RestartRequest {
+    /// Who.
+    pub by: Requester,
+    reply: oneshot::Sender<Result<wire::Restarted, RestartError>>,
+}
+
+impl RestartRequest {
+    /// Says what has come of it.
+    ///
+    /// # Errors
+    /// When nobody hears it: who has asked is gone.
+    pub fn send(
+        self,
+        outcome: Result<wire::Restarted, RestartError>,
+    ) -> Result<(), Result<wire::Restarted, RestartError>> {
+        self.reply.send(outcome)
+    }
+}
 
 /// Why there was no hot restart.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -149,9 +168,9 @@ async fn show_status(State(sources): State<Arc<Sources>>) -> Response {
 }
 
 /// Answers when another process serves, or has failed to.
-async fn restart(State(sources): State<Arc<Sources>>) -> Response {
+async fn restart(State(sources): State<Arc<Sources>>, by: request::Operator) -> Response {
     let (reply, answer) = oneshot::channel();
-    let outcome = match sources.restart.try_send(reply) {
+    let outcome = match sources.restart.try_send(RestartRequest { by: by.into(), reply }) {
         Ok(()) => answer.await.unwrap_or_else(|_| Err(RestartError::Failed("this process is about to end".into()))),
         Err(mpsc::error::TrySendError::Full(_)) => Err(RestartError::UnderWay),
         Err(mpsc::error::TrySendError::Closed(_)) => Err(RestartError::Failed("this process is about to end".into())),

@@ -5,6 +5,7 @@ pub mod clock;
 mod data;
 mod drain;
 mod drained;
+mod flows;
 pub mod handover;
 mod infrastructure;
 mod live;

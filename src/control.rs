@@ -31,6 +31,7 @@ use crate::{
     telemetry::metrics::ControlMetrics,
 };
 
+pub mod audit;
 mod bind;
 mod deprovision;
 mod failure;

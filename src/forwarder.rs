@@ -47,7 +47,7 @@ use crate::{
 };
 
 pub use binder::{Binder, InheritedSockets, PortSockets, SystemBinder};
-pub use engine::{ClosingRecord, ExportedSession, FlowEnd, OnClose};
+pub use engine::{Carried, ClosingRecord, ExportedSession, FlowEnd, OnClose};
 pub use sockets::{LISTENER_RECEIVE_BUFFER, Spread};
 
 /// Says who holds a port of this machine, if it can.

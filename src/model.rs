@@ -20,6 +20,7 @@ pub mod pool;
 pub mod ports;
 pub mod protocol;
 pub mod registry;
+pub mod requester;
 pub mod service_instance;
 pub mod setting;
 pub mod time;

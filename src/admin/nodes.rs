@@ -11,6 +11,7 @@ use axum::{
 
 use super::{
     Sources,
+    request::Operator,
     wire::{self, rfc3339},
 };
 use crate::{
@@ -26,16 +27,16 @@ pub(super) async fn list(State(sources): State<Arc<Sources>>) -> Response {
     Json(wire::Nodes { nodes: nodes(&sources) }).into_response()
 }
 
-pub(super) async fn drain(State(sources): State<Arc<Sources>>, Path(id): Path<String>) -> Response {
-    answer(&sources, sources.control.drain(&id, true).await)
+pub(super) async fn drain(State(sources): State<Arc<Sources>>, Path(id): Path<String>, by: Operator) -> Response {
+    answer(&sources, sources.control.drain(&id, true, &by.into()).await)
 }
 
-pub(super) async fn resume(State(sources): State<Arc<Sources>>, Path(id): Path<String>) -> Response {
-    answer(&sources, sources.control.drain(&id, false).await)
+pub(super) async fn resume(State(sources): State<Arc<Sources>>, Path(id): Path<String>, by: Operator) -> Response {
+    answer(&sources, sources.control.drain(&id, false, &by.into()).await)
 }
 
-pub(super) async fn remove(State(sources): State<Arc<Sources>>, Path(id): Path<String>) -> Response {
-    answer(&sources, sources.control.remove_node(&id).await)
+pub(super) async fn remove(State(sources): State<Arc<Sources>>, Path(id): Path<String>, by: Operator) -> Response {
+    answer(&sources, sources.control.remove_node(&id, &by.into()).await)
 }
 
 fn answer(sources: &Sources, outcome: Result<Known, NodeRefusal>) -> Response {

@@ -12,7 +12,10 @@ use axum::{
 use serde::de::DeserializeOwned;
 
 use super::{Sources, token::Token, wire::OPERATOR_HEADER};
-use crate::http::{read_body, refusal};
+use crate::{
+    http::{read_body, refusal},
+    model::requester::{Requester, Said},
+};
 
 /// Largest body of a request, in bytes: a registry of ports with all entries that it may have.
 const MAX_BODY_BYTES: usize = 1024 * 1024;
@@ -61,6 +64,12 @@ impl<S: Sync> FromRequestParts<S> for Operator {
         let said = parts.headers.get(OPERATOR_HEADER).map(|value| String::from_utf8_lossy(value.as_bytes()));
         let name = said.unwrap_or_default().chars().filter(|c| !c.is_control()).take(MAX_NAME).collect::<String>();
         Ok(Self(if name.trim().is_empty() { UNNAMED.into() } else { name.trim().into() }))
+    }
+}
+
+impl From<Operator> for Requester {
+    fn from(Operator(name): Operator) -> Self {
+        Self::Operator { name: Said::new(&name) }
     }
 }
 

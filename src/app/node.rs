@@ -18,6 +18,7 @@ use super::{
     clock::SystemClock,
     drain,
     drained::Drained,
+    flows::FlowLines,
     handover::{Estate, Predecessor, Program},
     infrastructure, live, lookout, machine,
     reload::{self, Reloadable},
@@ -34,7 +35,7 @@ use crate::{
     config::{self, Config, Sources},
     control::{Control, Disagreement},
     discovery::{self, Discovery, Relays},
-    forwarder::{ClosingRecord, Forwarder, PortSockets, Surroundings},
+    forwarder::{Forwarder, PortSockets, Surroundings},
     health::{checks, last_known, probe::Connect},
     host::ServiceManager,
     model::{
@@ -90,6 +91,7 @@ struct Node {
     store: AnyStore,
     backends: Backends,
     forwarder: Arc<Forwarder>,
+    flow_lines: Arc<FlowLines>,
     observations: watch::Receiver<Arc<Observations>>,
     control: Arc<Control>,
     ears: Ears,
@@ -247,22 +249,6 @@ async fn ask<T, E: std::fmt::Display>(
     }
 }
 
-/// Each flow that ends is a line at the level `debug`: who came, where it went, how much, why it ended.
-fn log_flow(record: &ClosingRecord<'_>) {
-    tracing::debug!(
-        target: "harbor::forwarder::flow",
-        service_instance = %record.service_instance_id,
-        transport = record.end.transport().as_str(),
-        client = %record.client,
-        backend = record.backend.map(tracing::field::display),
-        lasted_ms = record.lasted.as_millis(),
-        to_backend_bytes = record.to_backend,
-        to_client_bytes = record.to_client,
-        reason = record.end.as_str(),
-        "flow ended"
-    );
-}
-
 impl Node {
     /// Makes the parts and joins them. The threads that forward run; nothing is bound yet.
     async fn join(
@@ -281,6 +267,7 @@ impl Node {
         let backends = Backends::new(config.discovery.max_backends);
         let (observe, observations) = watch::channel(Arc::new(Observations::default()));
         let sockets = Arc::new(Sockets::new(ports, Arc::clone(&manager)));
+        let flow_lines = Arc::new(FlowLines::new(Arc::clone(&metrics.forwarder)));
         let surroundings = Surroundings {
             binder: Arc::<Sockets>::clone(&sockets),
             backends: backends.clone(),
@@ -288,7 +275,10 @@ impl Node {
             metrics: Arc::clone(&metrics.forwarder),
             holder: Box::new(machine::holder),
             observe: Box::new(move |observed| drop(observe.send_replace(observed))),
-            closed: Box::new(log_flow),
+            closed: Box::new({
+                let lines = Arc::clone(&flow_lines);
+                move |record| lines.ended(record)
+            }),
         };
         let forwarder = Forwarder::start(settings::forwarder(config, threads), surroundings)
             .context("the threads that forward cannot be started")?;
@@ -347,6 +337,7 @@ impl Node {
             store,
             backends,
             forwarder: Arc::new(forwarder),
+            flow_lines,
             observations,
             control,
             ears,
@@ -466,6 +457,7 @@ impl Node {
         }
         let forwarder = self.forwarder;
         tokio::task::spawn_blocking(move || forwarder.stop()).await.context("the threads that forward have failed")?;
+        self.flow_lines.tell_left_out();
         // Whoever has asked only half by now gets no answer.
         let _ = tokio::time::timeout(ADMIN_STOPS_WITHIN, admin.end()).await;
         tracing::info!("ended");
@@ -475,6 +467,7 @@ impl Node {
     /// Starts what works on the node's parts from the first moment on.
     fn start_parts(&self, running: &mut Running<'_>) {
         running.parts.spawn("forwarder", |stop| lookout::forwarder(Arc::clone(&self.forwarder), stop));
+        running.parts.spawn("flow lines", |stop| Arc::clone(&self.flow_lines).tell(stop));
         running.parts.spawn("forwarding", |stop| {
             let work = forward(self.control.desired(), Arc::clone(&self.forwarder), self.backends.clone());
             async move {

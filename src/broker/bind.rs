@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    Json,
+    Extension, Json,
     body::Body,
     extract::State,
     http::StatusCode,
@@ -17,15 +17,16 @@ use super::{
 };
 use crate::{
     control::{BindSpec, Bound},
-    model::{AppId, BindingId, PlanId, ServiceInstanceId, SpaceId},
+    model::{AppId, BindingId, PlanId, ServiceInstanceId, SpaceId, requester::Requester},
 };
 
 pub(super) async fn handle(
     State(broker): State<Arc<Broker>>,
     InstanceAndBinding(instance, id): InstanceAndBinding,
+    Extension(by): Extension<Requester>,
     body: Body,
 ) -> Result<Response, Refused> {
-    let spec = read(&broker, instance, id, Object::read(body).await?)?;
+    let spec = read(&broker, instance, id, by, Object::read(body).await?)?;
     let (status, credentials) = match broker.control.bind(spec).await.map_err(errors::answer)? {
         Bound::Created(credentials) => (StatusCode::CREATED, credentials),
         Bound::Existing(credentials) => (StatusCode::OK, credentials),
@@ -37,6 +38,7 @@ fn read(
     broker: &Broker,
     service_instance_id: ServiceInstanceId,
     id: BindingId,
+    by: Requester,
     mut body: Object,
 ) -> Result<BindSpec, Refused> {
     let predecessor_id = body.text("predecessor_binding_id")?.map(BindingId::new).transpose().map_err(bad_id)?;
@@ -50,6 +52,7 @@ fn read(
             space_id: None,
             announce: None,
             predecessor_id,
+            by,
         });
     }
     check_service(body.text("service_id")?)?;
@@ -66,5 +69,5 @@ fn read(
     let given = body.parameters()?;
     broker.offer().schemas.check(&plan_id, Use::Bind, &given).map_err(bad_request)?;
     let announce = parameters::of_bind(&given).map_err(bad_request)?;
-    Ok(BindSpec { id, service_instance_id, plan_id: Some(plan_id), app_id, space_id, announce, predecessor_id })
+    Ok(BindSpec { id, service_instance_id, plan_id: Some(plan_id), app_id, space_id, announce, predecessor_id, by })
 }

@@ -11,18 +11,22 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ring::digest;
+use serde_json::{Map, Value};
 use subtle::{Choice, ConstantTimeEq as _};
 use tracing::Instrument as _;
 
 use super::{Broker, routes};
-use crate::http;
+use crate::{
+    http,
+    model::requester::{Identity, Requester, Said},
+};
 
 const REQUEST_IDENTITY: HeaderName = HeaderName::from_static("x-broker-api-request-identity");
 const ORIGINATING_IDENTITY: HeaderName = HeaderName::from_static("x-broker-api-originating-identity");
 const API_VERSION: HeaderName = HeaderName::from_static("x-broker-api-version");
 
-/// Longest id of a user that is logged, in characters.
-const MAX_USER_CHARACTERS: usize = 128;
+/// Longest value of the header of the originating identity that is read, in bytes: Cloud Foundry sends about 100.
+const MAX_IDENTITY_BYTES: usize = 4096;
 
 /// Who may ask: a user and all passwords that are valid, so that one can be replaced without a gap. Kept as digests:
 /// comparing those tells nothing of the length either.
@@ -87,7 +91,7 @@ fn basic(authorization: &HeaderValue) -> Option<String> {
 }
 
 /// Counts and logs every answer, and echoes the identity of its request.
-pub(super) async fn account(State(broker): State<Arc<Broker>>, request: Request, next: Next) -> Response {
+pub(super) async fn account(State(broker): State<Arc<Broker>>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let identity = request.headers().get(REQUEST_IDENTITY).cloned();
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
@@ -95,9 +99,11 @@ pub(super) async fn account(State(broker): State<Arc<Broker>>, request: Request,
     let span = tracing::info_span!(
         "request",
         operation,
-        request_id = identity.as_ref().and_then(|value| value.to_str().ok()),
-        user = user(request.headers()),
+        request_id = identity.as_ref().and_then(said).as_ref().map(Said::as_str),
     );
+    let by =
+        Requester::Platform { identity: originating(request.headers()), request_id: identity.as_ref().and_then(said) };
+    request.extensions_mut().insert(by);
     let mut response = next.run(request).instrument(span.clone()).await;
     let (status, took) = (response.status().as_u16(), began.elapsed());
     span.in_scope(|| tracing::debug!(status, ?took, "answered"));
@@ -140,12 +146,23 @@ fn is_served(version: &str) -> bool {
     !minor.is_empty() && minor.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Who is said to have caused the request, for the log alone: the header can hold anything.
-fn user(headers: &HeaderMap) -> Option<String> {
-    let (_platform, encoded) = headers.get(ORIGINATING_IDENTITY)?.to_str().ok()?.split_once(' ')?;
-    let value = serde_json::from_slice::<serde_json::Value>(&STANDARD.decode(encoded.trim()).ok()?).ok()?;
-    let user = ["user_id", "username"].iter().find_map(|key| value.get(key)?.as_str())?;
-    Some(user.chars().filter(|c| !c.is_control()).take(MAX_USER_CHARACTERS).collect())
+fn said(header: &HeaderValue) -> Option<Said> {
+    header.to_str().ok().map(Said::new)
+}
+
+/// For whom the platform says that it asks, for the log alone: the header can hold anything, and nothing is refused for it.
+fn originating(headers: &HeaderMap) -> Identity {
+    let Some(header) = headers.get(ORIGINATING_IDENTITY) else { return Identity::Unsaid };
+    decoded(header).unwrap_or(Identity::Malformed)
+}
+
+/// `platform base64json`, of whose JSON only the user is taken: other fields may be personal.
+fn decoded(header: &HeaderValue) -> Option<Identity> {
+    let text = header.to_str().ok().filter(|text| text.len() <= MAX_IDENTITY_BYTES)?;
+    let (platform, encoded) = text.split_once(' ').filter(|(platform, _)| !platform.is_empty())?;
+    let value = serde_json::from_slice::<Map<String, Value>>(&STANDARD.decode(encoded.trim()).ok()?).ok()?;
+    let user = ["user_id", "username"].iter().find_map(|key| value.get(*key)?.as_str()).map(Said::new);
+    Some(Identity::Of { platform: Said::new(platform), user })
 }
 
 #[cfg(test)]
@@ -198,20 +215,31 @@ mod tests {
     }
 
     #[test]
-    fn the_user_is_read_where_there_is_one_and_never_trusted() {
-        let check = |header: String, expected: Option<&str>| {
-            let headers = HeaderMap::from_iter([(ORIGINATING_IDENTITY, HeaderValue::from_str(&header).unwrap())]);
-            assert_eq!(user(&headers).as_deref(), expected, "{header}");
+    fn the_originating_identity_is_read_where_there_is_one_and_never_trusted() {
+        let check = |header: &str, expected: Identity| {
+            let headers = HeaderMap::from_iter([(ORIGINATING_IDENTITY, HeaderValue::from_str(header).unwrap())]);
+            assert_eq!(originating(&headers), expected, "{header}");
         };
-        check(format!("cloudfoundry {}", STANDARD.encode(r#"{"user_id":"683ea748"}"#)), Some("683ea748"));
-        check(format!("kubernetes {}", STANDARD.encode(r#"{"username":"duke\nadmin"}"#)), Some("dukeadmin"));
-        check(format!("cloudfoundry {}", STANDARD.encode(r#"{"user_id":5}"#)), None);
-        check(format!("cloudfoundry {}", STANDARD.encode("[")), None);
-        check("cloudfoundry ***".into(), None);
-        check("cloudfoundry".into(), None);
-        check(
-            format!("x {}", STANDARD.encode(format!(r#"{{"user_id":"{}"}}"#, "u".repeat(500)))),
-            Some(&"u".repeat(128)),
-        );
+        let of = |platform: &str, user: Option<&str>| Identity::Of {
+            platform: Said::new(platform),
+            user: user.map(Said::new),
+        };
+        let header = |platform: &str, json: &str| format!("{platform} {}", STANDARD.encode(json));
+        check(&header("cloudfoundry", r#"{"user_id":"683ea748"}"#), of("cloudfoundry", Some("683ea748")));
+        check(&header("kubernetes", r#"{"username":"duke\nadmin","uid":"u"}"#), of("kubernetes", Some("dukeadmin")));
+        check(&header("cloudfoundry", r#"{"user_id":5}"#), of("cloudfoundry", None));
+        check(&header("x", &format!(r#"{{"user_id":"{}"}}"#, "u".repeat(500))), of("x", Some(&"u".repeat(128))));
+        for malformed in [
+            header("cloudfoundry", "["),
+            header("cloudfoundry", r#""text""#),
+            header("cloudfoundry", &format!(r#"{{"user_id":"{}"}}"#, "u".repeat(4096))),
+            header("", r#"{"user_id":"683ea748"}"#),
+            "cloudfoundry ***".into(),
+            "cloudfoundry".into(),
+            "".into(),
+        ] {
+            check(&malformed, Identity::Malformed);
+        }
+        assert_eq!(originating(&HeaderMap::new()), Identity::Unsaid);
     }
 }

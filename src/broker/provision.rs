@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    Json,
+    Extension, Json,
     body::Body,
     extract::State,
     http::StatusCode,
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     control::{ProvisionSpec, Provisioned},
-    model::{OrganizationId, PlanId, ServiceInstanceId, SpaceId},
+    model::{OrganizationId, PlanId, ServiceInstanceId, SpaceId, requester::Requester},
 };
 
 /// What the platform repeats when it asks for what has become of a provision. There is one at most on a service instance.
@@ -28,9 +28,10 @@ pub(super) async fn handle(
     State(broker): State<Arc<Broker>>,
     Instance(id): Instance,
     later: AcceptsIncomplete,
+    Extension(by): Extension<Requester>,
     body: Body,
 ) -> Result<Response, Refused> {
-    let spec = read(&broker, id, later, Object::read(body).await?)?;
+    let spec = read(&broker, id, later, by, Object::read(body).await?)?;
     let (status, answer) = match broker.control.provision(spec).await.map_err(errors::answer)? {
         Provisioned::Created(_) => (StatusCode::CREATED, json!({})),
         Provisioned::Existing(_) => (StatusCode::OK, json!({})),
@@ -43,6 +44,7 @@ fn read(
     broker: &Broker,
     id: ServiceInstanceId,
     AcceptsIncomplete(later): AcceptsIncomplete,
+    by: Requester,
     mut body: Object,
 ) -> Result<ProvisionSpec, Refused> {
     check_service(body.text("service_id")?)?;
@@ -54,5 +56,5 @@ fn read(
     let given = body.parameters()?;
     broker.offer().schemas.check(&plan_id, Use::Create, &given).map_err(bad_request)?;
     let parameters = parameters::of_provision(&given).map_err(bad_request)?;
-    Ok(ProvisionSpec { id, plan_id, organization_id, space_id, name, parameters, later })
+    Ok(ProvisionSpec { id, plan_id, organization_id, space_id, name, parameters, later, by })
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::{Json, body::Body, extract::State, http::StatusCode};
+use axum::{Extension, Json, body::Body, extract::State, http::StatusCode};
 use serde_json::{Value, json};
 
 use super::{
@@ -13,20 +13,21 @@ use super::{
 use crate::{
     control::{Failure, UpdateRefusal, UpdateSpec},
     http,
-    model::{PlanId, ServiceInstanceId},
+    model::{PlanId, ServiceInstanceId, requester::Requester},
 };
 
 pub(super) async fn handle(
     State(broker): State<Arc<Broker>>,
     Instance(id): Instance,
+    Extension(by): Extension<Requester>,
     body: Body,
 ) -> Result<Json<Value>, Refused> {
-    let spec = read(&broker, id, Object::read(body).await?).await?;
+    let spec = read(&broker, id, by, Object::read(body).await?).await?;
     broker.control.update(spec).await.map_err(errors::answer)?;
     Ok(Json(json!({})))
 }
 
-async fn read(broker: &Broker, id: ServiceInstanceId, mut body: Object) -> Result<UpdateSpec, Refused> {
+async fn read(broker: &Broker, id: ServiceInstanceId, by: Requester, mut body: Object) -> Result<UpdateSpec, Refused> {
     check_service(body.text("service_id")?)?;
     let plan_id = body.text("plan_id")?.map(PlanId::new).transpose().map_err(bad_id)?;
     body.no_maintenance_info()?;
@@ -38,7 +39,7 @@ async fn read(broker: &Broker, id: ServiceInstanceId, mut body: Object) -> Resul
     };
     broker.offer().schemas.check(&judged_by, Use::Update, &given).map_err(unprocessable)?;
     let settings = parameters::of_update(&given).map_err(unprocessable)?;
-    Ok(UpdateSpec { id, plan_id, settings, name })
+    Ok(UpdateSpec { id, plan_id, settings, name, by })
 }
 
 /// The plan whose schema holds when the request names none.

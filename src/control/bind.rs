@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use super::{Control, Failure, Fault};
+use super::{
+    Control, Failure, Fault,
+    audit::{self, Change},
+};
 use crate::{
     model::{
         AppId, BindingId, PlanId, Revision, ServiceInstanceId, SpaceId, binding::Binding, credentials::Credentials,
-        service_instance::ServiceInstance,
+        requester::Requester, service_instance::ServiceInstance,
     },
     store,
 };
@@ -31,6 +34,8 @@ pub struct BindSpec {
     pub announce: Option<bool>,
     /// The binding that it takes over from: app, space and the right to announce are that one's then.
     pub predecessor_id: Option<BindingId>,
+    /// Who asks.
+    pub by: Requester,
 }
 
 /// What became of a bind.
@@ -123,9 +128,8 @@ impl Control {
         };
         match self.store.bind(&binding).await? {
             store::Bind::Created(binding) => {
+                audit::note(&spec.by, Change::Bound(&instance, &binding));
                 self.snapshot.reach(binding.revision).await?;
-                let app = binding.app_id.as_ref().map(tracing::field::display);
-                tracing::info!(service_instance = %id, binding = %binding.id, app, "bound");
                 Ok(Bound::Created(self.credentials(&instance, &binding)?))
             }
             store::Bind::Exists(known) => self.rebind(&instance, &known, &spec),

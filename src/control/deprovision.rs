@@ -2,9 +2,15 @@
 
 use std::sync::Arc;
 
-use super::{Control, Failure};
+use super::{
+    Control, Failure,
+    audit::{self, Change},
+};
 use crate::{
-    model::{PlanId, ServiceInstanceId, Timestamp, pool::DEFAULT_QUARANTINE, service_instance::ServiceInstance},
+    model::{
+        PlanId, ServiceInstanceId, Timestamp, pool::DEFAULT_QUARANTINE, requester::Requester,
+        service_instance::ServiceInstance,
+    },
     store,
 };
 
@@ -29,15 +35,17 @@ impl Control {
         self: &Arc<Self>,
         id: &ServiceInstanceId,
         plan_id: &PlanId,
+        by: Requester,
     ) -> Result<ServiceInstance, Failure<DeleteRefusal>> {
         let (owned, plan_id) = (id.clone(), plan_id.clone());
-        self.in_turn(id, |control| async move { control.deprovision_in_turn(&owned, &plan_id).await }).await
+        self.in_turn(id, |control| async move { control.deprovision_in_turn(&owned, &plan_id, &by).await }).await
     }
 
     async fn deprovision_in_turn(
         &self,
         id: &ServiceInstanceId,
         plan_id: &PlanId,
+        by: &Requester,
     ) -> Result<ServiceInstance, Failure<DeleteRefusal>> {
         let now = self.clock.wall();
         let known = self.store.instance(id).await?;
@@ -46,6 +54,9 @@ impl Control {
             Some(known) => self.free(known, now).await?,
             None => None,
         };
+        if let Some(gone) = &gone {
+            audit::note(by, Change::Deprovisioned(gone));
+        }
         let committed = self.clock.now();
         // Also when there was none: an earlier attempt may have deleted it and failed here.
         self.snapshot.refresh().await?;

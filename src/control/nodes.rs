@@ -3,12 +3,16 @@
 
 use std::time::Duration;
 
-use super::Control;
+use super::{
+    Control,
+    audit::{self, Change},
+};
 use crate::{
     model::{
         NodeId,
         member::{Known, Member, Members},
         observed::Mode,
+        requester::Requester,
     },
     store,
 };
@@ -35,12 +39,13 @@ impl Control {
     ///
     /// # Errors
     /// [`NodeRefusal`].
-    pub async fn drain(&self, node: &str, drain: bool) -> Result<Known, NodeRefusal> {
+    pub async fn drain(&self, node: &str, drain: bool, by: &Requester) -> Result<Known, NodeRefusal> {
         let known = self.known(node)?;
         if !self.store.set_drain(&known.member.id, drain).await? {
             return Err(NodeRefusal::Unknown(node.to_owned()));
         }
-        tracing::info!(node, drain, "an operator has asked to drain a node, or to resume it");
+        let id = &known.member.id;
+        audit::note(by, if drain { Change::Drained(id) } else { Change::Resumed(id) });
         let known = if drain { known } else { self.resumed(known).await };
         Ok(Known { member: Member { drain, ..known.member }, ..known })
     }
@@ -58,7 +63,7 @@ impl Control {
     ///
     /// # Errors
     /// [`NodeRefusal`].
-    pub async fn remove_node(&self, node: &str) -> Result<Known, NodeRefusal> {
+    pub async fn remove_node(&self, node: &str, by: &Requester) -> Result<Known, NodeRefusal> {
         let known = self.known(node)?;
         if known.alive {
             return Err(NodeRefusal::Alive(known.member.id));
@@ -66,7 +71,7 @@ impl Control {
         if !self.store.remove_node(&known.member.id).await? {
             return Err(NodeRefusal::Unknown(node.to_owned()));
         }
-        tracing::info!(node, "an operator has removed a node");
+        audit::note(by, Change::Removed(&known.member.id));
         Ok(known)
     }
 

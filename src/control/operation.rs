@@ -7,9 +7,13 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tracing::Instrument as _;
 
-use super::{Control, Failure, NotFound, ProvisionRefusal, provision::said};
+use super::{
+    Control, Failure, NotFound, ProvisionRefusal,
+    audit::{self, Change},
+    provision::said,
+};
 use crate::{
-    model::ServiceInstanceId,
+    model::{ServiceInstanceId, requester::Requester},
     store::{self, Operation},
 };
 
@@ -84,7 +88,7 @@ impl Control {
                 !self.members.borrow().is_alive(node_id)
             };
             if left && self.store.take_up(id, node_id, &self.node, self.clock.wall()).await? {
-                tracing::info!(service_instance = %id, begun_by = %node_id, "taking up a provision that was left");
+                audit::note(&Requester::Harbor, Change::TakenUp { id, node: &self.node, from_node: node_id });
                 self.open_later(id);
             }
         }

@@ -4,12 +4,16 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::Control;
+use super::{
+    Control,
+    audit::{self, Change},
+};
 use crate::{
     model::{
         NodeId, PoolName, Revision,
         member::{DEAD_AFTER, Member, Members},
         pool::{Pool, PoolRefusal, Pools, agree},
+        requester::Requester,
     },
     store::{self, AnyStore},
 };
@@ -67,7 +71,13 @@ pub(super) async fn define(
 ) -> Result<(), Disagreement> {
     for _ in 0..MAX_ATTEMPTS {
         let (read_at, changes) = find_changes(store, own, wanted, moving, listened).await?;
-        if changes.is_empty() || store.define_pools(&changes, read_at).await?.is_some() {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        if let Some(revision) = store.define_pools(&changes, read_at).await? {
+            for pool in &changes {
+                audit::note(&Requester::Harbor, Change::PoolDefined { pool, node: own, revision });
+            }
             return Ok(());
         }
     }

@@ -2,7 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{Control, Facts, Failure, Fault, failure::chain, observe::Seen, ports::Shortage};
+use super::{
+    Control, Facts, Failure, Fault,
+    audit::{self, Change},
+    failure::chain,
+    observe::Seen,
+    ports::Shortage,
+};
 use crate::{
     model::{
         OrganizationId, PlanId, PoolName, Protocol, Revision, ServiceInstanceId, SpaceId,
@@ -10,6 +16,7 @@ use crate::{
         effective::Effective,
         parameters::{ParameterRefusal, ProvisionParameters},
         plan::Plan,
+        requester::Requester,
         service_instance::ServiceInstance,
     },
     store::{self, Ending},
@@ -39,6 +46,8 @@ pub struct ProvisionSpec {
     pub parameters: ProvisionParameters,
     /// Whether the answer may come before the port listens. It does where other nodes have to open it too.
     pub later: bool,
+    /// Who asks.
+    pub by: Requester,
 }
 
 /// What became of a provision.
@@ -125,7 +134,11 @@ impl Control {
         let shared = self.store.serves_many();
         // Before it is stored: nobody here takes it for work that was left.
         let opening = self.begin_opening(&spec.id);
-        match self.commit(draft, shared).await? {
+        let outcome = self.commit(draft, shared).await?;
+        if let store::Provision::Created(instance) = &outcome {
+            audit::note(&spec.by, Change::Provisioned(instance));
+        }
+        match outcome {
             store::Provision::Created(instance) if spec.later && shared => {
                 drop(opening);
                 self.open_later(&instance.id);
@@ -184,7 +197,7 @@ impl Control {
                 let why = said(&failure);
                 tracing::warn!(service_instance = %instance.id, why, "a provision has failed");
                 let ending = if shared { Ending::Failed { by: &self.node, why: &why } } else { Ending::Unused };
-                if self.undo(&instance, ending).await? {
+                if self.undo(&instance, ending, &why).await? {
                     return Err(failure);
                 }
                 None
@@ -226,14 +239,14 @@ impl Control {
             if instance.requested_port.is_some() {
                 return Err(Failure::Refused(ProvisionRefusal::PortHeld(port)));
             }
-            self.move_on(instance).await?;
+            self.move_on(instance, &reason).await?;
         }
         let reason = format!("{MAX_MOVES} ports of the pool {} are in use outside of Harbor", instance.pool);
         Err(Fault::NotListening { port: instance.port, reason }.into())
     }
 
     /// Gives a service instance, whose port nobody has been told, another one.
-    async fn move_on(&self, instance: &mut ServiceInstance) -> Result<(), Failure<ProvisionRefusal>> {
+    async fn move_on(&self, instance: &mut ServiceInstance, why: &str) -> Result<(), Failure<ProvisionRefusal>> {
         let by = self.store.serves_many().then_some(&self.node);
         for _ in 0..MAX_PROPOSALS {
             let now = self.clock.wall();
@@ -241,6 +254,8 @@ impl Control {
             let port = port.map_err(|shortage| Failure::Refused(refusal(shortage, &instance.pool)))?;
             match self.store.move_port(&instance.id, instance.port, port, by, now).await {
                 Ok(store::Change::Done(moved)) => {
+                    let from_port = instance.port;
+                    audit::note(&Requester::Harbor, Change::Moved { instance: &moved, from_port, why });
                     *instance = moved;
                     return Ok(());
                 }
@@ -257,9 +272,12 @@ impl Control {
 
     /// Takes a service instance back that could not be made to listen. Its port was never used and needs no rest. Returns
     /// whether that was still to be done.
-    async fn undo(&self, instance: &ServiceInstance, ending: Ending<'_>) -> store::Result<bool> {
+    async fn undo(&self, instance: &ServiceInstance, ending: Ending<'_>, why: &str) -> store::Result<bool> {
         let now = self.clock.wall();
         let undone = self.store.deprovision(&instance.id, now, ending).await?.is_some();
+        if undone {
+            audit::note(&Requester::Harbor, Change::Undone { instance, why });
+        }
         self.snapshot.refresh().await?;
         if undone {
             self.listener_gone(&instance.id).await;

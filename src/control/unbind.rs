@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{Control, DeleteRefusal, Failure};
-use crate::model::{BindingId, PlanId, ServiceInstanceId, binding::Binding};
+use super::{
+    Control, DeleteRefusal, Failure,
+    audit::{self, Change},
+};
+use crate::model::{BindingId, PlanId, ServiceInstanceId, binding::Binding, requester::Requester};
 
 impl Control {
     /// Deletes a binding. Its token counts no more, and backends that it authorised end at once: the directory that is
@@ -16,17 +19,19 @@ impl Control {
         instance: &ServiceInstanceId,
         id: &BindingId,
         plan_id: &PlanId,
+        by: Requester,
     ) -> Result<Binding, Failure<DeleteRefusal>> {
         let (owned, id, plan_id) = (instance.clone(), id.clone(), plan_id.clone());
         self.in_turn(instance, |control| async move {
             let known = control.store.instance(&owned).await?;
             control.check_plan(known.as_ref(), &plan_id).map_err(Failure::Refused)?;
             let gone = control.store.unbind(&owned, &id).await?;
+            if let Some(gone) = &gone {
+                audit::note(&by, Change::Unbound(gone));
+            }
             // Also when there was none: an earlier attempt may have deleted it and failed here.
             control.snapshot.refresh().await?;
-            let gone = gone.ok_or(Failure::Refused(DeleteRefusal::Gone))?;
-            tracing::info!(service_instance = %owned, binding = %id, "unbound");
-            Ok(gone)
+            gone.ok_or(Failure::Refused(DeleteRefusal::Gone))
         })
         .await
     }

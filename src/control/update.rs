@@ -2,11 +2,17 @@
 
 use std::sync::Arc;
 
-use super::{Control, Failure, Fault, failure::chain, observe::Seen};
+use super::{
+    Control, Failure, Fault,
+    audit::{self, Change},
+    failure::chain,
+    observe::Seen,
+};
 use crate::{
     model::{
         PlanId, PoolName, Protocol, ServiceInstanceId,
         parameters::{ParameterRefusal, SettingsPatch},
+        requester::Requester,
         service_instance::ServiceInstance,
     },
     store,
@@ -26,6 +32,8 @@ pub struct UpdateSpec {
     pub settings: SettingsPatch,
     /// What its user calls it from now on; `None`: the same.
     pub name: Option<String>,
+    /// Who asks.
+    pub by: Requester,
 }
 
 /// Why a service instance is not changed.
@@ -85,9 +93,9 @@ impl Control {
             }
             let union = union(known.protocol, wanted.protocol);
             let outcome = if union == known.protocol {
-                self.store.update(&wanted).await.map_err(Failure::from)
+                self.commit_update(&wanted, &spec.by).await
             } else {
-                self.bind_then_commit(&known, &wanted, union).await
+                self.bind_then_commit(&known, &wanted, union, &spec.by).await
             };
             match outcome? {
                 store::Change::Done(changed) => {
@@ -141,6 +149,18 @@ impl Control {
         Ok(wanted)
     }
 
+    async fn commit_update(
+        &self,
+        wanted: &ServiceInstance,
+        by: &Requester,
+    ) -> Result<store::Change, Failure<UpdateRefusal>> {
+        let outcome = self.store.update(wanted).await?;
+        if let store::Change::Done(changed) = &outcome {
+            audit::note(by, Change::Updated(changed));
+        }
+        Ok(outcome)
+    }
+
     /// Commits a change that adds a transport: only once the port is bound for it, beside what it carries already. The
     /// other nodes can try that only when it is stored: where one of them cannot, it is undone.
     async fn bind_then_commit(
@@ -148,11 +168,12 @@ impl Control {
         known: &ServiceInstance,
         wanted: &ServiceInstance,
         union: Protocol,
+        by: &Requester,
     ) -> Result<store::Change, Failure<UpdateRefusal>> {
         let id = &wanted.id;
         self.snapshot.try_protocol(id, union).await;
         let outcome = match self.opening_here(id).await {
-            None | Some(Seen::Listening) => self.store.update(wanted).await.map_err(Failure::from),
+            None | Some(Seen::Listening) => self.commit_update(wanted, by).await,
             Some(failed) => Err(refusal(wanted, failed)),
         };
         if let Err(fault) = self.snapshot.settle(id).await {
@@ -190,7 +211,10 @@ impl Control {
         for _ in 0..MAX_ATTEMPTS {
             let without = latest.without_update(known, changed, |instance| self.takes_settings(instance));
             match self.store.update(&without).await.map_err(away)? {
-                store::Change::Done(_) => return Ok(()),
+                store::Change::Done(changed) => {
+                    audit::note(&Requester::Harbor, Change::TakenBack(&changed));
+                    return Ok(());
+                }
                 store::Change::Stale => {}
                 store::Change::PortTaken => unreachable!("an update keeps the port"),
             }
@@ -213,7 +237,7 @@ impl Control {
         self.plan(plan_id).is_none_or(|plan| plan.check_settings(settings, *protocol).is_ok())
     }
 
-    /// Waits until the forwarder has taken the change over, and says so in the log. A fault now only delays that until
+    /// Waits until the forwarder has taken the change over. A fault now only delays that until
     /// the next refresh; told to the platform, it would mean that nothing has been changed.
     async fn applied(&self, changed: &ServiceInstance) {
         if let Err(fault) = self.snapshot.reach(changed.revision).await {
@@ -223,8 +247,6 @@ impl Control {
         } else if let Some(version) = self.snapshot.version(&changed.id).await {
             self.listener(&changed.id, version).await;
         }
-        let ServiceInstance { id, plan_id, port, protocol, .. } = changed;
-        tracing::info!(service_instance = %id, plan = %plan_id, port, %protocol, "updated");
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     backends::Backend,
-    model::{ServiceInstanceId, Transport},
+    model::{PoolName, ServiceInstanceId, Transport},
     telemetry::metrics::{ConnectionEnd, SessionEnd, Words as _},
 };
 
@@ -106,10 +106,31 @@ pub struct ExportedSession {
     pub joins: bool,
     /// What it has been through.
     pub past: Past,
-    /// Bytes carried so far, to the backend.
-    pub to_backend: u64,
-    /// Bytes carried so far, to the client.
-    pub to_client: u64,
+    /// Carried so far, to the backend.
+    pub to_backend: Carried,
+    /// Carried so far, to the client.
+    pub to_client: Carried,
+}
+
+/// What a session has carried in one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Carried {
+    /// Bytes of payload.
+    pub bytes: u64,
+    /// Datagrams.
+    pub datagrams: u64,
+}
+
+impl Carried {
+    pub(super) fn add(&mut self, datagrams: usize, bytes: usize) {
+        self.bytes += bytes as u64;
+        self.datagrams += datagrams as u64;
+    }
+
+    pub(super) fn take_back(&mut self, datagrams: usize, bytes: usize) {
+        self.bytes -= bytes as u64;
+        self.datagrams -= datagrams as u64;
+    }
 }
 
 /// What there is to say of a flow when it ends.
@@ -117,6 +138,10 @@ pub struct ExportedSession {
 pub struct ClosingRecord<'a> {
     /// Whose listener it came in by.
     pub service_instance_id: &'a ServiceInstanceId,
+    /// Of which pool its port is.
+    pub pool: &'a PoolName,
+    /// The port.
+    pub port: u16,
     /// The client, or who a believed balancer says it is. IPv4 is IPv4, on a dual-stack socket too.
     pub client: SocketAddr,
     /// Where it went, if anywhere.
@@ -127,8 +152,12 @@ pub struct ClosingRecord<'a> {
     pub to_backend: u64,
     /// Bytes carried from the backend to the client.
     pub to_client: u64,
+    /// Of a session: datagrams carried to the backend, and to the client.
+    pub datagrams: Option<[u64; 2]>,
     /// Why it ended.
     pub end: FlowEnd,
+    /// When it ended.
+    pub at: Instant,
 }
 
 /// IPv4 as IPv4, on a dual-stack socket too.

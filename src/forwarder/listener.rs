@@ -16,7 +16,7 @@ use super::admission::Usage;
 use crate::{
     backends::{Backend, Slot},
     model::{
-        ServiceInstanceId, Transport,
+        PoolName, ServiceInstanceId, Transport,
         balance::{self, Balance, Candidate, Draw},
         desired::{ForwarderLimits, ListenerSpec, allows},
     },
@@ -26,6 +26,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Listener {
     pub id: ServiceInstanceId,
+    pub pool: PoolName,
     pub port: u16,
     pub usage: Arc<Usage>,
     spec: ArcSwap<ListenerSpec>,
@@ -38,6 +39,7 @@ impl Listener {
     pub(super) fn new(spec: Arc<ListenerSpec>, slot: Arc<Slot>) -> Self {
         Self {
             id: spec.service_instance_id.clone(),
+            pool: spec.pool.clone(),
             port: spec.port,
             usage: Arc::default(),
             spec: ArcSwap::new(spec),

@@ -230,7 +230,7 @@ impl Component {
     fn of(target: &str) -> Self {
         let mut parts = target.split("::");
         match (parts.next(), parts.next()) {
-            (Some("harbor"), Some("broker" | "control")) => Self::Gateway,
+            (Some("harbor"), Some("broker" | "control" | "audit")) => Self::Gateway,
             (Some("harbor"), Some("forwarder")) => Self::ProxyConnector,
             (Some("harbor"), Some("store")) | (Some("sqlx"), _) => Self::Store,
             _ => Self::Node,

@@ -15,6 +15,7 @@ use harbor::{
     model::{
         Clock, NodeId, PoolName, PortSet, Transport,
         allocation::{Counts, FreePorts},
+        requester::Requester,
         service_instance::ServiceInstance,
     },
     store::{self, AnyStore},
@@ -263,7 +264,7 @@ impl<P: Place> World<P> {
         let _one = self.operator.lock().await;
         self.node(number, |node| node.drained |= drain);
         let name = node::name(number);
-        let asking = timeout(self.limits.answer, asked.control.drain(name.as_str(), drain));
+        let asking = timeout(self.limits.answer, asked.control.drain(name.as_str(), drain, &Requester::Harbor));
         let Some(Ok(Ok(_))) = life.died.run_until_cancelled(asking).await else { return };
         self.node(number, |node| node.drained = drain);
         self.ledger().count(if drain { "node drained" } else { "node resumed" });

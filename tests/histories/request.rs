@@ -10,6 +10,7 @@ use harbor::{
     model::{
         AppId, BindingId, OrganizationId, PlanId, PoolName, ServiceInstanceId, SpaceId,
         parameters::{ProvisionParameters, Settings, SettingsPatch},
+        requester::Requester,
     },
 };
 
@@ -85,6 +86,7 @@ impl Running {
                 settings: Settings { max_connections: Some(FIRST_SETTING), ..Settings::default() },
             },
             later,
+            by: Requester::Harbor,
         };
         match self.control.provision(spec).await {
             Ok(Provisioned::Created(made)) => {
@@ -106,7 +108,7 @@ impl Running {
     }
 
     async fn deprovision(&self, instance: usize) -> Answer {
-        match self.control.deprovision(&instance_id(instance), &plan_of(instance)).await {
+        match self.control.deprovision(&instance_id(instance), &plan_of(instance), Requester::Harbor).await {
             Ok(gone) => Answer::new(DEPROVISIONED, Outcome::Done, Some(false), &gone.port),
             Err(Failure::Refused(DeleteRefusal::Gone)) => Answer::new("gone", Outcome::Not, Some(false), &()),
             Err(failure) => Answer::of_failure(&failure),
@@ -122,6 +124,7 @@ impl Running {
             space_id: None,
             announce: None,
             predecessor_id: None,
+            by: Requester::Harbor,
         };
         match self.control.bind(spec).await {
             Ok(Bound::Created(with)) => Answer::new("bound", Outcome::Done, Some(true), &with.port).telling(with.port),
@@ -137,7 +140,7 @@ impl Running {
 
     async fn unbind(&self, instance: usize, binding: usize) -> Answer {
         let id = binding_id(instance, binding);
-        match self.control.unbind(&instance_id(instance), &id, &plan_of(instance)).await {
+        match self.control.unbind(&instance_id(instance), &id, &plan_of(instance), Requester::Harbor).await {
             Ok(_) => Answer::new("unbound", Outcome::Done, Some(false), &()),
             Err(Failure::Refused(DeleteRefusal::Gone)) => Answer::new("not bound", Outcome::Not, Some(false), &()),
             Err(failure) => Answer::of_failure(&failure),
@@ -154,6 +157,7 @@ impl Running {
             }),
             settings: SettingsPatch { max_connections: Some(Some(value)), ..SettingsPatch::default() },
             name: None,
+            by: Requester::Harbor,
         };
         match self.control.update(spec).await {
             Ok(changed) => Answer::new("updated", Outcome::Done, Some(true), &changed.protocol).telling(changed.port),

@@ -21,7 +21,7 @@ use tokio::{io::Interest, net::UnixStream};
 
 use crate::{
     forwarder::{
-        ExportedSession,
+        Carried, ExportedSession,
         sessions::{Past, Source},
     },
     model::ServiceInstanceId,
@@ -112,6 +112,10 @@ pub struct Session {
     answered: bool,
     to_backend: u64,
     to_client: u64,
+    #[serde(default)]
+    datagrams_to_backend: u64,
+    #[serde(default)]
+    datagrams_to_client: u64,
 }
 
 impl Greeting {
@@ -137,8 +141,10 @@ impl Session {
             opened: before(opened_at),
             active: before(active_at),
             answered,
-            to_backend: session.to_backend,
-            to_client: session.to_client,
+            to_backend: session.to_backend.bytes,
+            to_client: session.to_client.bytes,
+            datagrams_to_backend: session.to_backend.datagrams,
+            datagrams_to_client: session.to_client.datagrams,
         }
     }
 
@@ -159,8 +165,8 @@ impl Session {
                 active_at: moment(self.active)?,
                 answered: self.answered,
             },
-            to_backend: self.to_backend,
-            to_client: self.to_client,
+            to_backend: Carried { bytes: self.to_backend, datagrams: self.datagrams_to_backend },
+            to_client: Carried { bytes: self.to_client, datagrams: self.datagrams_to_client },
         })
     }
 }
@@ -307,6 +313,8 @@ mod tests {
             answered: false,
             to_backend: u64::MAX,
             to_client: u64::MAX,
+            datagrams_to_backend: u64::MAX,
+            datagrams_to_client: u64::MAX,
         };
         assert!(encode(&Message::Sessions((0..SESSIONS_AT_ONCE).map(|_| session()).collect())).is_ok());
         assert!(encode(&Message::Spreads(vec![(u16::MAX, usize::MAX, u32::MAX); SPREADS_AT_ONCE])).is_ok());

@@ -215,7 +215,7 @@ mod tests {
     use super::*;
     use crate::{
         forwarder::{
-            Spread,
+            Carried, Spread,
             sessions::{Past, Source},
         },
         model::{ServiceInstanceId, id::MAX_ID_BYTES},
@@ -239,8 +239,8 @@ mod tests {
             upstream,
             joins: false,
             past: Past { source: Source::of(client.ip()), opened_at: now, active_at: now, answered: true },
-            to_backend: 0,
-            to_client: 0,
+            to_backend: Carried::default(),
+            to_client: Carried::default(),
         }
     }
 

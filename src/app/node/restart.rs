@@ -13,7 +13,8 @@ use crate::{
         reload,
         signals::{Signals, Told},
     },
-    model::observed::Mode,
+    control::audit::{self, Change},
+    model::{observed::Mode, requester::Requester},
 };
 
 /// What has been given up for a new process so far.
@@ -123,6 +124,8 @@ impl Node {
     fn succeeded_by(&self, new: Greeting, held: Duration, asked: Option<RestartRequest>) {
         let (process, version) = (new.process, &new.version);
         tracing::info!(process, version, held_ms = held.as_secs_f64() * 1e3, "hot restart: another process serves");
+        let by = asked.as_ref().map_or(&Requester::Signal, |asked| &asked.by);
+        audit::note(by, Change::Restarted { node: &self.identity.node, process });
         self.manager.succeeded_by(new.process);
         let old = Greeting::own();
         if let Some(asked) = asked {

@@ -790,12 +790,16 @@ impl Connection {
     fn closing_record(&self, end: ConnectionEnd, now: Instant) -> ClosingRecord<'_> {
         ClosingRecord {
             service_instance_id: &self.listener.id,
+            pool: &self.listener.pool,
+            port: self.listener.port,
             client: canonical(self.client_address),
             backend: self.backend.as_ref().map(|(_, backend)| backend.endpoint.address),
             lasted: now.saturating_duration_since(self.opened_at),
             to_backend: self.carried.to_backend,
             to_client: self.carried.to_client,
+            datagrams: None,
             end: FlowEnd::Connection(end),
+            at: now,
         }
     }
 

@@ -31,7 +31,7 @@ pub(super) use self::{
 use super::{
     super::{
         admission::Permit,
-        engine::{ClosingRecord, FlowEnd, canonical},
+        engine::{Carried, ClosingRecord, FlowEnd, canonical},
         listener::{Listener, OnBackend},
         sessions::Sessions,
         slab::{Key, Slab},
@@ -131,9 +131,9 @@ struct Upstream {
     /// Under which events name it.
     key: Key,
     opened_at: Instant,
-    /// Bytes carried so far, to the backend and to the client.
-    to_backend: u64,
-    to_client: u64,
+    /// Carried so far, to the backend and to the client.
+    to_backend: Carried,
+    to_client: Carried,
     /// Datagrams shorter than that may be sent joined: to the backend, to the client.
     joinable_to_backend: u16,
     joinable_to_client: u16,
@@ -153,8 +153,8 @@ impl Upstream {
             backend,
             key,
             opened_at: now,
-            to_backend: 0,
-            to_client: 0,
+            to_backend: Carried::default(),
+            to_client: Carried::default(),
             joinable_to_backend: u16::MAX,
             joinable_to_client: u16::MAX,
             unasked: 0,
@@ -322,12 +322,16 @@ impl Udp {
         tools.tally.sessions_closed.of(end).one();
         (tools.shared.closed)(&ClosingRecord {
             service_instance_id: &entry.listener.id,
+            pool: &entry.listener.pool,
+            port: entry.listener.port,
             client: canonical(peer.client),
             backend: Some(upstream.backend.endpoint.address),
             lasted: tools.now.saturating_duration_since(upstream.opened_at),
-            to_backend: upstream.to_backend,
-            to_client: upstream.to_client,
+            to_backend: upstream.to_backend.bytes,
+            to_client: upstream.to_client.bytes,
+            datagrams: Some([upstream.to_backend.datagrams, upstream.to_client.datagrams]),
             end: FlowEnd::Session(end),
+            at: tools.now,
         });
     }
 

@@ -13,7 +13,10 @@ use std::{
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::{counter::ConstCounter, gauge::ConstGauge},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        gauge::ConstGauge,
+    },
     registry::Registry,
 };
 
@@ -230,6 +233,8 @@ impl Tally {
 #[derive(Debug, Default)]
 pub struct ForwarderMetrics {
     tallies: Mutex<Vec<Arc<Tally>>>,
+    /// Flows that ended without a line in the log, as there were too many at once.
+    pub flow_lines_left_out: Counter,
 }
 
 impl ForwarderMetrics {
@@ -278,7 +283,11 @@ struct Families<'m, 'e> {
 
 impl Families<'_, '_> {
     fn counter(&mut self, name: &str, help: &str, count: impl Fn(&Tally) -> u64) -> fmt::Result {
-        let counter = ConstCounter::new(self.metrics.total(count));
+        self.count(name, help, self.metrics.total(count))
+    }
+
+    fn count(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let counter = ConstCounter::new(value);
         counter.encode(self.encoder.encode_descriptor(name, help, None, counter.metric_type())?)
     }
 
@@ -338,6 +347,8 @@ impl Collector for ForwarderMetrics {
         families.by(("datagrams_dropped", "Datagrams that were not passed on", "reason"), |tally| {
             &tally.datagrams_dropped
         })?;
+        let left_out = self.flow_lines_left_out.get();
+        families.count("flow_lines_left_out", "Flows that ended without a line in the log", left_out)?;
         let carried = [Direction::ToBackend, Direction::ToClient].map(|direction| {
             let labels = |transport| [("transport", transport), ("direction", direction.as_str())];
             [

@@ -181,7 +181,7 @@ async fn what_cannot_be_bound_is_refused() {
 #[tokio::test]
 async fn a_service_instance_has_1024_bindings_at_most() {
     use harbor::control::{BindRefusal, BindSpec, Failure};
-    use harbor::model::{BindingId, ServiceInstanceId};
+    use harbor::model::{BindingId, ServiceInstanceId, requester::Requester};
 
     let site = site(25_580).await;
     site.provision("a", &request("tcp")).await;
@@ -194,6 +194,7 @@ async fn a_service_instance_has_1024_bindings_at_most() {
             space_id: None,
             announce: None,
             predecessor_id: None,
+            by: Requester::Harbor,
         })
     };
     for n in 0..harbor::control::MAX_BINDINGS {

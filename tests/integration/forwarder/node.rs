@@ -73,13 +73,16 @@ pub struct Closed {
     pub lasted: Duration,
     pub to_backend: u64,
     pub to_client: u64,
+    pub datagrams: Option<[u64; 2]>,
     pub end: FlowEnd,
 }
 
 impl From<&ClosingRecord<'_>> for Closed {
     fn from(record: &ClosingRecord<'_>) -> Self {
-        let ClosingRecord { service_instance_id, client, backend, lasted, to_backend, to_client, end } = *record;
-        Self { id: service_instance_id.clone(), client, backend, lasted, to_backend, to_client, end }
+        let ClosingRecord {
+            service_instance_id, client, backend, lasted, to_backend, to_client, datagrams, end, ..
+        } = *record;
+        Self { id: service_instance_id.clone(), client, backend, lasted, to_backend, to_client, datagrams, end }
     }
 }
 

@@ -41,6 +41,7 @@ fn a_connection_that_ends_leaves_a_record() {
         lasted,
         to_backend: 3,
         to_client: 7,
+        datagrams: None,
         end,
     };
     assert_eq!(node.closed(1), [record]);
@@ -73,6 +74,7 @@ fn a_session_that_ends_leaves_a_record() {
     let record = &records[0];
     assert_eq!((record.id.clone(), record.client), (id(21580), client.local_addr().unwrap()));
     assert_eq!((record.backend, record.to_backend, record.to_client), (Some(backend.address), 8, 8));
+    assert_eq!(record.datagrams, Some([2, 2]));
     assert!(record.lasted >= Duration::from_secs(61), "{:?}", record.lasted);
     assert_eq!((record.end, record.end.transport().as_str()), (FlowEnd::Session(SessionEnd::Idle), "udp"));
 }

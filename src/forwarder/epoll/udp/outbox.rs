@@ -27,6 +27,11 @@ const BUFFERS: usize = MOST_AT_ONCE;
 /// Answers, or joined ones, that are read at once from one session.
 pub(super) const MOST_AT_ONCE: usize = 16;
 
+/// How many datagrams the kernel has joined to so many bytes; all but the last have that length.
+fn datagrams(bytes: usize, length: usize) -> usize {
+    if bytes <= length { 1 } else { bytes.div_ceil(length) }
+}
+
 /// Answers that have been read and not yet sent, at most [`MAX_MESSAGES`].
 pub(super) struct Outbox {
     memory: Box<[u8]>,
@@ -87,7 +92,7 @@ impl Outbox {
         let joinable = from.joinable_to_client;
         self.waiting.push(Answer { port, session, peer, joinable, start: self.used, bytes, length: bytes });
         self.used += bytes;
-        from.to_client += bytes as u64;
+        from.to_client.add(1, bytes);
         Ok(())
     }
 
@@ -118,7 +123,7 @@ impl Outbox {
                 length: one.stride,
             });
             self.used = start + number * DATAGRAM_BUFFER_BYTES + one.len;
-            from.to_client += one.len as u64;
+            from.to_client.add(datagrams(one.len, one.stride), one.len);
         }
         Ok(count)
     }
@@ -223,7 +228,7 @@ impl UdpPort {
     fn lose(&mut self, session: Key, run: Run, tally: &Tally) {
         tally.datagrams_dropped.of(Refusal::Undeliverable).more(run.datagrams as u64);
         if let Some(upstream) = self.sessions.value_mut(session) {
-            upstream.to_client -= run.bytes as u64;
+            upstream.to_client.take_back(run.datagrams, run.bytes);
         }
     }
 }

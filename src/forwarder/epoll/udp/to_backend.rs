@@ -248,7 +248,7 @@ impl Upstream {
                 sockets::send_joined(&self.socket, &parts[..count], segment)?;
             }
         }
-        self.to_backend += run.bytes as u64;
+        self.to_backend.add(run.datagrams, run.bytes);
         Ok(())
     }
 
@@ -257,7 +257,7 @@ impl Upstream {
         let parts = [IoSlice::new(header), IoSlice::new(datagram)];
         let mut no_extras = SendAncillaryBuffer::default();
         retry_on_intr(|| net::sendmsg(&self.socket, &parts, &mut no_extras, SendFlags::NOSIGNAL))?;
-        self.to_backend += datagram.len() as u64;
+        self.to_backend.add(1, datagram.len());
         Ok(())
     }
 }
