@@ -418,12 +418,12 @@ fn the_page_on_the_sidecar_lists_every_option() {
 }
 
 /// The words in backquotes of a cell of a table.
-fn words(cell: &str) -> BTreeSet<String> {
+pub fn words(cell: &str) -> BTreeSet<String> {
     cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
 /// The rows of the tables under a heading.
-fn rows(document: &str, heading: &str) -> Vec<Vec<String>> {
+pub fn rows(document: &str, heading: &str) -> Vec<Vec<String>> {
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(document)).unwrap();
     let body = text.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading} in {document}")).1;
     let lines = body.lines().take_while(|line| !line.starts_with("## ")).filter(|line| line.starts_with("| `"));

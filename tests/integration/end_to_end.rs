@@ -377,32 +377,3 @@ async fn nats_may_be_absent_at_the_start_and_be_lost_and_come_back() {
     eventually_async("NATS is back", up).await;
     assert_eq!(over_tcp(port, "hello").await.as_deref(), Some("app: hello"));
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn logs_go_to_a_file_per_component_and_hold_no_secret() {
-    let directory = tempfile::tempdir().unwrap();
-    let site = Site::new("28100-28109", "");
-    let config = fs::read_to_string(site.config()).unwrap();
-    let log = format!("[log]\ndirectory = {:?}", directory.path());
-    fs::write(site.config(), config.replace("[log]", &log).replace("\"debug\"", "\"trace\"")).unwrap();
-    let harbor = site.serve().await;
-    provision(&harbor, "a", PLAN_TCP).await;
-    let credentials = bind(&harbor, "a", "binding", PLAN_TCP).await;
-    let token = credentials["announce"]["token"].as_str().unwrap().to_owned();
-    let announcer = Client::new(harbor.address("announce")).with("authorization", &format!("Bearer {token}"));
-    let body = json!({ "binding_id": "binding", "port": 9 });
-    announcer.put("/announce/v1/instances/a", &body).await;
-    harbor.broker().with("authorization", "Basic aGFyYm9yOndyb25n").get("/v2/catalog").await;
-    let admin_token = fs::read_to_string(site.data().join("admin.token")).unwrap();
-    let metrics = String::from_utf8(harbor.admin().get("/metrics").await.body.to_vec()).unwrap();
-    let mut texts = vec![harbor.log(), metrics];
-    assert!(harbor.terminate().success());
-    for file in ["harbor_gateway.log", "harbor_node.log", "harbor_proxy_connector.log", "harbor_store.log"] {
-        let text = fs::read_to_string(directory.path().join(file)).unwrap();
-        assert!(!text.is_empty(), "{file}");
-        texts.push(text);
-    }
-    for secret in ["\"secret\"", "c2VjcmV0", &token, admin_token.trim()] {
-        assert!(!texts.iter().any(|text| text.contains(secret)), "{secret} is shown");
-    }
-}

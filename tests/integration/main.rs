@@ -20,6 +20,7 @@ mod forwarder;
 mod histories;
 mod hot_restart;
 mod live_settings;
+mod logs;
 mod openapi;
 mod outages;
 mod ports;
