@@ -1,8 +1,9 @@
 //! `harbor status`
 
-use std::{io::IsTerminal as _, path::PathBuf, time::Duration};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     FINE, FOUND_A_PROBLEM, Failure, Outcome,
@@ -20,6 +21,7 @@ const WATCH_EVERY: Duration = Duration::from_secs(2);
 ///
 /// Then come store, NATS, pools, listeners and backends. The exit code is 0 when all is well and 1 when something is
 /// not: a port that cannot be opened, a pool without free ports, or a store or NATS that is configured and away.
+/// Interrupted, --watch ends with the code of what it showed last.
 #[derive(Debug, clap::Args)]
 pub struct Status {
     /// Print JSON.
@@ -40,26 +42,38 @@ impl Status {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             if !self.watch {
-                return show(&node, self.json, "").await;
+                let (text, code) = look(&node, self.json).await?;
+                print(&text)?;
+                return Ok(code);
             }
+            // Redirected output gets one answer after another.
+            let on_screen = std::io::stdout().is_terminal() && !self.json;
+            let mut interrupted = signal(SignalKind::interrupt())?;
             let mut ticks = tokio::time::interval(WATCH_EVERY);
+            let mut last = FOUND_A_PROBLEM;
             loop {
-                ticks.tick().await;
-                // Home and clear: what was there before is history. Redirected output gets one answer after another.
-                let clear = if std::io::stdout().is_terminal() && !self.json { "\x1b[H\x1b[2J" } else { "" };
-                match show(&node, self.json, clear).await {
-                    Ok(_) => {}
-                    Err(Failure::Problem(error)) if error.downcast_ref::<std::io::Error>().is_none() => {
-                        print(&format!("{clear}{error:#}\n"))?;
-                    }
-                    Err(failure) => return Err(failure),
-                }
+                let looked = async {
+                    ticks.tick().await;
+                    look(&node, self.json).await
+                };
+                let looked = tokio::select! {
+                    _ = interrupted.recv() => return Ok(last),
+                    looked = looked => looked,
+                };
+                let (text, code) = match looked {
+                    // It may be restarted a moment later.
+                    Err(Failure::Problem(error)) => (format!("{error:#}\n"), FOUND_A_PROBLEM),
+                    looked => looked?,
+                };
+                if on_screen { print(&redrawn(&text)) } else { print(&text) }?;
+                last = code;
             }
         })
     }
 }
 
-async fn show(node: &Node, json: bool, clear: &str) -> Outcome {
+/// What there is to show, and the exit code for it.
+async fn look(node: &Node, json: bool) -> Result<(String, ExitCode), Failure> {
     let status = node.get::<wire::Status>(wire::STATUS_PATH).await?;
     let text = if json {
         serde_json::to_string_pretty(&status).context("an answer can be written as JSON").map_err(Failure::Problem)?
@@ -68,6 +82,18 @@ async fn show(node: &Node, json: bool, clear: &str) -> Outcome {
         let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         screen::render(&status, colour)
     };
-    print(&format!("{clear}{text}"))?;
-    Ok(if status.degraded.is_empty() { FINE } else { FOUND_A_PROBLEM })
+    Ok((text, if status.degraded.is_empty() { FINE } else { FOUND_A_PROBLEM }))
+}
+
+/// A screen that takes the place of the last one, line by line: none is empty meanwhile, and none flickers.
+fn redrawn(text: &str) -> String {
+    format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_screen_is_drawn_over_the_last_one_and_clears_what_is_left_of_it() {
+        assert_eq!(super::redrawn("one\ntwo\n"), "\x1b[Hone\x1b[K\ntwo\x1b[K\n\x1b[J");
+    }
 }

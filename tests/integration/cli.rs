@@ -1,14 +1,24 @@
 //! The command line as an operator uses it: exact output and exit codes.
 
 use std::{
+    io::Read as _,
     net::TcpListener,
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
 };
 
 use harbor::model::observed::Link;
+use rustix::process::{Pid, Signal, kill_process};
 
-use crate::admin::Node;
+use crate::{
+    admin::Node,
+    end_to_end::{PLAN_TCP, provision},
+    openapi,
+    support::{eventually::eventually, harbor::Site},
+};
+
+mod help;
 
 /// What a command said.
 #[derive(Debug, PartialEq, Eq)]
@@ -320,12 +330,62 @@ PORT   PROTOCOL  LISTENER  BACKENDS                    SERVICE INSTANCE
     assert_eq!(json.code, 1);
     let body: harbor::admin::wire::Status = serde_json::from_str(&json.stdout).unwrap();
     assert_eq!((body.node.as_str(), body.degraded.len()), ("harbor_node_1", 1));
+    openapi::is_a_status(&serde_json::from_str(&json.stdout).unwrap());
 
     let wrong = status(&[("HARBOR_ADMIN_TOKEN", "hunter2")], &["--admin", &url]);
     let stderr = format!(
         "harbor: the node at {url} does not take this token: name its file by --token-file, or set HARBOR_ADMIN_TOKEN\n"
     );
     assert_eq!(wrong, Said { code: 2, stdout: String::new(), stderr });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watched_status_goes_on_while_the_node_is_away_and_ends_as_it_was_shown_last() {
+    let site = Site::new("28151-28152", "").with("admin.listen", "127.0.0.1:28150");
+    let node = site.serve().await;
+    provision(&node, "a", PLAN_TCP).await;
+    let watch = || {
+        let mut command = site.command(&["status", "--watch"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (mut output, text) = (child.stdout.take().unwrap(), Arc::<Mutex<String>>::default());
+        let reader = std::thread::spawn({
+            let text = Arc::clone(&text);
+            move || {
+                let mut buffer = [0; 4096];
+                while let Ok(size @ 1..) = output.read(&mut buffer) {
+                    text.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..size]));
+                }
+            }
+        });
+        (child, text, reader)
+    };
+    let shown = |text: &Mutex<String>, what: &str| {
+        eventually(what, || {
+            let mut text = text.lock().unwrap();
+            text.contains(what).then(|| text.clear())
+        });
+    };
+    let interrupt = |mut child: Child| {
+        let id = Pid::from_child(&child);
+        kill_process(id, Signal::INT).unwrap();
+        child.wait().unwrap().code()
+    };
+    let (fine, text, reader) = watch();
+    shown(&text, "all is well");
+    assert_eq!(interrupt(fine), Some(0));
+    reader.join().unwrap();
+
+    let (watched, text, reader) = watch();
+    shown(&text, "all is well");
+    node.kill();
+    shown(&text, "no node answers at http://127.0.0.1:28150");
+    let again = site.serve().await;
+    shown(&text, "all is well");
+    assert!(!text.lock().unwrap().contains('\u{1b}'), "no colours and no cursor where it is no terminal");
+    again.kill();
+    shown(&text, "no node answers");
+    assert_eq!(interrupt(watched), Some(1), "as it was shown last");
+    reader.join().unwrap();
 }
 
 #[test]

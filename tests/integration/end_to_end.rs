@@ -325,11 +325,24 @@ async fn a_port_that_somebody_else_holds_fails_alone_is_shown_and_heals() {
     .unwrap();
     assert_eq!(output.unwrap().status.code(), Some(1), "a node with a failed port is degraded");
 
+    let line = harbor.logged("port not open");
+    assert!(line.contains(&format!("process {}", std::process::id())) && line.contains("\"ERROR\""), "{line}");
+    let metric = async |name: &str| {
+        let text = String::from_utf8(harbor.admin().get("/metrics").await.body.to_vec()).unwrap();
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok()).expect(name)
+    };
+    assert_eq!(metric("harbor_listeners{state=\"failed\"}").await, 1);
+
     drop(stranger);
-    eventually_async("the port is taken when it is free", || async {
+    let freed = Instant::now();
+    harbor.logged(r#""message":"port open","service_instance":"a""#);
+    let took = freed.elapsed();
+    assert!(took < Duration::from_secs(1), "a port that is free was taken after {took:?}");
+    eventually_async("the status shows it", || async {
         (status(&harbor).await["listeners"]["bound"] == 2).then_some(())
     })
     .await;
+    assert_eq!(metric("harbor_listeners{state=\"failed\"}").await, 0);
     assert!(listens(ports[0]).await);
 }
 

@@ -45,6 +45,43 @@ fn judge(document: &Value, schema: &Value, value: &Value) -> Result<(), String> 
     validator.validate(value).map_err(|error| format!("{}: {error}", error.instance_path()))
 }
 
+/// Whether it is a status, as `GET /admin/v1/status` is described; `harbor status --json` prints the same.
+#[track_caller]
+pub fn is_a_status(value: &Value) {
+    let document = document();
+    judge(&document, &document["components"]["schemas"]["Status"], value).unwrap();
+}
+
+#[test]
+fn what_operators_are_shown_can_hold_nothing_that_it_does_not_describe() {
+    let document = document();
+    let mut left =
+        ["Status", "Nodes", "Restarted", "Readiness"].map(|name| format!("/components/schemas/{name}")).to_vec();
+    let mut seen = BTreeSet::new();
+    while let Some(path) = left.pop() {
+        if !seen.insert(path.clone()) {
+            continue;
+        }
+        let mut schemas = vec![document.pointer(&path).unwrap_or_else(|| panic!("{path} is not there"))];
+        while let Some(schema) = schemas.pop() {
+            match schema {
+                Value::Object(map) => {
+                    if map.contains_key("properties") {
+                        assert_eq!(map.get("additionalProperties"), Some(&json!(false)), "{path}: {schema}");
+                    }
+                    left.extend(
+                        map.get("$ref").and_then(Value::as_str).map(|to| to.trim_start_matches('#').to_owned()),
+                    );
+                    schemas.extend(map.values());
+                }
+                Value::Array(values) => schemas.extend(values),
+                _ => {}
+            }
+        }
+    }
+    assert!(seen.len() > 10, "{seen:?}");
+}
+
 /// Live answers, held against the document as they come.
 struct Checked<'a> {
     document: Value,
