@@ -163,7 +163,7 @@ fn the_page_lists_every_action_and_field_of_the_audit_log() {
     let requesters = [
         Requester::Platform { identity: Identity::Of { platform: Said::new("cloudfoundry"), user }, request_id },
         Requester::Platform { identity: Identity::Malformed, request_id: None },
-        Requester::Operator,
+        Requester::Operator { name: Said::new("root@one") },
         Requester::Signal,
         Requester::Harbor,
     ];
@@ -299,9 +299,11 @@ async fn a_node_writes_who_has_changed_what_and_how_each_flow_ended() {
     ports_that_others_hold(&harbor).await;
     let nodes = "/admin/v1/nodes/harbor_node_1";
     for (wish, action) in [("drain", "drain_node"), ("resume", "resume_node")] {
-        assert_eq!(harbor.admin().send(Method::POST, &format!("{nodes}/{wish}"), None).await.status, 200);
+        let operator = harbor.admin().with("x-harbor-operator", "duke@one");
+        assert_eq!(operator.send(Method::POST, &format!("{nodes}/{wish}"), None).await.status, 200);
         let line = json!({
-            "message": "durable change", "action": action, "by": "admin token", "node": "harbor_node_1",
+            "message": "durable change", "action": action, "by": "admin token", "user": "duke@one",
+            "node": "harbor_node_1",
         });
         assert_eq!(audited(&harbor, action, "admin token").await, line);
     }
