@@ -67,7 +67,6 @@ async fn try_change(
         reach.control.check_reload(&config.node.pools).await.map_err(refused)?;
         match reach.control.change_settings(changes, who, read_at).await {
             Ok(revision) => {
-                tracing::info!(who, %revision, changes = told(changes), "live settings were changed");
                 let Err(reason) = reload::take_over(running, reach).await else { return Ok(()) };
                 // Something else has changed since it was checked.
                 take_back(changes, &present, who, revision, reach).await;

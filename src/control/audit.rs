@@ -9,6 +9,7 @@ use crate::model::{
     pool::Pool,
     requester::{Identity, Requester, Said},
     service_instance::ServiceInstance,
+    setting::SettingChange,
 };
 
 /// What a filter names to have these lines and no others.
@@ -63,6 +64,13 @@ pub enum Change<'a> {
         /// The revision of the change.
         revision: Revision,
     },
+    /// A live setting is set, or unset.
+    Set {
+        /// Which, and to what.
+        setting: &'a SettingChange,
+        /// The revision of the change.
+        revision: Revision,
+    },
     /// A node is wanted drained.
     Drained(&'a NodeId),
     /// A node is wanted to take part again.
@@ -88,6 +96,7 @@ struct Line<'a> {
     pool: Option<&'a PoolName>,
     ports: Option<&'a PortSet>,
     from_port: Option<u16>,
+    setting: Option<&'a SettingChange>,
     node: Option<&'a NodeId>,
     from_node: Option<&'a NodeId>,
     process: Option<u32>,
@@ -139,6 +148,12 @@ pub fn note(by: &Requester, change: Change<'_>) {
                 revision: Some(revision),
                 ..Line::of_node("define_pool", node)
             },
+            Change::Set { setting, revision } => Line {
+                action: if setting.value.is_some() { "set" } else { "unset" },
+                setting: Some(setting),
+                revision: Some(revision),
+                ..Line::default()
+            },
             Change::Drained(node) => Line::of_node("drain_node", node),
             Change::Resumed(node) => Line::of_node("resume_node", node),
             Change::Removed(node) => Line::of_node("remove_node", node),
@@ -181,6 +196,8 @@ fn write(by: &Requester, line: &Line<'_>) {
         from_port = line.from_port,
         ports = line.ports.map(display),
         protocol = instance.map(|instance| display(instance.protocol)),
+        setting = line.setting.map(|setting| format!("{}.{}", setting.scope, setting.key)),
+        value = line.setting.and_then(|setting| setting.value.as_deref()),
         node = line.node.map(display),
         from_node = line.from_node.map(display),
         process = line.process,

@@ -4,10 +4,14 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::Control;
+use super::{
+    Control,
+    audit::{self, Change},
+};
 use crate::{
     model::{
         Revision,
+        requester::{Requester, Said},
         setting::{By, MAX_SETTINGS, Setting, SettingChange},
     },
     store,
@@ -60,6 +64,8 @@ impl Control {
         }
         let committed = self.store.change_settings(changes, &by, read_at).await?;
         let revision = committed.ok_or(SettingsRefusal::Contended)?;
+        let by = Requester::Operator { name: Said::new(who) };
+        changes.iter().for_each(|setting| audit::note(&by, Change::Set { setting, revision }));
         // Committed is committed: whoever cannot read it now reads it later.
         if let Err(fault) = self.snapshot.reach(revision).await {
             tracing::warn!(error = %super::failure::chain(&fault), "a live setting was changed, and cannot be read yet");

@@ -19,6 +19,7 @@ use harbor::{
         pool::{Pool, PoolNames},
         requester::{Identity, Requester, Said},
         service_instance::ServiceInstance,
+        setting::SettingChange,
     },
 };
 use hyper::Method;
@@ -130,6 +131,8 @@ fn each_change(write: impl Fn(Change<'_>)) {
         quarantine: std::time::Duration::ZERO,
         retired: false,
     };
+    let set = SettingChange { scope: "log".into(), key: "level".into(), value: Some("info".into()) };
+    let unset = SettingChange { value: None, ..set.clone() };
     let mut change = Some(Change::Provisioned(&instance));
     while let Some(this) = change {
         write(this);
@@ -143,7 +146,11 @@ fn each_change(write: impl Fn(Change<'_>)) {
             Change::Undone { .. } => Some(Change::Bound(&instance, &binding)),
             Change::Bound(..) => Some(Change::Unbound(&binding)),
             Change::Unbound(_) => Some(Change::PoolDefined { pool: &pool, node: &node, revision: Revision(9) }),
-            Change::PoolDefined { .. } => Some(Change::Drained(&node)),
+            Change::PoolDefined { .. } => Some(Change::Set { setting: &set, revision: Revision(10) }),
+            Change::Set { setting: SettingChange { value: Some(_), .. }, .. } => {
+                Some(Change::Set { setting: &unset, revision: Revision(11) })
+            }
+            Change::Set { .. } => Some(Change::Drained(&node)),
             Change::Drained(_) => Some(Change::Resumed(&node)),
             Change::Resumed(_) => Some(Change::Removed(&node)),
             Change::Removed(_) => Some(Change::Restarted { node: &node, process: 7 }),
