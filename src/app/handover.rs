@@ -1,8 +1,8 @@
 //! Hot restart: a running node hands everything that is open to a new process, and ends when that one serves.
 //!
-//! The old process starts the new one and gives it one end of a pair of sockets, as its standard input. Over it they
-//! agree, step by step ([`Message`]), and descriptors travel. At any moment one of them serves, and until the new one has
-//! said that it does the old one can take everything back:
+//! The old process starts the new one, by a shell that goes when all is done, and gives it one end of a pair of sockets, as
+//! its standard input. Over it they agree, step by step ([`Message`]), and descriptors travel. At any moment one of them
+//! serves, and until the new one has said that it does the old one can take everything back:
 //!
 //! | old | new |
 //! |---|---|

@@ -4,13 +4,19 @@ use std::{
     fmt::Display,
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::PathBuf,
     process::Stdio,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, anyhow, bail};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
+};
 use tokio::{
     process::{Child, Command},
+    task::spawn_blocking,
     time::timeout,
 };
 
@@ -26,6 +32,23 @@ use crate::forwarder::{ExportedSession, PortSockets};
 /// What a service manager has set for the old process alone.
 const NOT_INHERITED: [&str; 3] = ["LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID"];
 
+/// Starts the program `$0`, and ends as it ends: by the same code or signal. Standard input is for the program alone.
+///
+/// systemd follows only a process whose parent it is. The program is nobody's child once this shell has been ended, and
+/// then systemd's; its parent would be the old process otherwise, for as long as that has open connections.
+const BETWEEN: &str = r#"
+exec 3<&0 </dev/null
+"$0" "$@" <&3 3<&- &
+exec 3<&-
+wait $!
+code=$?
+[ $code -le 128 ] || kill -$((code - 128)) $$
+exit $code
+"#;
+
+/// The codes by which a shell says that there is no such program, or that it cannot be run.
+const CANNOT_BE_RUN: [i32; 2] = [126, 127];
+
 /// How long a process that has closed its end of the pair may take to end by itself, and one that is killed until it is
 /// gone.
 const ENDS_WITHIN: Duration = Duration::from_secs(1);
@@ -33,8 +56,11 @@ const ENDS_WITHIN: Duration = Duration::from_secs(1);
 /// A new process. Killed when dropped, until it serves.
 #[derive(Debug)]
 pub(in crate::app) struct Successor {
-    /// None once it serves.
-    child: Option<Child>,
+    /// The shell between, with a process group of its own. None once the new process serves, or has ended.
+    between: Option<Child>,
+    program: PathBuf,
+    /// The process itself, once it has said which it is.
+    process: Option<OwnedFd>,
     channel: Channel,
     greeting: Greeting,
 }
@@ -42,8 +68,8 @@ pub(in crate::app) struct Successor {
 impl Drop for Successor {
     fn drop(&mut self) {
         // First, and the channel after it: one that is prepared would take its end for ours, and serve.
-        if let Some(child) = &mut self.child {
-            let _ = child.start_kill();
+        if let Some(between) = &self.between {
+            let _ = kill_group(between);
         }
     }
 }
@@ -64,15 +90,17 @@ impl Successor {
     /// When it cannot be started, ends, says why it cannot go on, or takes too long. It is gone then.
     pub(in crate::app) async fn start(program: &Program) -> anyhow::Result<Self> {
         let (channel, theirs) = Channel::pair()?;
-        let mut command = Command::new(&program.path);
-        command.args(&program.arguments).stdin(Stdio::from(theirs));
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", BETWEEN]).arg(&program.path).args(&program.arguments).stdin(Stdio::from(theirs));
+        command.process_group(0);
         for name in NOT_INHERITED {
             command.env_remove(name);
         }
-        let child = command.spawn().with_context(|| format!("{} cannot be run", program.path.display()))?;
+        let between = command.spawn().context("/bin/sh cannot be run")?;
         // Its end goes with the command: what is heard here from now on is the process, or its end.
         drop(command);
-        let mut successor = Self { child: Some(child), channel, greeting: Greeting::own() };
+        let (program, greeting) = (program.path.clone(), Greeting::own());
+        let mut successor = Self { between: Some(between), program, process: None, channel, greeting };
         let outcome = successor.greet().await;
         match outcome {
             Ok(()) => Ok(successor),
@@ -82,7 +110,11 @@ impl Successor {
 
     async fn greet(&mut self) -> anyhow::Result<()> {
         match within(STARTS_WITHIN, "say hello", self.next()).await? {
-            Message::Hello(greeting) if greeting.protocol == PROTOCOL => self.greeting = greeting,
+            Message::Hello(greeting) if greeting.protocol == PROTOCOL => {
+                let process = Pid::from_raw(greeting.process.cast_signed());
+                self.process = process.and_then(|process| pidfd_open(process, PidfdFlags::empty()).ok());
+                self.greeting = greeting;
+            }
             Message::Hello(Greeting { protocol, version, .. }) => bail!(
                 "harbor {version} takes over by protocol {protocol}, and this version hands over by {PROTOCOL}: restart \
                  without a hand-over"
@@ -149,29 +181,40 @@ impl Successor {
         self.next().await
     }
 
-    /// Leaves it alone: it serves.
-    pub(in crate::app) fn release(mut self) -> Greeting {
-        drop(self.child.take());
+    /// Leaves it alone: it serves, and is the service manager's child from now on.
+    pub(in crate::app) async fn release(mut self) -> Greeting {
+        if let Some(mut between) = self.between.take()
+            && !matches!(timeout(ENDS_WITHIN, between.kill()).await, Ok(Ok(())))
+        {
+            tracing::warn!("the shell that has started the new process is not gone: a service manager may not follow");
+        }
         self.greeting.clone()
     }
 
     /// Ends it because of `error`, and adds how it ended if that says more.
     pub(in crate::app) async fn end(mut self, error: anyhow::Error) -> anyhow::Error {
-        let Some(mut child) = self.child.take() else { return error };
-        let ended = match error.downcast_ref::<io::Error>().is_some_and(is_end) {
-            true => timeout(ENDS_WITHIN, child.wait()).await.ok().and_then(Result::ok),
-            false => None,
-        };
+        let Some(mut between) = self.between.take() else { return error };
+        if error.downcast_ref::<io::Error>().is_some_and(is_end)
+            && let Ok(Ok(status)) = timeout(ENDS_WITHIN, between.wait()).await
+        {
+            return match status.code().is_some_and(|code| CANNOT_BE_RUN.contains(&code)) {
+                true => anyhow!("{} cannot be run ({status}): the log says why", self.program.display()),
+                false => anyhow!("the new process ended ({status}): its log says why"),
+            };
+        }
+        if let Err(error) = kill_group(&between) {
+            tracing::warn!(%error, "a new process that failed cannot be ended");
+        }
         // Once it is killed it does nothing more, even where the kernel is long in clearing it away: nobody waits for that.
-        match timeout(ENDS_WITHIN, child.kill()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "a new process that failed cannot be ended"),
-            Err(_) => tracing::warn!(process = child.id(), "a new process that failed is killed and not gone yet"),
+        let process = self.process.take();
+        let gone = async {
+            let _ = between.wait().await;
+            let _ = spawn_blocking(|| process.map(ends)).await;
+        };
+        if timeout(ENDS_WITHIN, gone).await.is_err() {
+            tracing::warn!(process = self.greeting.process, "a new process that failed is killed and not gone yet");
         }
-        match ended {
-            Some(status) => anyhow!("the new process ended ({status}): its log says why"),
-            None => error,
-        }
+        error
     }
 
     async fn say(&self, message: &Message, descriptors: &[BorrowedFd<'_>]) -> anyhow::Result<()> {
@@ -190,6 +233,18 @@ impl Successor {
             (message, _) => Ok(message),
         }
     }
+}
+
+/// Kills the shell and the process that it has started, if they are there.
+fn kill_group(between: &Child) -> io::Result<()> {
+    let group = between.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+    group.map_or(Ok(()), |group| Ok(kill_process_group(group, Signal::KILL)?))
+}
+
+/// Waits until a process has let go of all it had.
+fn ends(process: OwnedFd) {
+    let patience = ENDS_WITHIN.try_into().expect("a second is a time");
+    let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience));
 }
 
 /// All that is said to the new process, and what it answers, within one bound.

@@ -57,7 +57,7 @@ impl Node {
         };
         let (error, restart) = match (outcome, successor) {
             (Some(Ok(held)), Some(successor)) => {
-                self.succeeded_by(successor.release(), held, asked);
+                self.succeeded_by(successor.release().await, held, asked);
                 return Restart::Done;
             }
             (Some(Ok(_)), None) => unreachable!("whoever took over was started"),
