@@ -515,5 +515,5 @@ fn the_unit_fits_the_example_and_the_defaults() {
     let config = config::check(&example, Some("harbor.toml"), &sources).unwrap();
     assert_eq!(config.node.data_dir, Path::new("/var/lib").join(set("StateDirectory")));
     assert_eq!(config.log.directory, Some(Path::new("/var/log").join(set("LogsDirectory"))));
-    assert!(set("ExecStart").ends_with(&format!(" --config /etc/{}/harbor.toml", set("ConfigurationDirectory"))));
+    assert!(set("ExecStart").ends_with(" --config /etc/harbor/harbor.toml"));
 }

@@ -23,6 +23,7 @@ mod live_settings;
 mod logs;
 mod openapi;
 mod outages;
+mod package;
 mod ports;
 mod postgres;
 mod soak;

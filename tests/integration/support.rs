@@ -1,5 +1,6 @@
 //! Real parts for tests, started on free ports and stopped on drop.
 
+pub mod debian;
 pub mod echo;
 pub mod eventually;
 pub mod footprint;
