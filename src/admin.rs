@@ -26,7 +26,7 @@ use crate::{
         observed::{Link, Mode, Observations},
         requester::Requester,
     },
-    telemetry::metrics::Metrics,
+    telemetry::metrics::{Metrics, PortCounts},
 };
 
 mod config;
@@ -34,6 +34,7 @@ mod metrics;
 mod nodes;
 mod ready;
 mod request;
+mod standing;
 mod status;
 mod token;
 pub mod wire;
@@ -107,10 +108,14 @@ pub struct Sources {
     pub change_settings: mpsc::Sender<SettingsRequest>,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// What has been counted of each port.
+    pub port_counts: Box<dyn Fn() -> HashMap<ServiceInstanceId, PortCounts> + Send + Sync>,
     /// What operators show.
     pub token: Token,
-    /// Whether `/metrics` is shown without it.
+    /// Whether metrics are shown without it.
     pub metrics_public: bool,
+    /// Whether `/metrics` has the series of each service instance too.
+    pub metrics_instances: bool,
 }
 
 impl fmt::Debug for Sources {
@@ -125,7 +130,8 @@ pub fn router(sources: Sources) -> Router {
     let open = Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(show_metrics));
+        .route("/metrics", get(metrics::show))
+        .route("/metrics/instances", get(metrics::show_instances));
     let for_operators = Router::new()
         .route(wire::STATUS_PATH, get(show_status))
         .route(wire::NODES_PATH, get(nodes::list))
@@ -151,16 +157,6 @@ async fn readyz(State(sources): State<Arc<Sources>>) -> Response {
     let readiness = ready::readiness(*sources.mode.borrow(), applied, cut_off);
     let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(readiness)).into_response()
-}
-
-async fn show_metrics(State(sources): State<Arc<Sources>>, headers: HeaderMap) -> Response {
-    if !sources.metrics_public
-        && let Some(refused) = request::refused(&headers, &sources.token)
-    {
-        return refused;
-    }
-    let text = metrics::encode(&sources.metrics, &status::status(&sources).await);
-    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }
 
 async fn show_status(State(sources): State<Arc<Sources>>) -> Response {

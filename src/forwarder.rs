@@ -22,6 +22,7 @@ pub mod slab;
 mod sockets;
 
 use std::{
+    collections::HashMap,
     fmt, io,
     net::{IpAddr, SocketAddr},
     num::NonZero,
@@ -42,8 +43,11 @@ use self::{
 };
 use crate::{
     backends::Backends,
-    model::{Clock, PortSet, Transport, announcement::Endpoint, desired::DesiredState, observed::Observations},
-    telemetry::metrics::ForwarderMetrics,
+    model::{
+        Clock, PortSet, ServiceInstanceId, Transport, announcement::Endpoint, desired::DesiredState,
+        observed::Observations,
+    },
+    telemetry::metrics::{ForwarderMetrics, PortCounts},
 };
 
 pub use binder::{Binder, InheritedSockets, PortSockets, SystemBinder};
@@ -114,6 +118,7 @@ impl Forwarder {
             connector: ArcSwap::from_pointee(Connector::new(&settings.pool_ports)),
             clock,
             metrics,
+            listeners: Mutex::default(),
             closed,
             outgrown: Box::new({
                 let inbox = Arc::clone(&inbox);
@@ -180,6 +185,14 @@ impl Forwarder {
     #[must_use]
     pub fn open_flows(&self) -> u64 {
         self.shared.admission.flows()
+    }
+
+    /// What has been counted of each port that is wanted, since then.
+    #[must_use]
+    pub fn port_counts(&self) -> HashMap<ServiceInstanceId, PortCounts> {
+        // Whoever binds ports waits for no sum.
+        let listeners = self.shared.listeners().values().cloned().collect::<Vec<_>>();
+        listeners.into_iter().map(|listener| (listener.id.clone(), listener.counts())).collect()
     }
 
     /// Over how many threads it forwards.

@@ -1,16 +1,32 @@
 //! `/metrics`: the counters of all parts, and the state of the node at the moment of the question.
 
+use std::{convert::Infallible, iter, sync::Arc};
+
+use axum::{
+    body::Body,
+    extract::State,
+    http::{HeaderMap, header},
+    response::{IntoResponse as _, Response},
+};
+use futures_util::stream;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{family::Family, gauge::Gauge, info::Info},
     registry::{Registry, Unit},
 };
 
-use super::wire::{Link, Mode, Node, Status};
-use crate::telemetry::metrics::Metrics;
+use super::{
+    Sources,
+    request::refused,
+    status,
+    wire::{Link, Mode, Node, Status},
+};
+use crate::model::Timestamp;
+
+mod instances;
 
 /// OpenMetrics, as text.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What ends a text; it may stand only once.
 const END: &str = "# EOF\n";
@@ -26,13 +42,40 @@ struct StateLabels {
     state: &'static str,
 }
 
-/// Counters and state as one text.
-pub fn encode(metrics: &Metrics, status: &Status) -> String {
-    let mut text = metrics.encode();
-    if text.ends_with(END) {
-        text.truncate(text.len() - END.len());
+/// `GET /metrics`
+pub(super) async fn show(State(sources): State<Arc<Sources>>, headers: HeaderMap) -> Response {
+    if let Some(refused) = metrics_refused(&sources, &headers) {
+        return refused;
     }
-    text::encode(&mut text, &state(status)).expect("writing to a String cannot fail");
+    let text = encode(&sources, &status::summary(&sources).await);
+    let instances = sources.metrics_instances.then(|| instances::pieces(&sources));
+    answer(iter::once(text).chain(instances.into_iter().flatten()))
+}
+
+/// `GET /metrics/instances`
+pub(super) async fn show_instances(State(sources): State<Arc<Sources>>, headers: HeaderMap) -> Response {
+    match metrics_refused(&sources, &headers) {
+        None => answer(instances::pieces(&sources)),
+        Some(refused) => refused,
+    }
+}
+
+fn metrics_refused(sources: &Sources, headers: &HeaderMap) -> Option<Response> {
+    if sources.metrics_public { None } else { refused(headers, &sources.token) }
+}
+
+/// Each piece is made when the one who asks has taken those before.
+fn answer(pieces: impl Iterator<Item = String> + Send + 'static) -> Response {
+    let pieces = pieces.chain(iter::once(END.to_owned())).map(Ok::<_, Infallible>);
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], Body::from_stream(stream::iter(pieces))).into_response()
+}
+
+/// Counters and state as one text, without its last line.
+fn encode(sources: &Sources, status: &Status) -> String {
+    let mut text = sources.metrics.encode();
+    for registry in [&state(status), &process(sources.started_at)] {
+        text::encode_registry(&mut text, registry).expect("writing to a String cannot fail");
+    }
     text
 }
 
@@ -96,5 +139,14 @@ fn state(status: &Status) -> Registry {
         }
     }
     registry.register("pool_ports", "Ports of a pool by state", ports);
+    registry
+}
+
+/// What else every process has, by the name that it has everywhere.
+fn process(started_at: Timestamp) -> Registry {
+    let mut registry = Registry::with_prefix("process");
+    let start = Gauge::<i64>::default();
+    start.set(started_at.seconds());
+    registry.register_with_unit("start_time", "When this process started, since 1970", Unit::Seconds, start);
     registry
 }

@@ -4,10 +4,11 @@ use std::{collections::HashMap, time::Instant};
 
 use super::{
     Sources, nodes,
+    standing::Standing,
     wire::{self, rfc3339},
 };
 use crate::{
-    backends::{BackendState, Health, Phase},
+    backends::{BackendState, Phase},
     control::PoolUsage,
     model::{
         Revision, ServiceInstanceId, Transport,
@@ -22,6 +23,17 @@ const MAX_FAILED_TOLD: usize = 5;
 
 /// The status of this moment.
 pub async fn status(sources: &Sources) -> wire::Status {
+    tell(sources, |_| true).await
+}
+
+/// The same, but of the service instances only those whose port is not open: the others are counted, as there may be
+/// thousands.
+pub async fn summary(sources: &Sources) -> wire::Status {
+    tell(sources, |state| matches!(state, Some(ListenerState::Failed { .. }))).await
+}
+
+/// The status, with those service instances one by one whose listener is in such a state.
+async fn tell(sources: &Sources, one_by_one: impl Fn(Option<&ListenerState>) -> bool) -> wire::Status {
     let usage = sources.control.overview().await;
     let desired = sources.control.desired().borrow().clone();
     let observations = sources.observations.borrow().clone();
@@ -36,12 +48,13 @@ pub async fn status(sources: &Sources) -> wire::Status {
             Transport::Tcp => backend_counts.tcp += 1,
             Transport::Udp => backend_counts.udp += 1,
         }
-        let (states, (health, health_since)) = (&mut backend_counts.states, backend.backend.health());
-        let (state, since) = match (backend.state, health, backend.backend.aside(now)) {
-            (AnnouncedState::Draining, ..) => (&mut states.draining, backend.state_since),
-            (_, Health::Down, _) => (&mut states.down, health_since),
-            (.., Some((since, _))) => (&mut states.aside, since),
-            _ => (&mut states.up, backend.state_since),
+        let states = &mut backend_counts.states;
+        let (standing, since) = Standing::of(backend, now);
+        let state = match standing {
+            Standing::Up => &mut states.up,
+            Standing::Aside => &mut states.aside,
+            Standing::Down => &mut states.down,
+            Standing::Draining => &mut states.draining,
         };
         state.count += 1;
         state.longest_seconds = state.longest_seconds.max(now.saturating_duration_since(since).as_secs());
@@ -69,9 +82,21 @@ pub async fn status(sources: &Sources) -> wire::Status {
         health_since: past(state.backend.health().1),
         expires_in_seconds: state.expires_at.saturating_duration_since(now).as_secs(),
     };
+    let mut listeners = wire::ListenerCounts::default();
+    for spec in desired.listeners.values() {
+        match state_of(spec, &observations) {
+            Some(ListenerState::Bound) => listeners.bound += 1,
+            Some(ListenerState::Failed { .. }) => listeners.failed += 1,
+            Some(ListenerState::Closed) => listeners.closed += 1,
+            None => listeners.pending += 1,
+        }
+    }
+    backend_counts.service_instances_without =
+        desired.listeners.keys().filter(|id| !backends.contains_key(*id)).count();
     let mut service_instances: Vec<_> = desired
         .listeners
         .values()
+        .filter(|spec| one_by_one(state_of(spec, &observations)))
         .map(|spec| wire::ServiceInstance {
             id: spec.service_instance_id.to_string(),
             pool: spec.pool.to_string(),
@@ -86,17 +111,6 @@ pub async fn status(sources: &Sources) -> wire::Status {
         let place = |instance: &wire::ServiceInstance| !matches!(instance.listener, wire::Listener::Failed { .. });
         (place(a), &a.pool, a.port).cmp(&(place(b), &b.pool, b.port))
     });
-    let mut listeners = wire::ListenerCounts::default();
-    for instance in &service_instances {
-        match instance.listener {
-            wire::Listener::Bound { .. } => listeners.bound += 1,
-            wire::Listener::Failed { .. } => listeners.failed += 1,
-            wire::Listener::Closed { .. } => listeners.closed += 1,
-            wire::Listener::Pending => listeners.pending += 1,
-        }
-    }
-    backend_counts.service_instances_without =
-        service_instances.iter().filter(|instance| instance.backends.is_empty()).count();
     let mut status = wire::Status {
         degraded: Vec::new(),
         node: sources.node.to_string(),
@@ -134,6 +148,10 @@ fn refused(refusals: Option<Vec<Refusal>>) -> Vec<wire::Refusal> {
         detail: refusal.of.detail,
     };
     refusals.unwrap_or_default().into_iter().map(refusal).collect()
+}
+
+fn state_of<'o>(spec: &ListenerSpec, observations: &'o Observations) -> Option<&'o ListenerState> {
+    observations.get(&spec.service_instance_id).map(|observation| &observation.state)
 }
 
 fn listener(spec: &ListenerSpec, observations: &Observations) -> wire::Listener {

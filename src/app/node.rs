@@ -622,8 +622,13 @@ impl Node {
             configuration,
             change_settings,
             metrics: Arc::clone(&self.metrics),
+            port_counts: Box::new({
+                let forwarder = Arc::clone(&self.forwarder);
+                move || forwarder.port_counts()
+            }),
             token: self.admin_token.clone(),
             metrics_public: config.admin.metrics_public,
+            metrics_instances: config.admin.metrics_instances,
         })
     }
 

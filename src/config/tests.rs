@@ -58,7 +58,12 @@ fn a_password_alone_is_a_configuration() {
             tls: None,
         },
         announce: None,
-        admin: Admin { listen: address("127.0.0.1:8081"), token_file: None, metrics_public: true },
+        admin: Admin {
+            listen: address("127.0.0.1:8081"),
+            token_file: None,
+            metrics_public: true,
+            metrics_instances: false,
+        },
         store: Store { url: Secret::new("sqlite:harbor.db".into()), password: None },
         nats: None,
         node: Node {
@@ -288,7 +293,7 @@ fn all_problems_are_told_at_once_with_their_places() {
              HARBOR_BROKER__PASSWORD",
             "harbor.toml:2:10: broker.listen: \"localhost\" is not an address with a port: write for example \
              \"127.0.0.1:8080\" or \"[::]:8080\"",
-            "harbor.toml:5:3: [admin] has no key \"lisen\": it has listen, metrics_public, token_file",
+            "harbor.toml:5:3: [admin] has no key \"lisen\": it has listen, metrics_instances, metrics_public, token_file",
             "harbor.toml:7:11: forwarder.workers: this must be a number from 0 to 1024",
             "harbor.toml:8:20: forwarder.idle_timeout_tcp: a duration is text with a unit: write for example \"120s\" \
              or \"15m\"",

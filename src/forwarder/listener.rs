@@ -4,7 +4,7 @@ use std::{
     net::IpAddr,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -20,6 +20,7 @@ use crate::{
         balance::{self, Balance, Candidate, Draw},
         desired::{ForwarderLimits, ListenerSpec, allows},
     },
+    telemetry::metrics::{PortCounts, PortTally},
 };
 
 /// One listener: its settings, which change while it is open, and what its workers share.
@@ -33,10 +34,13 @@ pub(super) struct Listener {
     slot: Arc<Slot>,
     /// Threads that take its TCP connections.
     open_at: AtomicUsize,
+    /// What each thread has counted of it, from the first that there is to count.
+    tallies: Box<[OnceLock<Arc<PortTally>>]>,
 }
 
 impl Listener {
-    pub(super) fn new(spec: Arc<ListenerSpec>, slot: Arc<Slot>) -> Self {
+    /// One that so many threads may serve.
+    pub(super) fn new(spec: Arc<ListenerSpec>, slot: Arc<Slot>, threads: usize) -> Self {
         Self {
             id: spec.service_instance_id.clone(),
             pool: spec.pool.clone(),
@@ -45,7 +49,18 @@ impl Listener {
             spec: ArcSwap::new(spec),
             slot,
             open_at: AtomicUsize::new(0),
+            tallies: (0..threads).map(|_| OnceLock::new()).collect(),
         }
+    }
+
+    /// What the thread of that number counts of it. Stays the same, so that whoever counts often keeps it.
+    pub(super) fn tally(&self, thread: usize) -> &Arc<PortTally> {
+        self.tallies[thread].get_or_init(Arc::default)
+    }
+
+    /// What all threads have counted of it.
+    pub(super) fn counts(&self) -> PortCounts {
+        self.tallies.iter().filter_map(OnceLock::get).map(|tally| tally.counts()).sum()
     }
 
     /// What holds now.

@@ -369,6 +369,7 @@ impl Reconciler {
                 self.binder.closed(entry.spec.port, *transport);
             }
         }
+        self.shared.listeners().remove(id);
         self.state.observations.remove(id);
         tracing::info!(service_instance = %id, port = entry.spec.port, "port closed");
     }
@@ -397,13 +398,11 @@ impl Reconciler {
     /// Makes a listener what `spec` says, as far as the machine lets it.
     fn take_over(&mut self, spec: Arc<ListenerSpec>) {
         let id = spec.service_instance_id.clone();
-        let entry = self.state.entries.entry(id.clone()).or_insert_with(|| Entry {
-            listener: Arc::new(Listener::new(Arc::clone(&spec), self.backends.slot(&id))),
-            spec: Arc::clone(&spec),
-            tcp: None,
-            udp: None,
-            more: None,
-            incomplete: false,
+        let entry = self.state.entries.entry(id.clone()).or_insert_with(|| {
+            let threads = self.engine.spreads_over();
+            let listener = Arc::new(Listener::new(Arc::clone(&spec), self.backends.slot(&id), threads));
+            self.shared.listeners().insert(id.clone(), Arc::clone(&listener));
+            Entry { listener, spec: Arc::clone(&spec), tcp: None, udp: None, more: None, incomplete: false }
         });
         if !Arc::ptr_eq(&entry.spec, &spec) {
             entry.spec = Arc::clone(&spec);

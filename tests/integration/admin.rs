@@ -137,8 +137,10 @@ impl Node {
             configuration: watch::Sender::new(Arc::from([])).subscribe(),
             change_settings: mpsc::channel(1).0,
             metrics,
+            port_counts: Box::new(HashMap::new),
             token: admin::Token::load_or_make(&token_file).unwrap(),
             metrics_public,
+            metrics_instances: false,
         });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

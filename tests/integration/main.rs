@@ -21,6 +21,7 @@ mod histories;
 mod hot_restart;
 mod live_settings;
 mod logs;
+mod metrics;
 mod openapi;
 mod outages;
 mod package;

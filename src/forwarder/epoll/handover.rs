@@ -59,6 +59,11 @@ impl Desks {
         Self { all, own, other: own }
     }
 
+    /// Which of them this is.
+    pub(super) const fn own(&self) -> usize {
+        self.own
+    }
+
     /// How many workers there are.
     pub(super) fn len(&self) -> usize {
         self.all.len()
@@ -120,7 +125,7 @@ mod tests {
             settings: Settings::default(),
             version: 1,
         };
-        let listener = Arc::new(Listener::new(Arc::new(spec), slot));
+        let listener = Arc::new(Listener::new(Arc::new(spec), slot, 2));
         (0..opened).for_each(|_| listener.opened());
         listener
     }

@@ -31,7 +31,7 @@ use super::{
 use crate::{
     backends::Phase,
     model::{ServiceInstanceId, Transport, desired::allows, parameters::ProxyProtocol},
-    telemetry::metrics::{ConnectionEnd, Direction, Refusal},
+    telemetry::metrics::{ConnectionEnd, Direction, PortTally, Refusal},
 };
 
 /// Connections that one listener gets into a worker per turn, so that others get theirs too.
@@ -83,6 +83,8 @@ struct Connection {
     /// Where its listener's list has it.
     place: u32,
     listener: Arc<Listener>,
+    /// What this worker counts of the port.
+    tally: Arc<PortTally>,
     client: OwnedFd,
     /// The client, or who a believed balancer says it is, and what it connected to if the balancer says that.
     client_address: SocketAddr,
@@ -312,6 +314,7 @@ impl Tcp {
                 Err(error) if is_of_the_connection(error) => {}
                 Err(_) => {
                     tools.tally.connections_refused.of(Refusal::Exhausted).one();
+                    tools.tally_of(&entry.listener).connections_refused.one();
                     return self.pause_accepting(port, tools);
                 }
             }
@@ -328,13 +331,21 @@ impl Tcp {
     }
 
     fn take_in(&mut self, port: Key, handed: Handed, tools: &mut Tools) {
-        if let Err((client, refusal)) = self.admit(port, handed, tools) {
+        let tally = Arc::clone(tools.tally_of(&handed.listener));
+        if let Err((client, refusal)) = self.admit(port, handed, &tally, tools) {
             tools.tally.connections_refused.of(refusal).one();
+            tally.connections_refused.one();
             sockets::reset(client);
         }
     }
 
-    fn admit(&mut self, port: Key, handed: Handed, tools: &mut Tools) -> Result<(), (OwnedFd, Refusal)> {
+    fn admit(
+        &mut self,
+        port: Key,
+        handed: Handed,
+        tally: &Arc<PortTally>,
+        tools: &mut Tools,
+    ) -> Result<(), (OwnedFd, Refusal)> {
         let Handed { listener, client, address: client_address } = handed;
         let limits = tools.shared.limits.load();
         let spec = listener.spec();
@@ -355,6 +366,7 @@ impl Tcp {
             port,
             place: 0,
             listener,
+            tally: Arc::clone(tally),
             client,
             client_address,
             destination: None,
@@ -382,6 +394,7 @@ impl Tcp {
         others.push(key);
         tools.desks.show(self.connections.len());
         tools.tally.connections_accepted.one();
+        tally.connections_accepted.one();
         self.drive(key, None, tools);
         Ok(())
     }
@@ -489,6 +502,7 @@ impl Tcp {
             remainder.let_go(&mut tools.pipes);
         }
         tools.tally.connections_closed.of(end).one();
+        connection.tally.connections_closed.one();
         (tools.shared.closed)(&connection.closing_record(end, tools.now));
         let Connection { client, backend, port, .. } = *connection;
         if end == ConnectionEnd::Exhausted {
@@ -785,6 +799,7 @@ impl Connection {
         };
         *carried += bytes as u64;
         tools.tally.tcp_bytes.of(direction).more(bytes as u64);
+        self.tally.carried_over_tcp(direction, bytes);
     }
 
     fn closing_record(&self, end: ConnectionEnd, now: Instant) -> ClosingRecord<'_> {

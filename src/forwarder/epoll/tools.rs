@@ -12,14 +12,14 @@ use rustix::event::epoll;
 
 use super::{
     super::{
-        listener::Chooser,
+        listener::{Chooser, Listener},
         shared::Shared,
         slab::{GENERATION_BITS, Key},
     },
     handover::Desks,
     pipes::Pipes,
 };
-use crate::telemetry::metrics::Tally;
+use crate::telemetry::metrics::{PortTally, Tally};
 
 /// What one read may bring: one per worker, not per connection.
 const SCRATCH_BYTES: usize = 64 * 1024;
@@ -111,6 +111,11 @@ impl Tools {
             now: shared.clock.now(),
             shared,
         })
+    }
+
+    /// What this worker counts of a port.
+    pub(super) fn tally_of<'l>(&self, listener: &'l Listener) -> &'l Arc<PortTally> {
+        listener.tally(self.desks.own())
     }
 
     pub(super) fn register(

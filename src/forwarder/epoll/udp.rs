@@ -42,7 +42,7 @@ use super::{
 use crate::{
     backends::Phase,
     model::{ServiceInstanceId, Transport},
-    telemetry::metrics::SessionEnd,
+    telemetry::metrics::{PortTally, SessionEnd},
 };
 
 /// The largest datagram, rounded up; the kernel may also join several of one sender up to this size.
@@ -78,6 +78,8 @@ impl Default for Udp {
 /// The owning worker's part of a UDP listener.
 struct UdpPort {
     listener: Arc<Listener>,
+    /// What this worker counts of it.
+    tally: Arc<PortTally>,
     sockets: Arc<[DatagramSocket]>,
     sessions: Sessions<Peer, Upstream>,
     alarm: Option<Instant>,
@@ -186,6 +188,7 @@ impl Udp {
         let id = listener.id.clone();
         let sessions = Sessions::new(idle_timeout);
         let port = self.ports.insert(UdpPort {
+            tally: Arc::clone(tools.tally_of(&listener)),
             listener,
             sockets,
             sessions,
@@ -320,6 +323,7 @@ impl Udp {
         let Some((peer, upstream)) = entry.sessions.end(session) else { return };
         self.upstreams.remove(upstream.key);
         tools.tally.sessions_closed.of(end).one();
+        entry.tally.sessions_closed.one();
         (tools.shared.closed)(&ClosingRecord {
             service_instance_id: &entry.listener.id,
             pool: &entry.listener.pool,

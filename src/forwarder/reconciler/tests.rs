@@ -136,6 +136,7 @@ impl Node {
             inbox: Arc::default(),
             engine: Arc::<Ledger>::clone(&ledger),
             shared: Arc::new(Shared {
+                listeners: Mutex::default(),
                 admission: Arc::new(Admission::default()),
                 limits: Default::default(),
                 connector: arc_swap::ArcSwap::from_pointee(Connector::new(&PortSet::default())),

@@ -187,7 +187,9 @@ impl UdpPort {
                 Ok(sent) => {
                     let (gone, rest) = left.split_at(sent);
                     let sum = |of: fn(&Run) -> usize| gone.iter().map(|one| of(&one.run)).sum();
-                    tally.carried(Direction::ToClient, sum(|run| run.datagrams), sum(|run| run.bytes));
+                    let (datagrams, bytes) = (sum(|run| run.datagrams), sum(|run| run.bytes));
+                    tally.carried(Direction::ToClient, datagrams, bytes);
+                    self.tally.carried(Direction::ToClient, datagrams, bytes);
                     (gone, rest)
                 }
                 Err(error) => {
@@ -227,6 +229,7 @@ impl UdpPort {
     /// Takes back what was counted when it was read.
     fn lose(&mut self, session: Key, run: Run, tally: &Tally) {
         tally.datagrams_dropped.of(Refusal::Undeliverable).more(run.datagrams as u64);
+        self.tally.datagrams_dropped.more(run.datagrams as u64);
         if let Some(upstream) = self.sessions.value_mut(session) {
             upstream.to_client.take_back(run.datagrams, run.bytes);
         }

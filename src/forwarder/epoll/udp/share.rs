@@ -226,7 +226,7 @@ impl Udp {
             let listener = Arc::clone(listener);
             let datagrams = Datagrams { listener, peer, bytes: bytes.into(), length };
             if !share.workers[place].mailbox.offer(datagrams) {
-                tools.tally.datagrams_dropped.of(Refusal::Undeliverable).more(Piece { bytes, length }.count());
+                self.drop_of(port, Refusal::Undeliverable, Piece { bytes, length }.count(), tools);
             }
         }
         share.workers[place].wake();

@@ -101,7 +101,7 @@ impl Udp {
     fn take_over(&mut self, port: Key, session: ExportedSession, backend: Arc<Backend>, tools: &mut Tools) {
         let peer = peer_of(&session);
         let ExportedSession { upstream, joins, past, to_backend, to_client, .. } = session;
-        let Some(UdpPort { listener, sockets, sessions, .. }) = self.ports.get_mut(port) else { return };
+        let Some(UdpPort { listener, tally, sockets, sessions, .. }) = self.ports.get_mut(port) else { return };
         // What it came by may be gone: there are fewer addresses now.
         if sessions.find(&peer).is_some() || usize::from(peer.address) >= sockets.len() {
             return;
@@ -119,6 +119,7 @@ impl Udp {
         sessions.drain_by(session, drain_by);
         *self.upstreams.get_mut(key).expect("just put in") = (port, session);
         tools.tally.sessions_opened.one();
+        tally.sessions_opened.one();
         if watched.is_err() {
             self.end_session(port, session, SessionEnd::Displaced, tools);
         }

@@ -79,7 +79,7 @@ impl Udp {
                 }
                 match self.begin(port, peer, datagram, tools) {
                     Ok(begun) => session = Some(begun),
-                    Err(refusal) => tools.tally.datagrams_dropped.of(refusal).one(),
+                    Err(refusal) => self.drop_of(port, refusal, 1, tools),
                 }
                 runs.advance(runs.next(0).expect("there is a first"));
                 continue;
@@ -93,7 +93,10 @@ impl Udp {
             upstream.asked();
             let run = runs.next(upstream.joinable_to_backend).expect("there is a first");
             match upstream.send(datagram, &runs, run) {
-                Ok(()) => tools.tally.carried(Direction::ToBackend, run.datagrams, run.bytes),
+                Ok(()) => {
+                    tools.tally.carried(Direction::ToBackend, run.datagrams, run.bytes);
+                    entry.tally.carried(Direction::ToBackend, run.datagrams, run.bytes);
+                }
                 // The error is of a datagram before: this one has not been sent.
                 Err(Errno::CONNREFUSED) => {
                     self.lose_backend(port, key, tools);
@@ -105,10 +108,18 @@ impl Udp {
                         upstream.joinable_to_backend = sockets::joinable_after(error, segment);
                         continue;
                     }
-                    _ => tools.tally.datagrams_dropped.of(Refusal::Undeliverable).more(run.datagrams as u64),
+                    _ => self.drop_of(port, Refusal::Undeliverable, run.datagrams as u64, tools),
                 },
             }
             runs.advance(run);
+        }
+    }
+
+    /// Counts datagrams that are not passed on.
+    pub(super) fn drop_of(&self, port: Key, refusal: Refusal, datagrams: u64, tools: &Tools) {
+        tools.tally.datagrams_dropped.of(refusal).more(datagrams);
+        if let Some(entry) = self.ports.get(port) {
+            entry.tally.datagrams_dropped.more(datagrams);
         }
     }
 
@@ -125,6 +136,7 @@ impl Udp {
             match upstream.send_first(&header, opening.payload) {
                 Ok(()) => {
                     tools.tally.carried(Direction::ToBackend, 1, opening.payload.len());
+                    entry.tally.carried(Direction::ToBackend, 1, opening.payload.len());
                     return Ok(session);
                 }
                 Err(Errno::CONNREFUSED) => self.lose_backend(port, session, tools),
@@ -195,6 +207,7 @@ impl Udp {
             entry.sessions.drain_by(session, drain_by);
             *self.upstreams.get_mut(key).expect("just put in") = (port, session);
             tools.tally.sessions_opened.one();
+            entry.tally.sessions_opened.one();
             return Ok(session);
         }
     }
