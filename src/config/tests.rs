@@ -121,6 +121,7 @@ fn every_section_is_read() {
         [admin]
         listen = "0.0.0.0:8081"
         token_file = "/run/harbor/admin.token"
+        metrics_instances = true
         [store]
         url = "sqlite:/srv/harbor.db"
         [nats]
@@ -195,6 +196,7 @@ fn every_section_is_read() {
     let announce = config.announce.unwrap();
     assert_eq!((announce.public_url.as_str(), announce.tls), ("https://harbor-announce.example.com", None));
     assert_eq!(config.admin.token_file, Some("/run/harbor/admin.token".into()));
+    assert!(config.admin.metrics_instances);
     assert!(!config.admin.metrics_public, "beyond loopback metrics are not public by default");
     assert_eq!(config.store.to_string(), "sqlite:/srv/harbor.db");
     let nats = config.nats.unwrap();

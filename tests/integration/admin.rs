@@ -415,9 +415,14 @@ async fn metrics_are_public_or_want_the_token() {
     assert_eq!(text.matches("# EOF").count(), 1);
     assert!(text.ends_with("# EOF\n"));
 
+    let answer = public.anonymous().get("/metrics/instances").await;
+    assert_eq!(answer.headers["content-type"], "application/openmetrics-text; version=1.0.0; charset=utf-8");
+
     let private = Node::new(false).await;
-    assert_eq!(private.anonymous().get("/metrics").await.status, 401);
-    assert_eq!(private.operator().get("/metrics").await.status, 200);
+    for path in ["/metrics", "/metrics/instances"] {
+        assert_eq!(private.anonymous().get(path).await.status, 401);
+        assert_eq!(private.operator().get(path).await.status, 200);
+    }
 }
 
 #[tokio::test]

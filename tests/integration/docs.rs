@@ -13,6 +13,7 @@ use std::{
 
 use harbor::{config, http, model::desired::ForwarderLimits};
 
+use super::end_to_end::{PLAN_BOTH, provision};
 use crate::support::{
     announcements::{self, APP, INSTANCE},
     harbor::Site,
@@ -471,15 +472,37 @@ fn scraped(text: &str) -> (BTreeSet<Metric>, BTreeSet<(String, String, String)>)
 async fn the_page_on_metrics_lists_what_a_node_shows() {
     let harbor = Site::new("31900-31901", "").serve().await;
     assert_eq!(harbor.broker().get("/v2/catalog").await.status, 200);
-    let text = String::from_utf8(harbor.admin().get("/metrics").await.body.to_vec()).unwrap();
-    let (metrics, values) = scraped(&text);
-    assert_eq!(metrics.len(), text.matches("# TYPE ").count(), "a metric is shown twice");
-    let listed = rows("docs/metrics.md", "## All of them").into_iter().map(|row| Metric {
-        name: row[0].trim_matches([' ', '`']).to_owned(),
-        kind: row[1].clone(),
-        labels: words(&row[2]),
+    provision(&harbor, "one", PLAN_BOTH).await;
+    let scrape = async |path| {
+        let text = String::from_utf8(harbor.admin().get(path).await.body.to_vec()).unwrap();
+        let (metrics, values) = scraped(&text);
+        assert_eq!(metrics.len(), text.matches("# TYPE ").count(), "a metric is shown twice");
+        assert_eq!(metrics.len(), text.matches("# HELP ").count(), "each says what it is");
+        for Metric { name, kind, .. } in &metrics {
+            assert_eq!(name.matches("_total").count(), usize::from(kind == "counter"), "{name}");
+            for (part, unit) in [("bytes", "bytes"), ("seconds", "seconds"), ("duration", "seconds")] {
+                let (stem, told) = (name.trim_end_matches("_total"), format!("# UNIT {name} {unit}"));
+                let told = told.replace("_total ", " ");
+                assert!(!name.contains(part) || stem.ends_with(unit) && text.contains(&told), "{name} wants {told}");
+            }
+        }
+        (metrics, values)
+    };
+    let (metrics, values) = scrape("/metrics").await;
+    let listed = |heading| {
+        let metric = |row: Vec<String>| Metric {
+            name: row[0].trim_matches([' ', '`']).to_owned(),
+            kind: row[1].clone(),
+            labels: words(&row[2]),
+        };
+        rows("docs/metrics.md", heading).into_iter().map(metric).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(listed("## All of them"), metrics);
+    let of_instances = listed("## Of each service instance").into_iter().map(|mut metric| {
+        metric.labels.extend(["service_instance", "pool", "port"].map(str::to_owned));
+        metric
     });
-    assert_eq!(listed.collect::<BTreeSet<_>>(), metrics);
+    assert_eq!(of_instances.collect::<BTreeSet<_>>(), scrape("/metrics/instances").await.0);
 
     let reasons = |of_announcements: bool| {
         let of = values

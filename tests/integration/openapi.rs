@@ -341,8 +341,10 @@ async fn what_operators_are_shown_is_what_it_describes() {
     };
     check("/healthz", node.anonymous(), 200).await;
     check("/readyz", node.anonymous(), 200).await;
-    check("/metrics", node.anonymous(), 200).await;
-    check("/metrics", private.anonymous(), 401).await;
+    for path in ["/metrics", "/metrics/instances"] {
+        check(path, node.anonymous(), 200).await;
+        check(path, private.anonymous(), 401).await;
+    }
     check(wire::STATUS_PATH, node.anonymous(), 401).await;
     check(wire::STATUS_PATH, node.operator(), 200).await;
 

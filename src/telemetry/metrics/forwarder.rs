@@ -17,7 +17,7 @@ use prometheus_client::{
         counter::{ConstCounter, Counter},
         gauge::ConstGauge,
     },
-    registry::Registry,
+    registry::{Registry, Unit},
 };
 
 /// A closed list of words: a label's values, or why something ended.
@@ -296,15 +296,14 @@ impl Families<'_, '_> {
         gauge.encode(self.encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
     }
 
-    /// One counter for each set of labels.
+    /// One counter for each set of labels. The unit becomes the end of the name.
     fn counters<const N: usize>(
         &mut self,
-        name: &str,
-        help: &str,
+        (name, help, unit): (&str, &str, Option<&Unit>),
         counters: impl Iterator<Item = ([(&'static str, &'static str); N], u64)>,
     ) -> fmt::Result {
         let kind = ConstCounter::new(0_u64).metric_type();
-        let mut family = self.encoder.encode_descriptor(name, help, None, kind)?;
+        let mut family = self.encoder.encode_descriptor(name, help, unit, kind)?;
         for (labels, value) in counters {
             ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
         }
@@ -319,7 +318,7 @@ impl Families<'_, '_> {
         let metrics = self.metrics;
         let each = iter::zip(W::WORDS, 0..)
             .map(|(word, place)| ([(label, *word)], metrics.total(|tally| counts(tally).counts[place].get())));
-        self.counters(name, help, each)
+        self.counters((name, help, None), each)
     }
 }
 
@@ -356,6 +355,6 @@ impl Collector for ForwarderMetrics {
                 (labels("udp"), self.total(|tally| tally.udp_bytes.of(direction).get())),
             ]
         });
-        families.counters("carried_bytes", "Bytes carried", carried.into_iter().flatten())
+        families.counters(("carried", "Bytes carried", Some(&Unit::Bytes)), carried.into_iter().flatten())
     }
 }
