@@ -38,7 +38,7 @@ use self::{
     engine::Engine,
     epoll::{Epoll, MAX_ADDRESSES},
     reconciler::{Inbox, Reconciler, State},
-    shared::Shared,
+    shared::{Roll, Shared},
     sockets::Connector,
 };
 use crate::{
@@ -118,7 +118,7 @@ impl Forwarder {
             connector: ArcSwap::from_pointee(Connector::new(&settings.pool_ports)),
             clock,
             metrics,
-            listeners: Mutex::default(),
+            listeners: Roll::default(),
             closed,
             outgrown: Box::new({
                 let inbox = Arc::clone(&inbox);
@@ -190,9 +190,8 @@ impl Forwarder {
     /// What has been counted of each port that is wanted, since then.
     #[must_use]
     pub fn port_counts(&self) -> HashMap<ServiceInstanceId, PortCounts> {
-        // Whoever binds ports waits for no sum.
-        let listeners = self.shared.listeners().values().cloned().collect::<Vec<_>>();
-        listeners.into_iter().map(|listener| (listener.id.clone(), listener.counts())).collect()
+        // Of two of one service instance the younger is told: the other is about to go.
+        self.shared.listeners.all().into_iter().map(|listener| (listener.id.clone(), listener.counts())).collect()
     }
 
     /// Over how many threads it forwards.

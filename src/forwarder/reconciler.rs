@@ -369,7 +369,6 @@ impl Reconciler {
                 self.binder.closed(entry.spec.port, *transport);
             }
         }
-        self.shared.listeners().remove(id);
         self.state.observations.remove(id);
         tracing::info!(service_instance = %id, port = entry.spec.port, "port closed");
     }
@@ -401,7 +400,7 @@ impl Reconciler {
         let entry = self.state.entries.entry(id.clone()).or_insert_with(|| {
             let threads = self.engine.spreads_over();
             let listener = Arc::new(Listener::new(Arc::clone(&spec), self.backends.slot(&id), threads));
-            self.shared.listeners().insert(id.clone(), Arc::clone(&listener));
+            self.shared.listeners.enter(&listener);
             Entry { listener, spec: Arc::clone(&spec), tcp: None, udp: None, more: None, incomplete: false }
         });
         if !Arc::ptr_eq(&entry.spec, &spec) {

@@ -136,7 +136,7 @@ impl Node {
             inbox: Arc::default(),
             engine: Arc::<Ledger>::clone(&ledger),
             shared: Arc::new(Shared {
-                listeners: Mutex::default(),
+                listeners: Default::default(),
                 admission: Arc::new(Admission::default()),
                 limits: Default::default(),
                 connector: arc_swap::ArcSwap::from_pointee(Connector::new(&PortSet::default())),

@@ -20,7 +20,7 @@ use harbor::{
 };
 use rustix::net::{SendAncillaryBuffer, SendFlags, SocketAddrAny};
 
-use super::node::Node;
+use super::node::{Node, id};
 use crate::support::{
     eventually::{PATIENCE, eventually},
     peer::{UdpPeer, V4, ask, udp_client},
@@ -123,6 +123,11 @@ fn check_that_sessions_survive(workers: usize, port: u16) {
     assert_eq!(busy, workers, "every thread has a part of the clients: {before:?}, {after:?}");
     assert_eq!((node.forwarder.open_flows(), node.sample("harbor_sessions_opened_total")), (61, 61));
     assert_eq!(node.forwarder.export_sessions().len(), 61);
+    let (of_the_port, of_all) = (node.forwarder.port_counts()[&id(port)], &node.metrics.forwarder);
+    assert_eq!((of_the_port.sessions_opened, of_the_port.sessions_open()), (61, 61));
+    assert_eq!(of_the_port.datagrams[0], of_all.total(|tally| tally.datagrams.of(Direction::ToBackend).get()));
+    assert_eq!(of_the_port.udp_bytes[1], of_all.total(|tally| tally.udp_bytes.of(Direction::ToClient).get()));
+    assert_eq!(of_the_port.datagrams_dropped, node.sample("harbor_datagrams_dropped_total{reason=\"not_allowed\"}"));
 
     // What the backend sees of a client has not changed.
     let mut seen = HashMap::<String, Vec<SocketAddr>>::new();
@@ -140,6 +145,7 @@ fn check_that_sessions_survive(workers: usize, port: u16) {
     assert_eq!(UdpSocket::bind(("::", port)).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     node.remove(port);
     assert_eq!((node.forwarder.open_flows(), sockets_on(port)), (0, 0));
+    assert_eq!(node.forwarder.port_counts(), HashMap::new());
     UdpSocket::bind(("::", port)).unwrap();
 }
 
