@@ -129,7 +129,13 @@ pub const KEYS: &[Key] = &[
         "admin.metrics_public",
         Default::Words("true on loopback, else false"),
         Change::Restart,
-        "whether `/metrics` needs no token",
+        "whether `/metrics` and `/metrics/instances` need no token",
+    ),
+    key(
+        "admin.metrics_instances",
+        Default::Value("false"),
+        Change::Restart,
+        "whether `/metrics` has the dozen series of each service instance too, which `/metrics/instances` always has: see [metrics](metrics.md#of-each-service-instance)",
     ),
     key(
         "store.url",
