@@ -11,7 +11,7 @@ use axum::{
     http::StatusCode,
     middleware,
     response::{IntoResponse as _, Response},
-    routing::{delete, get, post},
+    routing::{delete, get, post, put},
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -34,6 +34,7 @@ mod metrics;
 mod nodes;
 mod ready;
 mod request;
+mod restraints;
 mod standing;
 mod status;
 mod token;
@@ -140,6 +141,10 @@ pub fn router(sources: Sources) -> Router {
         .route(&format!("{}/{{id}}/resume", wire::NODES_PATH), post(nodes::resume))
         .route(wire::CONFIG_PATH, get(config::list).patch(config::change))
         .route(&format!("{}/history", wire::CONFIG_PATH), get(config::history))
+        .route(wire::SUSPENSIONS_PATH, get(restraints::suspensions))
+        .route(&format!("{}/{{id}}", wire::SUSPENSIONS_PATH), put(restraints::suspend).delete(restraints::resume))
+        .route(wire::BLOCKED_PATH, get(restraints::blocked))
+        .route(&format!("{}/{{network}}", wire::BLOCKED_PATH), put(restraints::block).delete(restraints::unblock))
         .route(wire::RESTART_PATH, post(restart))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&sources), request::gate));
     with_fallbacks(open.merge(for_operators).with_state(sources))

@@ -29,6 +29,7 @@ mod node;
 mod operator;
 mod ports;
 mod restart;
+mod restrain;
 mod serve;
 mod status;
 

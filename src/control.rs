@@ -46,6 +46,7 @@ mod pools;
 mod ports;
 mod provision;
 mod reload;
+mod restrain;
 mod settings;
 mod snapshot;
 mod unbind;
@@ -63,6 +64,7 @@ pub use overview::PoolUsage;
 pub use pools::Disagreement;
 pub use provision::{ProvisionRefusal, ProvisionSpec, Provisioned};
 pub use reload::ReloadRefusal;
+pub use restrain::{RestrainRefusal, Restrained};
 pub use settings::SettingsRefusal;
 pub use update::{UpdateRefusal, UpdateSpec};
 

@@ -99,12 +99,23 @@ fn state(status: &Status) -> Registry {
     registry.register("store_up", "1 while the store answers", store);
     let listeners = Family::<StateLabels, Gauge>::default();
     let counts = status.listeners;
-    for (state, listener_count) in
-        [("bound", counts.bound), ("failed", counts.failed), ("closed", counts.closed), ("pending", counts.pending)]
-    {
+    for (state, listener_count) in [
+        ("bound", counts.bound),
+        ("failed", counts.failed),
+        ("closed", counts.closed),
+        ("suspended", counts.suspended),
+        ("pending", counts.pending),
+    ] {
         listeners.get_or_create(&StateLabels { state }).set(count(listener_count));
     }
     registry.register("listeners", "Service instances by the state of their port", listeners);
+    let blocked = Gauge::<i64>::default();
+    blocked.set(count(status.networks_blocked));
+    registry.register(
+        "networks_blocked",
+        "Networks whose clients are refused, as an operator has blocked them",
+        blocked,
+    );
     let (backends, longest) = (Family::<StateLabels, Gauge>::default(), Family::<StateLabels, Gauge>::default());
     let states = status.backends.states;
     for (state, is_in) in

@@ -78,7 +78,19 @@ impl From<Operator> for Requester {
 /// # Errors
 /// The refusal to answer with.
 pub(super) async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Response> {
+    parse(&read_body(body, MAX_BODY_BYTES).await?)
+}
+
+/// The same of one that may be left out.
+///
+/// # Errors
+/// The refusal to answer with.
+pub(super) async fn read_if_any<T: DeserializeOwned + Default>(body: Body) -> Result<T, Response> {
     let bytes = read_body(body, MAX_BODY_BYTES).await?;
-    serde_json::from_slice(&bytes)
+    if bytes.is_empty() { Ok(T::default()) } else { parse(&bytes) }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Response> {
+    serde_json::from_slice(bytes)
         .map_err(|error| refusal(StatusCode::BAD_REQUEST, None, format!("The body is not what is asked for: {error}.")))
 }

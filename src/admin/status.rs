@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Instant};
 
 use super::{
-    Sources, nodes,
+    Sources, nodes, restraints,
     standing::Standing,
     wire::{self, rfc3339},
 };
@@ -91,24 +91,39 @@ async fn tell(sources: &Sources, one_by_one: impl Fn(Option<&ListenerState>) -> 
             None => listeners.pending += 1,
         }
     }
-    backend_counts.service_instances_without =
-        desired.listeners.keys().filter(|id| !backends.contains_key(*id)).count();
-    let mut service_instances: Vec<_> = desired
-        .listeners
-        .values()
-        .filter(|spec| one_by_one(state_of(spec, &observations)))
-        .map(|spec| wire::ServiceInstance {
-            id: spec.service_instance_id.to_string(),
-            pool: spec.pool.to_string(),
-            port: spec.port,
-            protocol: spec.protocol.as_str().into(),
-            listener: listener(spec, &observations),
-            backends: backends.get(&spec.service_instance_id).into_iter().flatten().map(backend).collect(),
-            refusals: refused(refusals.remove(&Some(spec.service_instance_id.clone()))),
+    let (directory, served) = (sources.control.directory().borrow().clone(), sources.control.served());
+    let suspended = desired.restraints.suspended.iter().filter_map(|(id, restraint)| {
+        let entry = directory.instance(id.as_str()).filter(|entry| served.contains(&entry.pool))?;
+        let at = (&entry.pool, entry.port, entry.protocol);
+        Some((id, at, wire::Listener::Suspended(restraints::told(restraint))))
+    });
+    let suspended = suspended.collect::<Vec<_>>();
+    listeners.suspended = suspended.len();
+    let all = desired.listeners.keys().chain(suspended.iter().map(|(id, ..)| *id));
+    backend_counts.service_instances_without = all.filter(|id| !backends.contains_key(*id)).count();
+    let listening = desired.listeners.values().filter(|spec| one_by_one(state_of(spec, &observations)));
+    let listening = listening.map(|spec| {
+        let at = (&spec.pool, spec.port, spec.protocol);
+        (&spec.service_instance_id, at, listener(spec, &observations))
+    });
+    let mut service_instances: Vec<_> = listening
+        .chain(suspended)
+        .map(|(id, (pool, port, protocol), listener)| wire::ServiceInstance {
+            id: id.to_string(),
+            pool: pool.to_string(),
+            port,
+            protocol: protocol.as_str().into(),
+            listener,
+            backends: backends.get(id).into_iter().flatten().map(backend).collect(),
+            refusals: refused(refusals.remove(&Some(id.clone()))),
         })
         .collect();
     service_instances.sort_by(|a, b| {
-        let place = |instance: &wire::ServiceInstance| !matches!(instance.listener, wire::Listener::Failed { .. });
+        let place = |instance: &wire::ServiceInstance| match instance.listener {
+            wire::Listener::Failed { .. } => 0,
+            wire::Listener::Suspended(_) => 1,
+            _ => 2,
+        };
         (place(a), &a.pool, a.port).cmp(&(place(b), &b.pool, b.port))
     });
     let mut status = wire::Status {
@@ -125,6 +140,7 @@ async fn tell(sources: &Sources, one_by_one: impl Fn(Option<&ListenerState>) -> 
         nodes: nodes::nodes(sources),
         pools: pools(usage),
         listeners,
+        networks_blocked: desired.restraints.blocked.len(),
         backends: backend_counts,
         refusals: refused(refusals.remove(&None)),
         service_instances,
@@ -278,6 +294,7 @@ mod tests {
             nodes: vec![],
             pools: vec![pool],
             listeners: wire::ListenerCounts::default(),
+            networks_blocked: 0,
             backends: wire::BackendCounts::default(),
             refusals: vec![],
             service_instances: vec![],

@@ -11,6 +11,12 @@ pub const STATUS_PATH: &str = "/admin/v1/status";
 /// Where [`Nodes`] are; one of them is below that, under its id.
 pub const NODES_PATH: &str = "/admin/v1/nodes";
 
+/// Where [`Suspensions`] are; one of them is below that, under the service instance's id.
+pub const SUSPENSIONS_PATH: &str = "/admin/v1/suspensions";
+
+/// Where [`Blocked`] is; a network is below that.
+pub const BLOCKED_PATH: &str = "/admin/v1/blocked";
+
 /// Where a hot restart is asked for.
 pub const RESTART_PATH: &str = "/admin/v1/restart";
 
@@ -61,12 +67,16 @@ pub struct Status {
     pub pools: Vec<Pool>,
     /// How many listeners are what.
     pub listeners: ListenerCounts,
+    /// How many networks are blocked.
+    #[serde(default)]
+    pub networks_blocked: usize,
     /// How many backends there are.
     pub backends: BackendCounts,
     /// The last announcements that were refused because they name no service instance that there is, or cannot be read; the
     /// latest first.
     pub refusals: Vec<Refusal>,
-    /// Every service instance with its listener and its backends: those that failed first, then by pool and port.
+    /// Every service instance with its listener and its backends: those that failed first, then those that
+    /// are suspended, then by pool and port.
     pub service_instances: Vec<ServiceInstance>,
 }
 
@@ -244,6 +254,71 @@ impl Node {
     }
 }
 
+/// `GET /admin/v1/suspensions`: the service instances that carry nothing, by id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suspensions {
+    /// All of them.
+    pub suspended: Vec<Suspension>,
+}
+
+/// A service instance that carries nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suspension {
+    /// Its id.
+    pub service_instance: String,
+    /// How it is held back.
+    #[serde(flatten)]
+    pub restraint: Restraint,
+}
+
+/// `GET /admin/v1/blocked`: the networks whose clients get nowhere, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blocked {
+    /// All of them.
+    pub blocked: Vec<Block>,
+}
+
+/// A network whose clients get nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Block {
+    /// As it is written.
+    pub network: String,
+    /// How it is held back.
+    #[serde(flatten)]
+    pub restraint: Restraint,
+}
+
+/// Why something is held back. The time is RFC 3339, in UTC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restraint {
+    /// Since when.
+    pub since: String,
+    /// By whom, as they call themselves.
+    pub by: String,
+    /// In their words; empty: they have said nothing.
+    pub reason: String,
+}
+
+/// What a `PUT` of a suspension or of a network may say.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reason {
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// `PUT` and `DELETE` of a suspension or of a network: how it is by then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restrained {
+    /// Whether that has changed anything: it may have been so before.
+    pub changed: bool,
+    /// How it is held back; `null`: it is not.
+    pub restraint: Option<Restraint>,
+    /// Live nodes that have not said in time that it is so there.
+    pub lagging: Vec<String>,
+}
+
 /// An id as a part of a path.
 #[must_use]
 pub fn in_path(id: &str) -> String {
@@ -306,6 +381,9 @@ pub struct ListenerCounts {
     pub failed: usize,
     /// They take nothing new, as the node drains.
     pub closed: usize,
+    /// They are closed, as an operator has suspended their service instances.
+    #[serde(default)]
+    pub suspended: usize,
     /// Not tried yet.
     pub pending: usize,
 }
@@ -411,6 +489,8 @@ pub enum Listener {
         /// Since when.
         since: String,
     },
+    /// It is closed, as an operator has suspended the service instance.
+    Suspended(Restraint),
     /// It is not, and is retried.
     Failed {
         /// Since when.

@@ -8,16 +8,20 @@ use hyper::Method;
 
 use super::{
     FINE, FOUND_A_PROBLEM, Failure, Outcome,
-    operator::{Node, Reach},
+    operator::Node,
     print,
+    restrain::{self, Asked},
 };
 use crate::admin::wire;
 
-/// List the nodes of a store, and drain, resume or remove one.
+/// List the nodes of a store, and drain, resume or remove one; suspend a service instance or block a network on all of them.
 ///
 /// Any node can be asked about all. A node that is drained is not ready from then on, takes what still comes for
 /// `forwarder.drain_wait`, and then nothing new; what is open may finish for `forwarder.drain_timeout`. It stays drained,
 /// also after a restart, until it is resumed.
+///
+/// What is suspended or blocked is so on all nodes at once, also after restarts, and in the history of settings with who and
+/// when. The operators' API is none of it: nobody locks themselves out.
 #[derive(Debug, clap::Args)]
 pub struct NodeCommand {
     #[command(subcommand)]
@@ -30,20 +34,21 @@ enum Action {
     List(Asked),
     /// Have a node take nothing new, and finish what is open.
     Drain(Named),
-    /// Have a drained node take part again.
-    Resume(Named),
+    /// Have a drained node take part again; or, with --service-instance, a service instance that was suspended.
+    Resume(Resumed),
     /// Forget a node that has died for good. One that lives is not removed.
     Remove(Named),
-}
-
-#[derive(Debug, clap::Args)]
-struct Asked {
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-
-    #[command(flatten)]
-    reach: Reach,
+    /// Close the port of a service instance on all nodes and end its connections and sessions, until it is resumed.
+    ///
+    /// It keeps its port, its bindings and its backends, and the platform can go on with it.
+    Suspend(restrain::Suspend),
+    /// Refuse the clients of a network on every port of all nodes, and end their connections and sessions, until it is
+    /// unblocked.
+    Block(restrain::Block),
+    /// Let the clients of a network in again.
+    Unblock(restrain::Unblock),
+    /// Show which service instances are suspended and which networks are blocked.
+    Blocked(Asked),
 }
 
 #[derive(Debug, clap::Args)]
@@ -53,6 +58,16 @@ struct Named {
 
     #[command(flatten)]
     asked: Asked,
+}
+
+#[derive(Debug, clap::Args)]
+struct Resumed {
+    /// The service instance, by its id, that is resumed instead of a node.
+    #[arg(long, value_name = "ID", conflicts_with = "id")]
+    service_instance: Option<String>,
+
+    #[command(flatten)]
+    named: Named,
 }
 
 impl NodeCommand {
@@ -66,7 +81,14 @@ impl NodeCommand {
                     Ok(if nodes.nodes.iter().all(wire::Node::is_fine) { FINE } else { FOUND_A_PROBLEM })
                 }
                 Action::Drain(named) => named.tell(file, Method::POST, "/drain", table).await,
-                Action::Resume(named) => named.tell(file, Method::POST, "/resume", table).await,
+                Action::Resume(Resumed { service_instance: Some(id), named }) => {
+                    restrain::resume(&id, named.asked, file).await
+                }
+                Action::Resume(Resumed { named, .. }) => named.tell(file, Method::POST, "/resume", table).await,
+                Action::Suspend(suspend) => suspend.run(file).await,
+                Action::Block(block) => block.run(file).await,
+                Action::Unblock(unblock) => unblock.run(file).await,
+                Action::Blocked(asked) => restrain::list(asked, file).await,
                 Action::Remove(Named { id: None, .. }) => {
                     Err(Failure::Usage("which node? Name it, for example `harbor node remove harbor_node_2`".into()))
                 }

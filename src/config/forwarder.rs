@@ -41,6 +41,7 @@ impl Forwarder {
                 proxy_from: section
                     .get("proxy_from", value::list(MAX_NETWORKS, value::network))
                     .unwrap_or(default.proxy_from),
+                blocked: default.blocked,
                 drain_wait: section.get("drain_wait", any()).unwrap_or(default.drain_wait),
                 drain_timeout: section.get("drain_timeout", any()).unwrap_or(default.drain_timeout),
             },

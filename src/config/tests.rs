@@ -269,6 +269,7 @@ fn every_section_is_read() {
                 max_udp_sessions_per_port: 20,
                 max_sockets: 30,
                 proxy_from: nets(&["10.0.0.0/24"]),
+                blocked: std::sync::Arc::default(),
                 drain_wait: seconds(5),
                 drain_timeout: seconds(60),
             },

@@ -14,7 +14,7 @@ use super::{
     Secret,
     entry::{Entry, Problem, Value},
 };
-use crate::model::{PortSet, Protocol};
+use crate::model::{PortSet, Protocol, networks};
 
 /// The longest duration that is taken: one that is longer is a slip of the pen.
 pub const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
@@ -118,21 +118,8 @@ pub fn address(entry: &Entry) -> Read<IpAddr> {
 pub fn network(entry: &Entry) -> Read<IpNet> {
     let text = text(entry)?;
     let text = text.trim();
-    let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    network
-        .map(|network| canonical(network.trunc()))
-        .map_err(|_| entry.problem(format!("{text:?} is not a network: write for example \"10.0.0.0/8\"")))
-}
-
-/// A network of IPv4 addresses that is written in IPv6's way means those: all addresses that it is asked for are written in
-/// the other.
-fn canonical(network: IpNet) -> IpNet {
-    match (network.addr().to_canonical(), network.prefix_len().checked_sub(96)) {
-        (v4 @ IpAddr::V4(_), Some(prefix)) if network.addr().is_ipv6() => {
-            IpNet::new(v4, prefix).expect("a prefix of IPv6 less 96 is one of IPv4")
-        }
-        _ => network,
-    }
+    networks::parse(text)
+        .ok_or_else(|| entry.problem(format!("{text:?} is not a network: write for example \"10.0.0.0/8\"")))
 }
 
 /// A protocol.

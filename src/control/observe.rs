@@ -10,7 +10,9 @@ use tokio::{
 use super::Control;
 use crate::{
     model::{
-        NodeId, PoolName, Revision, ServiceInstanceId, member::Opening, observed::ListenerState,
+        NodeId, PoolName, Revision, ServiceInstanceId,
+        member::Opening,
+        observed::{ListenerState, Observations},
         service_instance::ServiceInstance,
     },
     store::{self, AnyStore},
@@ -64,12 +66,16 @@ impl Inquiry {
 impl Control {
     /// What has become of the port of `instance`, which is published, on every live node of its pool. One that does not
     /// say in time is named in the log, and waited for no longer.
+    ///
+    /// One that is suspended, perhaps while it was waited for, is as it should be.
     pub(super) async fn opening(&self, instance: &ServiceInstance) -> Seen {
         let here = self.opening_here(&instance.id).await;
-        match here {
+        let seen = match here {
+            _ if self.snapshot.is_suspended(&instance.id).await => return Seen::Listening,
             Some(Seen::Listening) | None => self.elsewhere(instance, here.is_some()).await,
-            Some(failed) => failed,
-        }
+            Some(failed) => return failed,
+        };
+        if self.snapshot.is_suspended(&instance.id).await { Seen::Listening } else { seen }
     }
 
     /// The same of this node; `None` when it does not serve the pool, or does not take part.
@@ -105,6 +111,18 @@ impl Control {
     /// deleted at `revision`. One that does not say so in time is named in the log.
     pub(super) async fn closed_elsewhere(&self, gone: &ServiceInstance, revision: Revision) {
         let _ = self.told(&gone.pool, &gone.id, gone.port, revision, "have closed the port").await;
+    }
+
+    /// Waits, for a bounded time, until every live node has applied a revision. Returns those that have not said so.
+    pub(super) async fn applied_everywhere(&self, revision: Revision) -> Vec<NodeId> {
+        let (mut observations, mut members) = (self.observations.clone(), self.members.clone());
+        let has_applied = |observed: &Observations| observed.applied >= Some(revision);
+        let here = observations.wait_for(|observed| has_applied(observed));
+        let is_here = matches!(timeout(NODES_WAIT, here).await, Ok(Ok(_)));
+        let elsewhere = members.wait_for(|members| members.behind(revision, &self.node).next().is_none());
+        let _ = timeout(NODES_WAIT, elsewhere).await;
+        let own = (!is_here).then(|| self.node.clone());
+        own.into_iter().chain(self.members.borrow().behind(revision, &self.node).cloned()).collect()
     }
 
     /// What the other nodes of a pool say of a port at a revision: when all have said it, or one that it cannot, or after

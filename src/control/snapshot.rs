@@ -18,11 +18,12 @@ use super::{
 use crate::{
     model::{
         Clock, PlanId, PoolName, Protocol, Revision, ServiceInstanceId,
-        desired::{DesiredState, ListenerSpec, Listeners},
+        desired::{DesiredState, ForwarderLimits, ListenerSpec, Listeners},
         directory::{Directory, DirectoryEntry},
         effective::bounded,
         parameters::Settings,
         pool::Pools,
+        restraint::Restraints,
         service_instance::ServiceInstance,
         setting::Setting,
     },
@@ -52,6 +53,8 @@ struct State {
     directory: Directory,
     /// Live settings, by scope and key.
     live: Arc<[Setting]>,
+    /// What of those holds something back.
+    restraints: Arc<Restraints>,
     listeners: Listeners,
     /// What a listener carries while a change of its protocol is being tried, in place of what is stored.
     tried: HashMap<ServiceInstanceId, Protocol>,
@@ -84,13 +87,15 @@ impl Snapshot {
             instances: HashMap::new(),
             directory,
             live: Arc::default(),
+            restraints: Arc::default(),
             listeners: Listeners::default(),
             tried: HashMap::new(),
             version: 0,
         };
         state.replace(store.everything().await?);
         ports.set_pools(&state.facts.pools, clock.wall()).await;
-        let elsewhere = state.instances.len() - state.listeners.size();
+        let served = &state.facts.served;
+        let elsewhere = state.instances.values().filter(|instance| !served.contains(&instance.pool)).count();
         if elsewhere > 0 {
             tracing::info!("{elsewhere} service instances belong to pools that this node does not serve");
         }
@@ -145,6 +150,11 @@ impl Snapshot {
     /// The version of a listener as it is published; none for a service instance of a pool that is not served.
     pub(super) async fn version(&self, id: &ServiceInstanceId) -> Option<u64> {
         self.state.lock().await.listeners.get(id).map(|spec| spec.version)
+    }
+
+    /// Whether it is published that a service instance has no listener for now.
+    pub(super) async fn is_suspended(&self, id: &ServiceInstanceId) -> bool {
+        self.state.lock().await.restraints.suspended.contains_key(id)
     }
 
     /// Publishes the listener as if it carried `protocol`, until [`Snapshot::settle`].
@@ -237,8 +247,18 @@ impl State {
         Arc::new(DesiredState {
             revision: self.revision,
             listeners: self.listeners.clone(),
-            limits: Arc::clone(&self.facts.limits),
+            limits: self.limits(),
+            restraints: Arc::clone(&self.restraints),
         })
+    }
+
+    /// The forwarder's limits, with the networks that are blocked.
+    fn limits(&self) -> Arc<ForwarderLimits> {
+        let (limits, blocked) = (&self.facts.limits, &self.restraints.networks);
+        if limits.blocked == *blocked {
+            return Arc::clone(limits);
+        }
+        Arc::new(ForwarderLimits { blocked: Arc::clone(blocked), ..ForwarderLimits::clone(limits) })
     }
 
     fn directory(&self) -> Arc<Directory> {
@@ -268,6 +288,7 @@ impl State {
             && *self.live != settings[..]
         {
             self.live = settings.into();
+            self.restrain();
         }
         if let Some(secret) = changes.announce_secret {
             self.directory.announce_secret = secret;
@@ -307,6 +328,15 @@ impl State {
             self.show_all();
         }
         self.apply(all);
+    }
+
+    /// Takes over what is held back by now: listeners go, or come again.
+    fn restrain(&mut self) {
+        let before = std::mem::replace(&mut self.restraints, Arc::new(Restraints::of(&self.live)));
+        let now = Arc::clone(&self.restraints);
+        for id in before.suspended.keys().chain(now.suspended.keys()) {
+            self.relist(id);
+        }
     }
 
     /// Names of plans and pools are shared with the configuration.
@@ -363,6 +393,9 @@ impl State {
 
     /// The listener that a service instance should have, with the next version.
     fn listener(&self, id: &ServiceInstanceId) -> Option<ListenerSpec> {
+        if self.restraints.suspended.contains_key(id) {
+            return None;
+        }
         let instance = self.instances.get(id).filter(|instance| self.facts.served.contains(&instance.pool))?;
         let protocol = self.tried.get(id).copied().unwrap_or(instance.protocol);
         // A plan that was taken out of the configuration no longer caps anything.

@@ -1,18 +1,24 @@
-//! Who may come in: limits of a port, of the node, and a fair share when sockets are scarce.
+//! Who may come in: which clients, and of those as many as the limits of a port and of the node let in, each port its fair
+//! share when sockets are scarce.
 //!
 //! Counters are shared by all workers. A flow holds a [`Permit`]; dropping it makes room again.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, AtomicU64, Ordering},
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
 };
+
+use ipnet::IpNet;
 
 use crate::{
     model::{
         Transport,
-        desired::{ForwarderLimits, ListenerSpec, RESERVED_DESCRIPTORS},
+        desired::{ForwarderLimits, ListenerSpec, RESERVED_DESCRIPTORS, allows},
     },
-    telemetry::metrics::Refusal,
+    telemetry::metrics::{ConnectionEnd, Refusal, SessionEnd},
 };
 
 /// Sockets are scarce when less than one in so many is left: from then on a port has at most its share.
@@ -28,6 +34,63 @@ const fn sockets(transport: Transport) -> u32 {
     match transport {
         Transport::Tcp => 2,
         Transport::Udp => 1,
+    }
+}
+
+/// Why a client may not come in, whatever room there is; or not stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Barred {
+    /// It is in no network of `allow`.
+    NotAllowed,
+    /// It is in a network that an operator has blocked.
+    Blocked,
+}
+
+impl Barred {
+    /// Why a client is barred, if it is.
+    pub(super) fn why(client: IpAddr, spec: &ListenerSpec, limits: &ForwarderLimits) -> Option<Self> {
+        if limits.blocked.contains(client) {
+            return Some(Self::Blocked);
+        }
+        (!allows(&spec.settings.allow, client)).then_some(Self::NotAllowed)
+    }
+
+    /// The same of one of which perhaps only its network is known. It is blocked when any client of that is, and allowed when
+    /// any is.
+    pub(super) fn why_in(network: IpNet, spec: &ListenerSpec, limits: &ForwarderLimits) -> Option<Self> {
+        if limits.blocked.overlaps(network) {
+            return Some(Self::Blocked);
+        }
+        let meets = |allowed: &IpNet| allowed.contains(&network) || network.contains(allowed);
+        let allow = &spec.settings.allow;
+        (!allow.is_empty() && !allow.iter().any(meets)).then_some(Self::NotAllowed)
+    }
+}
+
+impl From<Barred> for Refusal {
+    fn from(barred: Barred) -> Self {
+        match barred {
+            Barred::NotAllowed => Self::NotAllowed,
+            Barred::Blocked => Self::Blocked,
+        }
+    }
+}
+
+impl From<Barred> for ConnectionEnd {
+    fn from(barred: Barred) -> Self {
+        match barred {
+            Barred::NotAllowed => Self::NotAllowed,
+            Barred::Blocked => Self::Blocked,
+        }
+    }
+}
+
+impl From<Barred> for SessionEnd {
+    fn from(barred: Barred) -> Self {
+        match barred {
+            Barred::NotAllowed => Self::NotAllowed,
+            Barred::Blocked => Self::Blocked,
+        }
     }
 }
 

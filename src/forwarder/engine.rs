@@ -39,9 +39,10 @@ pub(super) trait Engine: Send + Sync {
     fn spread(&self, listener: &Arc<Listener>, more: Vec<Arc<[DatagramSocket]>>, spread: Spread);
 
     /// Lets go of a listener's sockets of one transport and ends its flows.
-    fn close(&self, id: &ServiceInstanceId, transport: Transport);
+    fn close(&self, id: &ServiceInstanceId, transport: Transport, why: Closing);
 
-    /// Takes changed settings over to open flows: of one listener, or of all.
+    /// Takes changed settings over to open flows, and ends those whose clients may no longer come in: of one listener, or of
+    /// all.
     fn refresh(&self, id: Option<&ServiceInstanceId>);
 
     /// Lets go of listening TCP sockets and begins no UDP sessions; open flows go on.
@@ -76,6 +77,15 @@ pub(super) trait Engine: Send + Sync {
 
     /// Ends all flows and waits for what it runs. Doing it again does nothing. Returns whether it ended well.
     fn stop(&self) -> bool;
+}
+
+/// Why a listener closes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Closing {
+    /// It is wanted no more.
+    Removed,
+    /// It is to carry nothing for now.
+    Suspended,
 }
 
 /// A listener's bound sockets of one transport. Whoever bound them keeps a handle too.

@@ -28,7 +28,7 @@ use self::{
     worker::{Command, MAX_COMMANDS, Waker, Worker},
 };
 use super::{
-    engine::{Engine, ExportedSession, Sockets},
+    engine::{Closing, Engine, ExportedSession, Sockets},
     listener::Listener,
     shared::Shared,
     sockets::{DatagramSocket, Spread},
@@ -130,8 +130,8 @@ impl Engine for Epoll {
         self.workers[owner].queue(Command::ShareOut(listener.id.clone(), more, share));
     }
 
-    fn close(&self, id: &ServiceInstanceId, transport: Transport) {
-        self.queue(|| Command::Close(id.clone(), transport));
+    fn close(&self, id: &ServiceInstanceId, transport: Transport, why: Closing) {
+        self.queue(|| Command::Close(id.clone(), transport, why));
     }
 
     fn refresh(&self, id: Option<&ServiceInstanceId>) {

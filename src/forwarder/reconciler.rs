@@ -18,7 +18,7 @@ use std::{
 use super::{
     Binder, HolderLookup, Observe, PortSockets,
     admission::Supply,
-    engine::{Engine, Sockets},
+    engine::{Closing, Engine, Sockets},
     listener::Listener,
     shared::Shared,
     sockets::{self, DatagramSocket, Spread},
@@ -362,15 +362,17 @@ impl Reconciler {
     /// Removes a listener that is wanted no more, or elsewhere.
     fn remove(&mut self, id: &ServiceInstanceId) {
         let Some(entry) = self.state.entries.remove(id) else { return };
+        let suspended = self.state.desired.restraints.suspended.contains_key(id);
+        let why = if suspended { Closing::Suspended } else { Closing::Removed };
         self.state.more_sockets -= entry.more_sockets();
         for transport in Protocol::Both.transports() {
-            self.engine.close(id, *transport);
+            self.engine.close(id, *transport, why);
             if entry.has(*transport) {
                 self.binder.closed(entry.spec.port, *transport);
             }
         }
         self.state.observations.remove(id);
-        tracing::info!(service_instance = %id, port = entry.spec.port, "port closed");
+        tracing::info!(service_instance = %id, port = entry.spec.port, suspended, "port closed");
     }
 
     /// Lets go of a transport that `spec` no longer has. Returns whether there was one.
@@ -382,7 +384,7 @@ impl Reconciler {
             // It may have flows without a socket that listens, while listeners are closed.
             if entry.spec.protocol.has(*transport) && !spec.protocol.has(*transport) {
                 *entry.sockets(*transport) = None;
-                self.engine.close(id, *transport);
+                self.engine.close(id, *transport, Closing::Removed);
                 self.binder.closed(entry.listener.port, *transport);
                 narrowed = true;
                 if *transport == Transport::Udp {

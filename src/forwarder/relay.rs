@@ -468,6 +468,11 @@ impl Relay {
         }
     }
 
+    /// Whether it is not known yet whom a balancer speaks for.
+    pub fn awaits_header(&self) -> bool {
+        matches!(self.stage, Stage::Header(_))
+    }
+
     /// Whether `side` may have broken off without anybody having been told: a splice to it that came back short may have
     /// met the error, which the kernel tells once, after it had moved some bytes.
     fn is_in_doubt(&self, side: Side) -> bool {

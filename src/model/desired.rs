@@ -8,7 +8,10 @@ use std::{collections::BTreeSet, net::IpAddr, ops::Deref, sync::Arc, time::Durat
 use ipnet::IpNet;
 use rpds::HashTrieMapSync;
 
-use super::{PoolName, Protocol, Revision, ServiceInstanceId, Transport, parameters::Settings, trail::Trail};
+use super::{
+    PoolName, Protocol, Revision, ServiceInstanceId, Transport, networks::Networks, parameters::Settings,
+    restraint::Restraints, trail::Trail,
+};
 
 /// All listeners a node should have, and the limits they share.
 #[derive(Debug, Clone, Default)]
@@ -19,6 +22,9 @@ pub struct DesiredState {
     pub listeners: Listeners,
     /// Shared limits.
     pub limits: Arc<ForwarderLimits>,
+    /// What operators hold back. Service instances that are suspended have no listener here, and the networks that are
+    /// blocked are among the limits: this tells why.
+    pub restraints: Arc<Restraints>,
 }
 
 /// The listeners by service instance, and which of them changed last: a change costs its reader what has changed, not a
@@ -103,6 +109,8 @@ pub struct ForwarderLimits {
     pub max_sockets: u32,
     /// Balancers in front whose PROXY header is required and believed.
     pub proxy_from: Vec<IpNet>,
+    /// Networks that an operator has blocked: their clients get nowhere.
+    pub blocked: Arc<Networks>,
     /// On SIGTERM: how long to accept while not ready.
     pub drain_wait: Duration,
     /// Then: how long connections may take to finish. Also the time a draining backend's connections have.
@@ -125,6 +133,7 @@ impl Default for ForwarderLimits {
             max_udp_sessions_per_port: 16384,
             max_sockets: 0,
             proxy_from: Vec::new(),
+            blocked: Arc::default(),
             drain_wait: Duration::ZERO,
             drain_timeout: Duration::from_secs(30),
         }

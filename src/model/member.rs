@@ -187,6 +187,12 @@ impl Members {
         if waiting.is_empty() { Opening::Open(open) } else { Opening::Waiting(waiting) }
     }
 
+    /// The nodes but `but` that live and have not applied `revision`.
+    pub fn behind(&self, revision: Revision, but: &NodeId) -> impl Iterator<Item = &NodeId> {
+        let live = self.all.iter().filter(|known| known.alive).map(|known| &known.member);
+        live.filter(move |member| member.id != *but && member.report.applied < revision).map(|member| &member.id)
+    }
+
     /// Whether an operator wants the node drained.
     #[must_use]
     pub fn wants_drained(&self, id: &NodeId) -> bool {

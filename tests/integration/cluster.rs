@@ -7,5 +7,6 @@ mod lagging;
 mod membership;
 mod pools;
 mod provision;
+mod restrained;
 pub mod trio;
 mod versions;

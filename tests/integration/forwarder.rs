@@ -1,5 +1,6 @@
 //! The forwarder over real sockets on loopback, IPv4 and IPv6.
 
+mod barred;
 mod churn;
 mod datagrams;
 mod descriptors;

@@ -613,7 +613,12 @@ impl<'a> World<'a> {
             ConnectionEnd::NoBackend => assert!(!self.connected),
             ConnectionEnd::BadHeader => assert!(!self.connected && self.relay.tried().is_empty()),
             ConnectionEnd::Revoked => {}
-            ConnectionEnd::Exhausted | ConnectionEnd::NotAllowed | ConnectionEnd::Removed | ConnectionEnd::Stopped => {
+            ConnectionEnd::Exhausted
+            | ConnectionEnd::NotAllowed
+            | ConnectionEnd::Blocked
+            | ConnectionEnd::Removed
+            | ConnectionEnd::Suspended
+            | ConnectionEnd::Stopped => {
                 panic!("nobody said {end:?}")
             }
         }

@@ -10,6 +10,9 @@ use crate::{
 /// Most rows of service instances: the rest is counted.
 const MAX_ROWS: usize = 20;
 
+/// Most suspended service instances of which it is told why.
+const MAX_SUSPENDED: usize = 5;
+
 const RED: &str = "\x1b[31m";
 const GREEN: &str = "\x1b[32m";
 const BOLD: &str = "\x1b[1m";
@@ -60,11 +63,28 @@ pub fn render(status: &Status, colour: bool) -> String {
     }
     let listeners = status.listeners;
     let applied = status.revision_applied.map_or_else(|| "none".into(), |revision| revision.to_string());
-    let closed = if listeners.closed > 0 { format!(", {} closed", listeners.closed) } else { String::new() };
+    let mut few = String::new();
+    for (count, what) in [(listeners.closed, "closed"), (listeners.suspended, "suspended")] {
+        if count > 0 {
+            let _ = write!(few, ", {count} {what}");
+        }
+    }
     line(format!(
-        "listeners  {} bound, {} failed{closed}, {} pending (revision {applied} of {})",
+        "listeners  {} bound, {} failed{few}, {} pending (revision {applied} of {})",
         listeners.bound, listeners.failed, listeners.pending, status.revision_desired
     ));
+    let suspended = status.service_instances.iter().filter_map(|instance| match &instance.listener {
+        Listener::Suspended(restraint) => Some((instance, restraint)),
+        _ => None,
+    });
+    for (instance, restraint) in suspended.take(MAX_SUSPENDED) {
+        let (since, by, why) = (clean(&restraint.since), clean(&restraint.by), clean(&restraint.reason));
+        let why = if why.is_empty() { why } else { format!(": {why}") };
+        line(format!("suspended  port {} since {since} by {by}{why}", instance.port));
+    }
+    if status.networks_blocked > 0 {
+        line(format!("blocked    clients of {} networks: `harbor node blocked` shows them", status.networks_blocked));
+    }
     let backends = status.backends;
     line(format!(
         "backends   {} TCP, {} UDP (service instances without any: {})",
@@ -83,6 +103,7 @@ pub fn render(status: &Status, colour: bool) -> String {
             Listener::Pending => ("pending", PLAIN),
             Listener::Bound { .. } => ("bound", PLAIN),
             Listener::Closed { .. } => ("closed", PLAIN),
+            Listener::Suspended(_) => ("suspended", BOLD),
             Listener::Failed { .. } => ("failed", RED),
         };
         line(format!(

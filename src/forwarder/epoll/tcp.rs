@@ -16,8 +16,8 @@ use rustix::{
 
 use super::{
     super::{
-        admission::Permit,
-        engine::{ClosingRecord, FlowEnd, canonical},
+        admission::{Barred, Permit},
+        engine::{Closing, ClosingRecord, FlowEnd, canonical},
         listener::{Listener, OnBackend, speaks_for_others},
         proxy_protocol::{self, Ends, Header, Parsed},
         relay::{Action, Input, Readiness, Relay, Side, Source},
@@ -30,7 +30,11 @@ use super::{
 };
 use crate::{
     backends::Phase,
-    model::{ServiceInstanceId, Transport, desired::allows, parameters::ProxyProtocol},
+    model::{
+        ServiceInstanceId, Transport,
+        desired::{ForwarderLimits, ListenerSpec},
+        parameters::ProxyProtocol,
+    },
     telemetry::metrics::{ConnectionEnd, Direction, PortTally, Refusal},
 };
 
@@ -184,10 +188,14 @@ impl Tcp {
     }
 
     /// Lets go of a listener and ends its connections.
-    pub(super) fn close(&mut self, id: &ServiceInstanceId, tools: &mut Tools) {
+    pub(super) fn close(&mut self, id: &ServiceInstanceId, why: Closing, tools: &mut Tools) {
         let Some(port) = self.by_id.remove(id) else { return };
         self.stop_accepting(port, tools);
-        self.stop_connections(port, ConnectionEnd::Removed, tools);
+        let end = match why {
+            Closing::Removed => ConnectionEnd::Removed,
+            Closing::Suspended => ConnectionEnd::Suspended,
+        };
+        self.stop_connections(port, end, tools);
         if let Some(entry) = self.ports.remove(port) {
             entry.listener.closed();
         }
@@ -217,7 +225,8 @@ impl Tcp {
         self.ports.keys().into_iter().for_each(|port| self.stop_connections(port, end, tools));
     }
 
-    /// Settings have changed, of one listener or of all: deadlines of open connections follow them.
+    /// Settings have changed, of one listener or of all: deadlines of open connections follow them, and who may no longer come
+    /// in is put out.
     pub(super) fn refresh(&mut self, id: Option<&ServiceInstanceId>, tools: &mut Tools) {
         let ports = match id {
             Some(id) => self.by_id.get(id).copied().into_iter().collect(),
@@ -225,9 +234,12 @@ impl Tcp {
         };
         for port in ports {
             let Some(entry) = self.ports.get(port) else { continue };
-            let idle_timeout = entry.listener.idle_timeout(Transport::Tcp, &tools.shared.limits.load());
+            let (limits, spec) = (tools.shared.limits.load_full(), Arc::clone(&entry.listener.spec()));
+            let idle_timeout = entry.listener.idle_timeout(Transport::Tcp, &limits);
             for key in self.connections_of(port) {
-                self.drive(key, Some(Input::IdleTimeout(idle_timeout)), tools);
+                let barred = self.connections.get(key).and_then(|connection| connection.barred(&spec, &limits));
+                let input = barred.map_or(Input::IdleTimeout(idle_timeout), |barred| Input::Stop(barred.into()));
+                self.drive(key, Some(input), tools);
             }
         }
     }
@@ -350,8 +362,10 @@ impl Tcp {
         let limits = tools.shared.limits.load();
         let spec = listener.spec();
         let header_by = speaks_for_others(&limits, client_address).then(|| tools.now + HEADER_TIMEOUT);
-        if header_by.is_none() && !allows(&spec.settings.allow, client_address.ip()) {
-            return Err((client, Refusal::NotAllowed));
+        if header_by.is_none()
+            && let Some(barred) = Barred::why(client_address.ip(), &spec, &limits)
+        {
+            return Err((client, barred.into()));
         }
         let permit = match tools.shared.admission.admit(&listener.usage, Transport::Tcp, &spec, &limits) {
             Ok(permit) => permit,
@@ -626,6 +640,11 @@ impl Connection {
         })
     }
 
+    /// Why its client may no longer stay, if it may not. Of one whom a balancer has yet to name that is not known.
+    fn barred(&self, spec: &ListenerSpec, limits: &ForwarderLimits) -> Option<Barred> {
+        if self.relay.awaits_header() { None } else { Barred::why(self.client_address.ip(), spec, limits) }
+    }
+
     /// Looks at what has arrived, and takes it off the socket only when the header is whole.
     fn read_header(&mut self, tools: &mut Tools) -> Input {
         let peeked = &mut tools.scratch[..proxy_protocol::MAX_HEADER_BYTES];
@@ -647,10 +666,9 @@ impl Connection {
             self.client_address = source;
             self.destination = Some(destination);
         }
-        if allows(&self.listener.spec().settings.allow, self.client_address.ip()) {
-            Input::HeaderRead
-        } else {
-            Input::HeaderRefused(ConnectionEnd::NotAllowed)
+        match Barred::why(self.client_address.ip(), &self.listener.spec(), &tools.shared.limits.load()) {
+            None => Input::HeaderRead,
+            Some(barred) => Input::HeaderRefused(barred.into()),
         }
     }
 

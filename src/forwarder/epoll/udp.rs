@@ -21,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use rustix::io::Errno;
 
 use self::{inbox::Inbox, outbox::Outbox};
@@ -30,10 +31,10 @@ pub(super) use self::{
 };
 use super::{
     super::{
-        admission::Permit,
-        engine::{Carried, ClosingRecord, FlowEnd, canonical},
+        admission::{Barred, Permit},
+        engine::{Carried, Closing, ClosingRecord, FlowEnd, canonical},
         listener::{Listener, OnBackend},
-        sessions::Sessions,
+        sessions::{Sessions, Source},
         slab::{Key, Slab},
         sockets::DatagramSocket,
     },
@@ -91,6 +92,20 @@ struct UdpPort {
     outgrown: bool,
     /// When its sockets are watched again, after that has failed.
     unwatched: Option<Instant>,
+}
+
+impl UdpPort {
+    /// The client of a session, or whom a balancer has named: of that one the address, or its network, is what sessions are
+    /// counted by.
+    fn client_of(&self, session: Key) -> Option<IpNet> {
+        let (peer, _) = self.sessions.get(session)?;
+        let source = self.sessions.past(session)?.source;
+        Some(match source {
+            _ if source == Source::of(peer.client.ip()) => peer.client.ip().to_canonical().into(),
+            Source::V4(address) => IpAddr::from(address).into(),
+            Source::V6(_) => IpNet::new(source.address(), 64).expect("an address has so many bits"),
+        })
+    }
 }
 
 /// More waits at a socket than a turn receives.
@@ -225,9 +240,13 @@ impl Udp {
     }
 
     /// Lets go of a listener and ends its sessions.
-    pub(super) fn close(&mut self, id: &ServiceInstanceId, tools: &mut Tools) {
+    pub(super) fn close(&mut self, id: &ServiceInstanceId, why: Closing, tools: &mut Tools) {
+        let end = match why {
+            Closing::Removed => SessionEnd::Removed,
+            Closing::Suspended => SessionEnd::Suspended,
+        };
         if let Some(port) = self.by_id.remove(id) {
-            self.let_go_of(port, SessionEnd::Removed, tools);
+            self.let_go_of(port, end, tools);
         }
     }
 
@@ -248,7 +267,8 @@ impl Udp {
         self.ports.keys().into_iter().for_each(|port| self.end_sessions(port, end, tools));
     }
 
-    /// Settings have changed, of one listener or of all: deadlines of open sessions follow them.
+    /// Settings have changed, of one listener or of all: deadlines of open sessions follow them, and who may no longer come in
+    /// is put out.
     pub(super) fn refresh(&mut self, id: Option<&ServiceInstanceId>, tools: &mut Tools) {
         let ports = match id {
             Some(id) => self.by_id.get(id).copied().into_iter().collect(),
@@ -258,7 +278,23 @@ impl Udp {
             let Some(entry) = self.ports.get_mut(port) else { continue };
             let idle_timeout = entry.listener.idle_timeout(Transport::Udp, &tools.shared.limits.load());
             entry.sessions.set_idle_timeout(idle_timeout);
+            self.put_out(port, tools);
             self.arm(port, tools);
+        }
+    }
+
+    /// Ends the sessions of clients that may no longer come in.
+    fn put_out(&mut self, port: Key, tools: &mut Tools) {
+        let Some(entry) = self.ports.get(port) else { return };
+        let (limits, spec) = (tools.shared.limits.load_full(), Arc::clone(&entry.listener.spec()));
+        if limits.blocked.is_empty() && spec.settings.allow.is_empty() {
+            return;
+        }
+        for session in self.sessions_of(port) {
+            let client = self.ports.get(port).and_then(|port| port.client_of(session));
+            if let Some(barred) = client.and_then(|client| Barred::why_in(client, &spec, &limits)) {
+                self.end_session(port, session, barred.into(), tools);
+            }
         }
     }
 

@@ -22,7 +22,13 @@ use rustix::{
 };
 
 use super::{
-    super::{engine::ExportedSession, listener::Listener, relay::Side, shared::Shared, sockets::DatagramSocket},
+    super::{
+        engine::{Closing, ExportedSession},
+        listener::Listener,
+        relay::Side,
+        shared::Shared,
+        sockets::DatagramSocket,
+    },
     barrier::Barrier,
     handover::Desks,
     tcp::Tcp,
@@ -47,7 +53,7 @@ pub(super) enum Command {
     /// Share a UDP port with others, who get these sockets.
     ShareOut(ServiceInstanceId, Vec<Arc<[DatagramSocket]>>, Share),
     /// Let go of the sockets of one transport and end its flows.
-    Close(ServiceInstanceId, Transport),
+    Close(ServiceInstanceId, Transport, Closing),
     /// Settings of this listener, or of all, have changed.
     Refresh(Option<ServiceInstanceId>),
     /// Let go of listening sockets and begin no sessions, but go on with what is open.
@@ -215,8 +221,8 @@ impl Worker {
                     udp.open(listener, sockets, tools);
                 }
                 Ok(Command::ShareOut(id, sockets, share)) => udp.share_out(&id, sockets, share, tools),
-                Ok(Command::Close(id, Transport::Tcp)) => tcp.close(&id, tools),
-                Ok(Command::Close(id, Transport::Udp)) => udp.close(&id, tools),
+                Ok(Command::Close(id, Transport::Tcp, why)) => tcp.close(&id, why, tools),
+                Ok(Command::Close(id, Transport::Udp, why)) => udp.close(&id, why, tools),
                 Ok(Command::Refresh(id)) => {
                     tcp.refresh(id.as_ref(), tools);
                     udp.refresh(id.as_ref(), tools);

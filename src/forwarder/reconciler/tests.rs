@@ -11,7 +11,11 @@ use rustix::net::{AddressFamily, SocketType, socket};
 
 use super::*;
 use crate::{
-    forwarder::{admission::Admission, engine::ExportedSession, sockets::Connector},
+    forwarder::{
+        admission::Admission,
+        engine::{Closing, ExportedSession},
+        sockets::Connector,
+    },
     model::{PoolName, PortSet, Revision, Timestamp, balance::Balance, desired::Listeners, parameters::Settings},
     telemetry::metrics::Metrics,
 };
@@ -60,7 +64,7 @@ impl Engine for Ledger {
 
     fn spread(&self, _: &Arc<Listener>, _: Vec<Arc<[DatagramSocket]>>, _: Spread) {}
 
-    fn close(&self, id: &ServiceInstanceId, transport: Transport) {
+    fn close(&self, id: &ServiceInstanceId, transport: Transport, _: Closing) {
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.served.lock().unwrap().remove(&(id.clone(), transport.as_str()));
     }

@@ -68,14 +68,18 @@ words!(
         Exhausted = "exhausted",
         /// A client that must send a PROXY header did not.
         BadHeader = "bad_header",
-        /// Its PROXY header named a client that is not allowed.
+        /// The client is in no network of `allow`: as its PROXY header says, or since that was changed.
         NotAllowed = "not_allowed",
+        /// The client is in a network that an operator has blocked: as its PROXY header says, or by now.
+        Blocked = "blocked",
         /// The time of its draining backend, or of the draining node, was up.
         Drained = "drained",
         /// Its backend's authority ended.
         Revoked = "revoked",
         /// The listener was removed.
         Removed = "removed",
+        /// An operator has suspended the service instance.
+        Suspended = "suspended",
         /// The forwarder stopped.
         Stopped = "stopped",
     }
@@ -100,8 +104,14 @@ words!(
         Drained = "drained",
         /// Its backend's authority ended.
         Revoked = "revoked",
+        /// The client is in no network of `allow` any more.
+        NotAllowed = "not_allowed",
+        /// The client is in a network that an operator has blocked.
+        Blocked = "blocked",
         /// The listener was removed.
         Removed = "removed",
+        /// An operator has suspended the service instance.
+        Suspended = "suspended",
         /// Another process goes on with it.
         HandedOver = "handed_over",
         /// The forwarder stopped.
@@ -114,6 +124,8 @@ words!(
     Refusal {
         /// The client is in no network of `allow`.
         NotAllowed = "not_allowed",
+        /// The client is in a network that an operator has blocked.
+        Blocked = "blocked",
         /// The port has the most flows it may have.
         PortLimit = "port_limit",
         /// UDP: the client's address has the most sessions of the port that it may have.

@@ -44,7 +44,8 @@ fn fine() -> Status {
             retired: false,
             differences: None,
         }],
-        listeners: ListenerCounts { bound: 2, failed: 0, closed: 0, pending: 0 },
+        listeners: ListenerCounts { bound: 2, ..ListenerCounts::default() },
+        networks_blocked: 0,
         backends: BackendCounts { tcp: 3, udp: 0, service_instances_without: 1, states: BackendStates::default() },
         refusals: vec![],
         service_instances: vec![

@@ -207,7 +207,8 @@ impl Udp {
             }
         }
         unwatched.into_iter().for_each(|session| self.end_session(port, session, SessionEnd::Displaced, tools));
-        // They were on the way when something became of their backends.
+        // They were on the way when something became of their backends, or of who may come in.
+        self.put_out(port, tools);
         self.follow_backends(&id, tools);
     }
 

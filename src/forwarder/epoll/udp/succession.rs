@@ -4,7 +4,7 @@
 //! read by one process at any time, and its backend sees the same peer throughout.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     os::fd::AsFd as _,
     sync::{Arc, Mutex},
 };
@@ -92,8 +92,13 @@ impl Udp {
             let taken = sessions.extract_if(.., |(session, _)| is_own(peer_of(session)));
             own.extend(taken.map(|(session, backend)| (port, session, backend)));
         }
+        let ports = own.iter().map(|(port, ..)| *port).collect::<HashSet<_>>();
         for (port, session, backend) in own {
             self.take_over(port, session, backend, tools);
+        }
+        for port in ports {
+            // They were on the way when something became of who may come in.
+            self.put_out(port, tools);
             self.arm(port, tools);
         }
     }

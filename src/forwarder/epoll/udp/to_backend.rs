@@ -19,7 +19,7 @@ use super::{
 use crate::{
     backends::Phase,
     forwarder::{
-        admission::Permit,
+        admission::{Barred, Permit},
         epoll::tools::{Token, Tools},
         listener::{OnBackend, speaks_for_others},
         proxy_protocol::{self, Ends, Header, Parsed},
@@ -27,7 +27,7 @@ use crate::{
         slab::Key,
         sockets,
     },
-    model::{Transport, desired::allows, parameters::ProxyProtocol},
+    model::{Transport, parameters::ProxyProtocol},
     telemetry::metrics::{Direction, Refusal, SessionEnd},
 };
 
@@ -155,7 +155,8 @@ impl Udp {
             return Err(Refusal::Draining);
         }
         let mut opening = Opening { source: peer.client, destination: None, payload: datagram };
-        if speaks_for_others(&tools.shared.limits.load(), peer.client) {
+        let limits = tools.shared.limits.load();
+        if speaks_for_others(&limits, peer.client) {
             let Parsed::Whole(header, length) = proxy_protocol::parse(datagram, Transport::Udp) else {
                 return Err(Refusal::BadHeader);
             };
@@ -166,7 +167,7 @@ impl Udp {
             }
         }
         let spec = self.ports.get(port).ok_or(Refusal::Draining)?.listener.spec();
-        if allows(&spec.settings.allow, opening.source.ip()) { Ok(opening) } else { Err(Refusal::NotAllowed) }
+        Barred::why(opening.source.ip(), &spec, &limits).map_or(Ok(opening), |barred| Err(barred.into()))
     }
 
     /// Begins a session with a backend that is not in `tried`.
