@@ -35,6 +35,7 @@ mod nodes;
 mod ready;
 mod request;
 mod restraints;
+mod secret;
 mod standing;
 mod status;
 mod token;
@@ -141,6 +142,9 @@ pub fn router(sources: Sources) -> Router {
         .route(&format!("{}/{{id}}/resume", wire::NODES_PATH), post(nodes::resume))
         .route(wire::CONFIG_PATH, get(config::list).patch(config::change))
         .route(&format!("{}/history", wire::CONFIG_PATH), get(config::history))
+        .route(wire::ANNOUNCE_SECRET_PATH, get(secret::show))
+        .route(&format!("{}/rotate", wire::ANNOUNCE_SECRET_PATH), post(secret::rotate))
+        .route(&format!("{}/finish", wire::ANNOUNCE_SECRET_PATH), post(secret::finish))
         .route(wire::SUSPENSIONS_PATH, get(restraints::suspensions))
         .route(&format!("{}/{{id}}", wire::SUSPENSIONS_PATH), put(restraints::suspend).delete(restraints::resume))
         .route(wire::BLOCKED_PATH, get(restraints::blocked))

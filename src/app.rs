@@ -20,7 +20,7 @@ mod signals;
 mod sockets;
 mod tasks;
 
-pub use data::{export, import};
+pub use data::{Imported, export, import};
 pub use machine::machine_needs;
 pub use migrate::{check_store, migrate};
 pub use serve::serve;

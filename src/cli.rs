@@ -23,6 +23,7 @@ mod completions;
 mod config;
 mod data;
 mod env;
+mod listing;
 mod man;
 mod migrate;
 mod node;
@@ -30,6 +31,7 @@ mod operator;
 mod ports;
 mod restart;
 mod restrain;
+mod rotate_secret;
 mod serve;
 mod status;
 

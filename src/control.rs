@@ -25,7 +25,6 @@ use crate::{
         observed::Observations,
         plan::Plan,
         pool::{Pool, Pools},
-        token::AnnounceSecret,
     },
     store::{self, AnyStore},
     telemetry::metrics::ControlMetrics,
@@ -47,6 +46,7 @@ mod ports;
 mod provision;
 mod reload;
 mod restrain;
+mod secret;
 mod settings;
 mod snapshot;
 mod unbind;
@@ -65,6 +65,7 @@ pub use pools::Disagreement;
 pub use provision::{ProvisionRefusal, ProvisionSpec, Provisioned};
 pub use reload::ReloadRefusal;
 pub use restrain::{RestrainRefusal, Restrained};
+pub use secret::{Rotation, SecretRefusal};
 pub use settings::SettingsRefusal;
 pub use update::{UpdateRefusal, UpdateSpec};
 
@@ -112,7 +113,6 @@ struct Facts {
 pub struct Control {
     node: NodeId,
     announce_url: Option<String>,
-    announce_secret: AnnounceSecret,
     /// One at a time.
     reload: Mutex<()>,
     store: AnyStore,
@@ -161,13 +161,12 @@ impl Control {
             plans: plans.into(),
             limits: Arc::new(limits),
         };
-        let directory = Directory::new(announce_secret.clone());
+        let directory = Directory::new(announce_secret);
         let snapshot =
             Snapshot::open(Arc::clone(&store), Arc::clone(&clock), Arc::clone(&ports), facts, directory).await?;
         Ok(Arc::new(Self {
             node,
             announce_url,
-            announce_secret,
             reload: Mutex::default(),
             store,
             clock,

@@ -108,7 +108,7 @@ fn answer(outcome: Result<Restrained, Failure<RestrainRefusal>>) -> Response {
             (StatusCode::BAD_REQUEST, refused.to_string())
         }
         Err(Failure::Busy) => (
-            StatusCode::CONFLICT,
+            StatusCode::SERVICE_UNAVAILABLE,
             "something else is being changed at the same time: try again in a few seconds".into(),
         ),
         Err(Failure::Fault(fault)) => {

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Instant};
 
 use super::{
-    Sources, nodes, restraints,
+    Sources, nodes, restraints, secret,
     standing::Standing,
     wire::{self, rfc3339},
 };
@@ -140,6 +140,7 @@ async fn tell(sources: &Sources, one_by_one: impl Fn(Option<&ListenerState>) -> 
         nodes: nodes::nodes(sources),
         pools: pools(usage),
         listeners,
+        secret_rotation: secret::rotation(&sources.control),
         networks_blocked: desired.restraints.blocked.len(),
         backends: backend_counts,
         refusals: refused(refusals.remove(&None)),
@@ -294,6 +295,7 @@ mod tests {
             nodes: vec![],
             pools: vec![pool],
             listeners: wire::ListenerCounts::default(),
+            secret_rotation: None,
             networks_blocked: 0,
             backends: wire::BackendCounts::default(),
             refusals: vec![],

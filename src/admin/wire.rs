@@ -17,6 +17,9 @@ pub const SUSPENSIONS_PATH: &str = "/admin/v1/suspensions";
 /// Where [`Blocked`] is; a network is below that.
 pub const BLOCKED_PATH: &str = "/admin/v1/blocked";
 
+/// Where [`AnnounceSecret`] is; `rotate` and `finish` are below that.
+pub const ANNOUNCE_SECRET_PATH: &str = "/admin/v1/announce-secret";
+
 /// Where a hot restart is asked for.
 pub const RESTART_PATH: &str = "/admin/v1/restart";
 
@@ -67,6 +70,9 @@ pub struct Status {
     pub pools: Vec<Pool>,
     /// How many listeners are what.
     pub listeners: ListenerCounts,
+    /// The rotation of the announce secret that is under way; absent: none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_rotation: Option<Rotation>,
     /// How many networks are blocked.
     #[serde(default)]
     pub networks_blocked: usize,
@@ -317,6 +323,24 @@ pub struct Restrained {
     pub restraint: Option<Restraint>,
     /// Live nodes that have not said in time that it is so there.
     pub lagging: Vec<String>,
+}
+
+/// `GET /admin/v1/announce-secret`, and what `POST` to `rotate` and `finish` below it answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnnounceSecret {
+    /// The rotation that is under way: tokens of both secrets count; `null`: of one alone.
+    pub rotation: Option<Rotation>,
+    /// Live nodes that have not said in time that it is so there.
+    pub lagging: Vec<String>,
+}
+
+/// A rotation of the announce secret. The time is RFC 3339, in UTC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotation {
+    /// When it began; `null`: the history no longer tells.
+    pub since: Option<String>,
+    /// By whom, as they call themselves.
+    pub by: Option<String>,
 }
 
 /// An id as a part of a path.

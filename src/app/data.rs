@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use super::{clock::SystemClock, settings};
 use crate::{
     config::Config,
-    model::{Clock as _, member::Members},
+    model::{Clock as _, member::Members, service_instance::ServiceInstance},
     store::{self, AnyStore, Dump},
     telemetry::metrics::Metrics,
 };
@@ -28,20 +28,46 @@ pub fn export(config: &Config) -> anyhow::Result<Dump> {
     })
 }
 
-/// Fills an empty store with what [`export`] gave and [`Dump::write`] wrote, and returns that. Nothing is opened before all of
-/// it is found sound, and it is taken over whole or not at all.
+/// As whom an import notes what it changes.
+const IMPORT: &str = "import";
+
+/// What an import has taken over, and what it has left out.
+#[derive(Debug)]
+pub struct Imported {
+    /// What the store holds now.
+    pub dump: Dump,
+    /// The service instances that the platform knows no more.
+    pub forgotten: Vec<ServiceInstance>,
+}
+
+/// Fills an empty store with what [`export`] gave and [`Dump::write`] wrote, less the service instances that `is_forgotten` by
+/// the platform: as they have been deprovisioned since, their ports rest from now on. Nothing is opened before all of it is
+/// found sound, and it is taken over whole or not at all.
 ///
 /// # Errors
-/// When it is not sound, or the store cannot be opened, is in use, or is not empty.
-pub fn import(config: &Config, exported: &[u8]) -> anyhow::Result<Dump> {
-    let dump = Dump::read(exported)?;
+/// When it is not sound, or the store cannot be opened, is in use, or is not empty; or when the platform knows none of what
+/// there is.
+pub fn import(
+    config: &Config,
+    exported: &[u8],
+    is_forgotten: impl Fn(&ServiceInstance) -> bool,
+) -> anyhow::Result<Imported> {
+    let mut dump = Dump::read(exported)?;
+    let forgotten = dump.deprovision(is_forgotten, SystemClock.wall(), IMPORT);
+    if dump.instances.is_empty() && !forgotten.is_empty() {
+        bail!(
+            "the platform knows none of the {} service instances in it: was the listing written by an admin of the same \
+             platform?",
+            forgotten.len()
+        );
+    }
     run(async {
         let store = store::open(&settings(config), Arc::clone(&Metrics::new().store), None).await?;
         let filled = fill(&store, &dump, config).await;
         store.close().await;
         filled
     })?;
-    Ok(dump)
+    Ok(Imported { dump, forgotten })
 }
 
 async fn fill(store: &AnyStore, dump: &Dump, config: &Config) -> anyhow::Result<()> {

@@ -5,19 +5,20 @@ use std::{
     io::{self, BufWriter, Read, Write},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::{Subcommand, ValueEnum};
 
-use super::{FINE, Failure, Outcome, load, print};
-use crate::app;
+use super::{FINE, Failure, Outcome, clean, listing::Listing, load, print, rotate_secret::RotateSecret};
+use crate::{app, model::service_instance::ServiceInstance};
 
-/// Export what the store holds, for backup and for moving house, and import it.
+/// Export what the store holds, for backup and for moving house, and import it; rotate its secret.
 ///
-/// No node has to run. What is exported is every service instance with its port, its settings and its bindings; ports at
-/// rest, reservations, pools, operations and live settings; and the secret that announce tokens are derived from. Nodes
-/// are left out: they say again who they are.
+/// For export and import no node has to run. What is exported is every service instance with its port, its settings and its
+/// bindings; ports at rest, reservations, pools, operations and live settings; and, if asked for, the secret that announce
+/// tokens are derived from. Nodes are left out: they say again who they are.
 #[derive(Debug, clap::Args)]
 pub struct Data {
     #[command(subcommand)]
@@ -28,12 +29,14 @@ pub struct Data {
 enum Action {
     Export(Export),
     Import(Import),
+    RotateSecret(RotateSecret),
 }
 
 /// Write all that the store holds to a file, also while nodes run on it.
 ///
-/// It is of one moment. The file takes its place whole and only its owner can read it: it holds the secret that announce
-/// tokens are derived from.
+/// It is of one moment. The file takes its place whole, and only its owner can read it. The secret that announce tokens are
+/// derived from is left out unless it is asked for: without it an import makes a new one, and apps have to be bound anew and
+/// restaged before they can announce by a token.
 #[derive(Debug, clap::Args)]
 struct Export {
     /// The file to write [default: standard output, as does -].
@@ -42,6 +45,10 @@ struct Export {
     /// What to write.
     #[arg(long, value_enum, default_value_t = Form::Backup)]
     format: Form,
+
+    /// Write the secret that announce tokens are derived from, too: keep the file as you keep passwords.
+    #[arg(long)]
+    with_secrets: bool,
 }
 
 /// Fill an empty store with what was exported.
@@ -52,6 +59,12 @@ struct Export {
 struct Import {
     /// The file that `harbor data export` has written; - is standard input.
     file: PathBuf,
+
+    /// What the platform knows, as `cf curl "/v3/service_instances?per_page=5000"` lists it: service instances that are not
+    /// in it were deleted since the export, so they are left out, and their ports rest from now on. Without it, ports that
+    /// were freed since the export are allocated again.
+    #[arg(long, value_name = "LISTING")]
+    known_to: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -62,41 +75,115 @@ enum Form {
     Json,
 }
 
+/// Most service instances that are told one by one when they are left out.
+const MAX_TOLD: usize = 20;
+
 /// What stands for standard output or standard input.
 const STANDARD: &str = "-";
 
 impl Data {
     pub fn run(self, config: Option<PathBuf>) -> Outcome {
-        let config = load(config)?;
         match self.action {
-            Action::Export(Export { file, format }) => {
-                let dump = app::export(&config).map_err(Failure::Problem)?;
-                let write = |to: &mut dyn Write| match format {
-                    Form::Backup => dump.write(to),
-                    Form::Json => dump.write_to_read(to),
-                };
-                let Some(file) = file.filter(|file| file.as_os_str() != STANDARD) else {
-                    let mut output = BufWriter::new(io::stdout().lock());
-                    write(&mut output)?;
-                    output.flush()?;
-                    return Ok(FINE);
-                };
-                write_private(&file, write)
-                    .with_context(|| format!("cannot write {}", file.display()))
-                    .map_err(Failure::Problem)?;
-                let advice = if format == Form::Backup { ": keep it as you keep passwords" } else { "" };
-                print(&format!("Exported {}, to {}{advice}.\n", told(&dump), file.display()))?;
-            }
-            Action::Import(Import { file }) => {
-                let exported = read(&file).map_err(Failure::Problem)?;
-                let imported = app::import(&config, &exported);
-                let dump = imported.with_context(|| format!("cannot import {}", file.display()));
-                let dump = dump.map_err(Failure::Problem)?;
-                print(&format!("Imported {}, into the store {}.\n", told(&dump), config.store))?;
-            }
+            Action::Export(export) => export.run(config),
+            Action::Import(import) => import.run(config),
+            Action::RotateSecret(rotate) => rotate.run(config),
         }
+    }
+}
+
+impl Export {
+    fn run(self, config: Option<PathBuf>) -> Outcome {
+        let Self { file, format, with_secrets } = self;
+        if with_secrets && format == Form::Json {
+            return Err(Failure::Usage(
+                "the form to read never has a secret: leave --with-secrets or --format out".into(),
+            ));
+        }
+        let mut dump = app::export(&load(config)?).map_err(Failure::Problem)?;
+        if !with_secrets {
+            dump.announce_secret = None;
+        }
+        let write = |to: &mut dyn Write| match format {
+            Form::Backup => dump.write(to),
+            Form::Json => dump.write_to_read(to),
+        };
+        let Some(file) = file.filter(|file| file.as_os_str() != STANDARD) else {
+            let mut output = BufWriter::new(io::stdout().lock());
+            write(&mut output)?;
+            output.flush()?;
+            return Ok(FINE);
+        };
+        write_private(&file, write)
+            .with_context(|| format!("cannot write {}", file.display()))
+            .map_err(Failure::Problem)?;
+        let advice = match (format, with_secrets) {
+            (Form::Json, _) => "",
+            (Form::Backup, true) => ", with the announce secret: keep it as you keep passwords",
+            (Form::Backup, false) => ", without the announce secret (--with-secrets)",
+        };
+        print(&format!("Exported {}, to {}{advice}.\n", told(&dump), file.display()))?;
         Ok(FINE)
     }
+}
+
+impl Import {
+    fn run(self, config: Option<PathBuf>) -> Outcome {
+        let (config, file) = (load(config)?, self.file);
+        let listing = self.known_to.as_deref().map(Listing::load).transpose();
+        let listing = listing.map_err(|unusable| Failure::Problem(unusable.into()))?;
+        let exported = read(&file).map_err(Failure::Problem)?;
+        let is_unknown = |instance: &ServiceInstance| {
+            listing.as_ref().is_some_and(|listing| !listing.ids.contains(instance.id.as_str()))
+        };
+        let is_forgotten = |instance: &ServiceInstance| {
+            is_unknown(instance) && listing.as_ref().is_some_and(|listing| time_of(instance) < listing.until)
+        };
+        let imported = app::import(&config, &exported, is_forgotten);
+        let imported = imported.with_context(|| format!("cannot import {}", file.display()));
+        let app::Imported { dump, forgotten } = imported.map_err(Failure::Problem)?;
+        let mut text = format!("Imported {}, into the store {}.\n", told(&dump), config.store);
+        if dump.announce_secret.is_none() {
+            text += "It came without the announce secret, so a new one is made: tokens that were given out before count no \
+                     more. Bind each app that announces by a token anew, and restage it.\n";
+        }
+        match &listing {
+            None if !dump.instances.is_empty() => {
+                text += "Ports that were freed since the export are allocated again: an import --known-to a listing of the \
+                         platform leaves their service instances out.\n";
+            }
+            None => {}
+            Some(listing) => {
+                let too_new = dump.instances.iter().filter(|instance| is_unknown(instance)).count();
+                text += &left_out(&forgotten, too_new, listing);
+            }
+        }
+        print(&text)?;
+        Ok(FINE)
+    }
+}
+
+fn time_of(instance: &ServiceInstance) -> SystemTime {
+    UNIX_EPOCH + Duration::from_micros(u64::try_from(instance.created_at.0).unwrap_or_default())
+}
+
+/// Which service instances the platform knows no more.
+fn left_out(forgotten: &[ServiceInstance], too_new: usize, listing: &Listing) -> String {
+    let file = clean(&listing.file);
+    let mut text = match forgotten.len() {
+        0 if too_new == 0 => format!("{file} has all of them: none was left out.\n"),
+        0 => String::new(),
+        count => format!("{count} were left out, as {file} does not have them; their ports rest from now on:\n"),
+    };
+    for instance in forgotten.iter().take(MAX_TOLD) {
+        text += &format!("  port {} of {}: {}\n", instance.port, instance.pool, clean(instance.id.as_str()));
+    }
+    if forgotten.len() > MAX_TOLD {
+        text += &format!("  and {} more\n", forgotten.len() - MAX_TOLD);
+    }
+    if too_new > 0 {
+        text += &format!("{too_new} were kept that {file} does not have, as they may be younger than it.\n");
+    }
+    text
 }
 
 /// What is in a dump, in a few words.

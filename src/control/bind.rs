@@ -156,10 +156,11 @@ impl Control {
         Ok(Bound::Existing(self.credentials(instance, known)?))
     }
 
-    /// The credentials of a binding: the same whenever they are asked for.
+    /// The credentials of a binding: the same whenever they are asked for, until the announce secret is rotated.
     pub(super) fn credentials(&self, instance: &ServiceInstance, binding: &Binding) -> Result<Credentials, Fault> {
-        let pool = self.pool(&instance.pool)?;
-        Ok(Credentials::of(instance, &pool, binding, self.announce_url.as_deref(), &self.announce_secret))
+        let (pool, directory) = (self.pool(&instance.pool)?, self.directory());
+        let secret = directory.borrow().announce_secret.clone();
+        Ok(Credentials::of(instance, &pool, binding, self.announce_url.as_deref(), &secret))
     }
 }
 

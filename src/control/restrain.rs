@@ -23,7 +23,7 @@ pub enum RestrainRefusal {
     Network(#[from] NetworkRefusal),
     /// [`MAX_BLOCKED`] is reached.
     #[error(
-        "{MAX_BLOCKED} networks are blocked, the most that can be: unblock one, or block a larger one in their place"
+        "there are {MAX_BLOCKED} blocked networks, the most that can be: unblock one, or block a larger one in their place"
     )]
     TooManyBlocked,
     /// [`MAX_SETTINGS`] is reached.

@@ -8,12 +8,13 @@ use std::{
     sync::Arc,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Mutex, watch};
 
 use super::{
-    Facts,
+    Facts, failure,
     ports::{PortChanges, Ports},
+    secret::{self, Rotation},
 };
 use crate::{
     model::{
@@ -38,6 +39,7 @@ pub(super) struct Snapshot {
     facts: ArcSwap<Facts>,
     pools: watch::Sender<Pools>,
     settings: watch::Sender<Arc<[Setting]>>,
+    rotation: ArcSwapOption<Rotation>,
     state: Mutex<State>,
     desired: watch::Sender<Arc<DesiredState>>,
     directory: watch::Sender<Arc<Directory>>,
@@ -53,6 +55,8 @@ struct State {
     directory: Directory,
     /// Live settings, by scope and key.
     live: Arc<[Setting]>,
+    /// The rotation of the announce secret that is under way.
+    rotation: Option<Arc<Rotation>>,
     /// What of those holds something back.
     restraints: Arc<Restraints>,
     listeners: Listeners,
@@ -87,12 +91,14 @@ impl Snapshot {
             instances: HashMap::new(),
             directory,
             live: Arc::default(),
+            rotation: None,
             restraints: Arc::default(),
             listeners: Listeners::default(),
             tried: HashMap::new(),
             version: 0,
         };
         state.replace(store.everything().await?);
+        state.follow_rotation(&store).await;
         ports.set_pools(&state.facts.pools, clock.wall()).await;
         let served = &state.facts.served;
         let elsewhere = state.instances.values().filter(|instance| !served.contains(&instance.pool)).count();
@@ -103,7 +109,8 @@ impl Snapshot {
         let facts = ArcSwap::new(Arc::clone(&state.facts));
         let pools = watch::Sender::new(state.facts.pools.clone());
         let settings = watch::Sender::new(Arc::clone(&state.live));
-        Ok(Self { store, clock, ports, facts, pools, settings, state: Mutex::new(state), desired, directory })
+        let rotation = ArcSwapOption::new(state.rotation.clone());
+        Ok(Self { store, clock, ports, facts, pools, settings, rotation, state: Mutex::new(state), desired, directory })
     }
 
     pub(super) fn pools(&self) -> watch::Receiver<Pools> {
@@ -112,6 +119,10 @@ impl Snapshot {
 
     pub(super) fn settings(&self) -> watch::Receiver<Arc<[Setting]>> {
         self.settings.subscribe()
+    }
+
+    pub(super) fn rotation(&self) -> Option<Rotation> {
+        self.rotation.load().as_deref().cloned()
     }
 
     /// What holds by now, apart from service instances.
@@ -210,6 +221,7 @@ impl Snapshot {
             }
         };
         state.losses = losses;
+        state.follow_rotation(&self.store).await;
         let is_new = ports.is_none() || state.revision != revision;
         let now = self.clock.wall();
         if !Arc::ptr_eq(&before, &state.facts) {
@@ -231,6 +243,7 @@ impl Snapshot {
             }
             changed
         });
+        self.rotation.store(state.rotation.clone());
         self.settings.send_if_modified(|known| {
             let changed = !Arc::ptr_eq(known, &state.live);
             known.clone_from(&state.live);
@@ -328,6 +341,20 @@ impl State {
             self.show_all();
         }
         self.apply(all);
+    }
+
+    /// Finds out since when the announce secret is being rotated, if it is. Where that cannot be told now, the next refresh asks
+    /// again.
+    async fn follow_rotation(&mut self, store: &AnyStore) {
+        if self.directory.announce_secret.former().is_none() {
+            self.rotation = None;
+        } else if self.rotation.as_ref().is_none_or(|known| known.began.is_none()) {
+            let began = secret::began(store).await.unwrap_or_else(|fault| {
+                tracing::debug!(error = %failure::chain(&fault), "it is not known since when a rotation is under way");
+                None
+            });
+            self.rotation = Some(Arc::new(Rotation { began }));
+        }
     }
 
     /// Takes over what is held back by now: listeners go, or come again.

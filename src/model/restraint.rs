@@ -43,11 +43,11 @@ pub struct Restraints {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NetworkRefusal {
     /// It is none.
-    #[error("{0:?} is not a network: write for example 203.0.113.0/24 or 2001:db8::/32, or an address alone")]
+    #[error("not a network: {0:?}; write for example 203.0.113.0/24 or 2001:db8::/32, or an address alone")]
     NotANetwork(String),
     /// It has every client.
     #[error(
-        "{0} has every client there is: to carry nothing for one service instance, suspend that; for none, drain the nodes"
+        "the network {0} has every client there is: to carry nothing for one service instance, suspend that; for none, drain the nodes"
     )]
     Everybody(IpNet),
 }
@@ -116,10 +116,10 @@ mod tests {
             ("203.0.113.9/24", Ok("203.0.113.0/24")),
             ("203.0.113.9", Ok("203.0.113.9/32")),
             ("128.0.0.0/1", Ok("128.0.0.0/1")),
-            ("0.0.0.0/0", Err("0.0.0.0/0 has every client there is")),
-            ("::/0", Err("::/0 has every client there is")),
-            ("::ffff:0.0.0.0/96", Err("0.0.0.0/0 has every client there is")),
-            ("nowhere", Err("\"nowhere\" is not a network: write for example")),
+            ("0.0.0.0/0", Err("the network 0.0.0.0/0 has every client there is")),
+            ("::/0", Err("the network ::/0 has every client there is")),
+            ("::ffff:0.0.0.0/96", Err("the network 0.0.0.0/0 has every client there is")),
+            ("nowhere", Err("not a network: \"nowhere\"; write for example")),
         ] {
             let said = network(text).map(|network| network.to_string()).map_err(|refusal| refusal.to_string());
             match expected {

@@ -206,6 +206,25 @@ mod tests {
     }
 
     #[test]
+    fn while_a_secret_is_rotated_the_former_one_counts_and_the_new_one_is_given_out() {
+        let (former, new) = (AnnounceSecret::new([7; SECRET_BYTES]), AnnounceSecret::new([8; SECRET_BYTES]));
+        let binding = BindingId::new("b").unwrap();
+        let both = new.clone().after(&former);
+        assert_eq!(both.token(&binding), new.token(&binding));
+        for secret in [&former, &new] {
+            assert!(both.has_token(&binding, secret.token(&binding).expose()));
+            assert!(
+                both.has_vouched("said", &secret.vouch("said")) && !both.has_vouched("other", &secret.vouch("said"))
+            );
+        }
+        // Who has not heard of it yet, and who knows that it is over.
+        for (secret, other) in [(&former, &both), (&new, &former)] {
+            assert!(!secret.has_token(&binding, other.token(&binding).expose()));
+            assert!(!secret.has_vouched("said", &other.vouch("said")));
+        }
+    }
+
+    #[test]
     fn a_proof_vouches_for_every_field() {
         let token = AnnounceSecret::new([7; SECRET_BYTES]).token(&BindingId::new("b").unwrap());
         let full = Statement {

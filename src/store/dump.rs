@@ -3,12 +3,19 @@
 //!
 //! [`file`] is its form in a file, [`record`] that of each part of it.
 
-use std::{collections::BTreeSet, fmt::Debug};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    fmt::Debug,
+};
 
 use super::{Operation, Release, Reservation};
 use crate::model::{
-    BindingId, PoolName, Revision, ServiceInstanceId, Transport, binding::Binding, pool::Pool,
-    service_instance::ServiceInstance, setting::Setting, token::AnnounceSecret,
+    BindingId, PoolName, Revision, ServiceInstanceId, Timestamp, Transport,
+    binding::Binding,
+    pool::{DEFAULT_QUARANTINE, Pool},
+    service_instance::ServiceInstance,
+    setting::{SUSPENDED, Setting},
+    token::AnnounceSecret,
 };
 
 mod file;
@@ -22,7 +29,7 @@ pub use file::{MAX_FILE_BYTES, ReadError};
 pub struct Dump {
     /// The revision.
     pub revision: Revision,
-    /// What tokens are derived from; none when it was never asked for.
+    /// What tokens are derived from; none when it was never asked for, or is left out.
     pub announce_secret: Option<AnnounceSecret>,
     /// The pools that are defined, each with the revision at which it was; by name.
     pub pools: Vec<(Pool, Revision)>,
@@ -93,6 +100,52 @@ impl Dump {
         self.check_revisions()
     }
 
+    /// The same as it is when these service instances have been deprovisioned `now`, by whoever is called `who`: their ports
+    /// rest from then on. Returns the service instances.
+    pub fn deprovision(
+        &mut self,
+        is_gone: impl Fn(&ServiceInstance) -> bool,
+        now: Timestamp,
+        who: &str,
+    ) -> Vec<ServiceInstance> {
+        let (gone, kept) = std::mem::take(&mut self.instances).into_iter().partition::<Vec<_>, _>(is_gone);
+        self.instances = kept;
+        if gone.is_empty() {
+            return gone;
+        }
+        self.revision = Revision(self.revision.0 + 1);
+        let (revision, ids) = (self.revision, gone.iter().map(|instance| &instance.id).collect::<HashSet<_>>());
+        for instance in &gone {
+            let pool = self.pools.iter().find(|(pool, _)| pool.name == instance.pool);
+            let quarantine = pool.map_or(DEFAULT_QUARANTINE, |(pool, _)| pool.quarantine);
+            let release =
+                Release { space_id: instance.space_id.clone(), at: now, quarantined_until: now.plus(quarantine) };
+            let (pool, port) = (instance.pool.clone(), instance.port);
+            self.last_releases.retain(|last| (&last.pool, last.port) != (&pool, port));
+            self.last_releases.push(LastRelease { pool, port, release, revision });
+        }
+        self.last_releases.sort_by(|a, b| (&a.pool, a.port).cmp(&(&b.pool, b.port)));
+        let unbound = self.bindings.extract_if(.., |binding| ids.contains(&binding.service_instance_id));
+        let mut unbound = unbound.map(|binding| (binding.id, revision)).collect::<Vec<_>>();
+        unbound.sort();
+        self.deleted_bindings.extend(unbound);
+        self.operations.retain(|operation| !ids.contains(&operation.service_instance_id));
+        let mut deleted = gone.iter().map(|instance| (instance.id.clone(), revision)).collect::<Vec<_>>();
+        deleted.sort();
+        self.deleted_instances.extend(deleted);
+        let is_of_one =
+            |setting: &mut Setting| setting.scope == SUSPENDED && ids.iter().any(|id| id.as_str() == setting.key);
+        let resumed = self.settings.extract_if(.., is_of_one).map(|setting| Setting {
+            value: None,
+            changed_by: who.into(),
+            changed_at: now,
+            revision,
+            ..setting
+        });
+        self.settings_history.extend(resumed);
+        gone
+    }
+
     fn check_references(&self) -> Result<(), Contradiction> {
         let known = self.instances.iter().map(|instance| &instance.id).collect::<BTreeSet<_>>();
         if let Some(stray) = self.bindings.iter().find(|binding| !known.contains(&binding.service_instance_id)) {
@@ -113,6 +166,14 @@ impl Dump {
         let mut ports = used.chain(self.last_releases.iter().map(|last| last.port));
         if let Some(privileged) = ports.find(|port| *port < FIRST_PORT) {
             return contradiction(format!("port {privileged} is below {FIRST_PORT}"));
+        }
+        let allocated = self.instances.iter().map(|instance| ((&instance.pool, instance.port), instance.revision));
+        let allocated = allocated.collect::<HashMap<_, _>>();
+        let is_freed = |last: &&LastRelease| {
+            allocated.get(&(&last.pool, last.port)).is_some_and(|revision| last.revision >= *revision)
+        };
+        if let Some(last) = self.last_releases.iter().find(is_freed) {
+            return contradiction(format!("port {} of the pool {} is both allocated and freed", last.port, last.pool));
         }
         let mut by_port = self.reservations.iter().map(|(held, _)| held).collect::<Vec<_>>();
         if let Some(held) = by_port.iter().find(|held| held.first_port > held.last_port) {

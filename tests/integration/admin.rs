@@ -21,6 +21,7 @@ use harbor::{
         plan::Plan,
         pool::{Pool, PoolNames},
         service_instance::ServiceInstance,
+        setting::{By, MAX_SETTINGS, SettingChange},
     },
     store::{AnyStore, Provision, Store as _, memory::MemoryStore},
     telemetry::metrics::Metrics,
@@ -63,6 +64,19 @@ pub struct Node {
 }
 
 impl Node {
+    /// Sets as many live settings as there can be.
+    pub async fn fill_settings(&self) {
+        let (read_at, settings) = self.durable.settings().await.unwrap();
+        let change = |number: usize| SettingChange {
+            scope: "forwarder".into(),
+            key: format!("key-{number}"),
+            value: Some("1".into()),
+        };
+        let changes = (settings.len()..MAX_SETTINGS).map(change).collect::<Vec<_>>();
+        let by = By { who: "root".into(), at: THEN };
+        assert!(self.durable.change_settings(&changes, &by, read_at).await.unwrap().is_some());
+    }
+
     pub async fn new(metrics_public: bool) -> Self {
         let pool = PoolName::new("default").unwrap();
         let plans = Plan::built_in(&pool);

@@ -5,6 +5,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use harbor::{model::plan::SERVICE_ID, store::Dump};
@@ -33,7 +34,8 @@ fn run(site: &Site, arguments: &[&str]) -> Result<String, String> {
 }
 
 fn export(site: &Site, file: &str) -> PathBuf {
-    run(site, &["data", "export", file]).unwrap();
+    let said = run(site, &["data", "export", "--with-secrets", file]).unwrap();
+    assert!(said.ends_with(", with the announce secret: keep it as you keep passwords.\n"), "{said}");
     site.path().join(file)
 }
 
@@ -280,6 +282,10 @@ async fn a_file_is_private_and_takes_its_place_whole() {
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
     export(&site, "backup");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600, "also in place of another");
+    run(&site, &["data", "export", "bare"]).unwrap();
+    let bare = site.path().join("bare");
+    assert_eq!(fs::metadata(&bare).unwrap().permissions().mode() & 0o7777, 0o600, "also without secrets");
+    fs::remove_file(bare).unwrap();
     let on_output = run(&site, &["data", "export", "-"]).unwrap();
     assert_eq!(on_output.as_bytes(), fs::read(&file).unwrap());
 
@@ -293,4 +299,136 @@ async fn a_file_is_private_and_takes_its_place_whole() {
     }
     let left = fs::read_dir(site.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
     assert_eq!(left.len(), 3, "{left:?}");
+}
+
+/// Announces by a token; the status of the answer.
+async fn announce(node: &Harbor, id: &str, token: &Value) -> u16 {
+    let client = Client::new(node.address("announce"));
+    let client = client.with("authorization", &format!("Bearer {}", token.as_str().unwrap()));
+    let body = json!({ "binding_id": format!("of-{id}"), "port": 1024 });
+    client.put(&format!("/announce/v1/instances/{id}"), &body).await.status.as_u16()
+}
+
+#[tokio::test]
+async fn the_secret_is_exported_only_when_asked_for_and_an_import_without_it_makes_a_new_one() {
+    let first = Site::new("30080-30089", "");
+    let node = first.serve().await;
+    provision(&node.broker(), "a").await;
+    let told = credentials(&node, "a").await;
+    assert_eq!(announce(&node, "a", &told["announce"]["token"]).await, 200);
+    let said = run(&first, &["data", "export", "bare"]).unwrap();
+    assert!(said.ends_with(", without the announce secret (--with-secrets).\n"), "{said}");
+    let (bare, whole) = (first.path().join("bare"), export(&first, "whole"));
+    assert!(node.terminate().success());
+    let lines = |file: &Path| fs::read_to_string(file).unwrap().lines().map(String::from).collect::<Vec<_>>();
+    let (bare_lines, whole_lines) = (lines(&bare), lines(&whole));
+    assert!(!bare_lines.iter().any(|line| line.contains("announce_secret")));
+    assert_eq!(bare_lines.len() + 1, whole_lines.len(), "nothing else is left out");
+    let refusal = run(&first, &["data", "export", "--with-secrets", "--format", "json"]).unwrap_err();
+    assert!(refusal.contains("the form to read never has a secret") && refusal.ends_with("exit code 2"), "{refusal}");
+
+    for site in
+        [Site::new("30080-30089", ""), Site::new("30080-30089", "").with("store.url", &Postgres::shared().database())]
+    {
+        let said = import(&site, &bare).unwrap();
+        assert!(said.contains("It came without the announce secret, so a new one is made"), "{said}");
+        let node = site.serve().await;
+        let new = credentials(&node, "a").await;
+        assert_eq!(new["port"], told["port"]);
+        assert_ne!(new["announce"]["token"], told["announce"]["token"]);
+        assert_eq!(announce(&node, "a", &told["announce"]["token"]).await, 401);
+        assert_eq!(announce(&node, "a", &new["announce"]["token"]).await, 200);
+        assert!(node.terminate().success());
+    }
+    let site = Site::new("30080-30089", "");
+    let said = import(&site, &whole).unwrap();
+    assert!(!said.contains("secret"), "{said}");
+    let node = site.serve().await;
+    assert_eq!(announce(&node, "a", &told["announce"]["token"]).await, 200);
+    assert!(node.terminate().success());
+}
+
+/// Asks for a service instance, perhaps with this very port, for another space.
+async fn ask_for(client: &Client, id: &str, port: Option<u64>) -> u16 {
+    let mut body = body(&json!({ "parameters": {} }));
+    body["space_guid"] = json!("another");
+    if let Some(port) = port {
+        body["parameters"]["port"] = json!(port);
+    }
+    client.put(&format!("/v2/service_instances/{id}"), &body).await.status.as_u16()
+}
+
+#[tokio::test]
+async fn what_the_platform_has_deleted_since_a_backup_stays_deleted_and_its_port_rests() {
+    let of = |url: Option<String>| {
+        let site = Site::new("30070-30073", "").with("harbor_node.quarantine", "1h");
+        url.into_iter().fold(site, |site, url| site.with("store.url", &url))
+    };
+    let first = of(None);
+    let node = first.serve().await;
+    let mut ports = Vec::new();
+    for id in ["rested", "kept", "gone"] {
+        provision(&node.broker(), id).await;
+        ports.push(credentials(&node, id).await["port"].as_u64().unwrap());
+    }
+    deprovision(&node.broker(), "rested").await;
+    let backup = export(&first, "backup");
+    // What becomes of it after that, the backup does not know.
+    deprovision(&node.broker(), "gone").await;
+    assert!(node.terminate().success());
+
+    let listing = first.path().join("platform.json");
+    let write = |total: usize, ids: &[&str], written: SystemTime| {
+        let resources = ids.iter().map(|id| json!({ "guid": id })).collect::<Vec<_>>();
+        let page = json!({ "pagination": { "total_results": total, "next": null }, "resources": resources });
+        fs::write(&listing, page.to_string()).unwrap();
+        fs::File::options().write(true).open(&listing).unwrap().set_modified(written).unwrap();
+    };
+    let later = SystemTime::now() + Duration::from_secs(600);
+    let import =
+        |site: &Site| run(site, &["data", "import", backup.to_str().unwrap(), "--known-to", listing.to_str().unwrap()]);
+    for (total, ids, expected) in [
+        (3, &["kept", "of-another-broker"][..], "it is cut short, with 2 of 3 service instances"),
+        (0, &[], "it has no service instance at all"),
+        (1, &["of-another-broker"], "the platform knows none of the 2 service instances in it"),
+    ] {
+        write(total, ids, later);
+        let site = of(None);
+        let refusal = import(&site).unwrap_err();
+        assert!(refusal.contains(expected) && refusal.ends_with("exit code 1"), "{refusal}");
+        assert!(!site.data().exists(), "nothing was opened");
+    }
+    // Who was provisioned after the listing was written may be missing there.
+    write(1, &["kept"], SystemTime::now());
+    let said = import(&of(None)).unwrap();
+    assert!(said.contains("1 were kept that ") && said.contains("may be younger than it"), "{said}");
+
+    write(2, &["kept", "of-another-broker"], later);
+    for site in [of(None), of(Some(Postgres::shared().database()))] {
+        let said = import(&site).unwrap();
+        assert!(said.starts_with("Imported 1 service instance and 1 binding, of revision "), "{said}");
+        let expected = format!("their ports rest from now on:\n  port {} of default: gone\n", ports[2]);
+        assert!(said.contains("1 were left out, as ") && said.ends_with(&expected), "{said}");
+        let node = site.serve().await;
+        let client = node.broker();
+        let status = node.admin().get("/admin/v1/status").await.json();
+        assert_eq!((&status["pools"][0]["quarantined"], &status["pools"][0]["allocated"]), (&json!(2), &json!(1)));
+        for port in [ports[0], ports[2]] {
+            assert_eq!(ask_for(&client, "greedy", Some(port)).await, 400, "port {port}");
+        }
+        assert_eq!(ask_for(&client, "last", None).await, 201, "one is free");
+        assert_ne!(ask_for(&client, "none", None).await, 201, "the others rest");
+        assert_eq!(credentials(&node, "kept").await["port"].as_u64(), Some(ports[1]));
+        // The platform may ask once more for what it has deleted.
+        let path = format!("/v2/service_instances/gone?service_id={SERVICE_ID}&plan_id={PLAN_TCP}");
+        assert_eq!(client.send(Method::DELETE, &path, None).await.status, 410);
+        assert!(node.terminate().success());
+    }
+
+    let site = of(None);
+    let said = run(&site, &["data", "import", backup.to_str().unwrap()]).unwrap();
+    assert!(
+        said.contains("Ports that were freed since the export are allocated again: an import --known-to"),
+        "{said}"
+    );
 }

@@ -8,7 +8,7 @@ use harbor::{
     broker::ROUTES,
     discovery::source::{Action, Source},
     model::{
-        AppId, BindingId, ServiceInstanceId, Timestamp,
+        AppId, BindingId, Revision, ServiceInstanceId, Timestamp,
         observed::{Link, ListenerObservation, ListenerState, Mode},
         plan::SERVICE_ID,
     },
@@ -304,9 +304,11 @@ async fn what_operators_are_shown_is_what_it_describes() {
     let mut seen = BTreeSet::new();
     let (mut node, private) = (Node::new(true).await, Node::new(false).await);
     let at = || Timestamp::from_seconds(1_795_252_518);
-    let mut tell = async |method: Method, path: &'static str, client: Client, status: u16| {
-        let answer = client.send(method.clone(), &path.replace("{node_id}", "harbor_node_2"), None).await;
-        assert_eq!(answer.status, status, "{path}");
+    let mut ask = async |method: Method, path: &'static str, id: &str, body: Option<Value>, client: Client, status| {
+        let asked =
+            ["{node_id}", "{suspended_id}", "{network}"].iter().fold(path.to_owned(), |at, name| at.replace(name, id));
+        let answer = client.send(method.clone(), &asked, body.as_ref()).await;
+        assert_eq!(answer.status, status, "{method} {path}: {answer:?}");
         let operation = &document["paths"][path][method.as_str().to_lowercase()];
         let described = resolve(&document, &operation["responses"][answer.status.as_str()]);
         let (kind, content) = described["content"].as_object().unwrap().iter().next().unwrap();
@@ -318,6 +320,56 @@ async fn what_operators_are_shown_is_what_it_describes() {
         };
         judge(&document, &content["schema"], &body).unwrap_or_else(|error| panic!("{path} {status}: {error}: {body}"));
         seen.insert((format!("{method} {path}"), status.to_string()));
+    };
+    let (put, delete) = (Method::PUT, Method::DELETE);
+    let (suspension, network) = ("/admin/v1/suspensions/{suspended_id}", "/admin/v1/blocked/{network}");
+    let restraints = [
+        (&put, suspension, "first"),
+        (&delete, suspension, "first"),
+        (&put, network, "10.0.0.0%2F8"),
+        (&delete, network, "10.0.0.0%2F8"),
+    ];
+    let lists = [wire::SUSPENSIONS_PATH, wire::BLOCKED_PATH, wire::ANNOUNCE_SECRET_PATH];
+    let rotations = ["/admin/v1/announce-secret/rotate", "/admin/v1/announce-secret/finish"];
+    node.observations.send_modify(|seen| Arc::make_mut(seen).applied = Some(Revision(1_000)));
+    for (method, path, id) in restraints {
+        ask(method.clone(), path, id, None, node.anonymous(), 401).await;
+        ask(method.clone(), path, id, None, node.operator(), 200).await;
+        if *method == put {
+            let reason = json!({ "reason": "x".repeat(501) });
+            ask(method.clone(), path, id, Some(reason), node.operator(), 400).await;
+        }
+    }
+    for method in [&put, &delete] {
+        ask(method.clone(), suspension, "nobody", None, node.operator(), 404).await;
+        ask(method.clone(), network, "0.0.0.0%2F0", None, node.operator(), 400).await;
+        ask(put.clone(), suspension, "second", Some(json!({ "reason": "abused" })), node.operator(), 200).await;
+        ask(put.clone(), network, "::1", None, node.operator(), 200).await;
+    }
+    for path in rotations {
+        ask(Method::POST, path, "", None, node.anonymous(), 401).await;
+        ask(Method::POST, path, "", None, node.operator(), 200).await;
+        for path in lists {
+            ask(Method::GET, path, "", None, node.operator(), 200).await;
+        }
+        ask(Method::GET, wire::STATUS_PATH, "", None, node.operator(), 200).await;
+        // One rotation at a time, and the end of none.
+        if path == rotations[0] {
+            ask(Method::POST, path, "", None, node.operator(), 409).await;
+        }
+    }
+    ask(Method::POST, rotations[1], "", None, node.operator(), 409).await;
+    for path in lists {
+        ask(Method::GET, path, "", None, node.anonymous(), 401).await;
+    }
+    node.fill_settings().await;
+    for (path, id) in [(suspension, "first"), (network, "10.0.0.0%2F8")] {
+        ask(put.clone(), path, id, None, node.operator(), 409).await;
+    }
+    ask(delete.clone(), suspension, "second", None, node.operator(), 200).await;
+
+    let mut tell = async |method: Method, path: &'static str, client: Client, status: u16| {
+        ask(method, path, "harbor_node_2", None, client, status).await;
     };
     let node_paths = [
         (Method::DELETE, "/admin/v1/nodes/{node_id}"),
@@ -379,6 +431,12 @@ async fn what_operators_are_shown_is_what_it_describes() {
         let operator = node.operator();
         let answer = async { node.restarts.recv().await.expect("it was asked for").send(outcome).unwrap() };
         tokio::join!(tell(Method::POST, wire::RESTART_PATH, operator, status), answer);
+    }
+    for (method, path, id) in restraints {
+        ask(method.clone(), path, id, None, node.operator(), 503).await;
+    }
+    for path in rotations {
+        ask(Method::POST, path, "", None, node.operator(), 503).await;
     }
 
     let mut described = BTreeSet::new();

@@ -85,6 +85,10 @@ pub fn render(status: &Status, colour: bool) -> String {
     if status.networks_blocked > 0 {
         line(format!("blocked    clients of {} networks: `harbor node blocked` shows them", status.networks_blocked));
     }
+    if let Some(rotation) = &status.secret_rotation {
+        let since = rotation.since.as_ref().map(|since| format!(" since {}", clean(since))).unwrap_or_default();
+        line(format!("rotation   of the announce secret{since}: `harbor data rotate-secret --finish` ends it"));
+    }
     let backends = status.backends;
     line(format!(
         "backends   {} TCP, {} UDP (service instances without any: {})",

@@ -45,6 +45,7 @@ fn fine() -> Status {
             differences: None,
         }],
         listeners: ListenerCounts { bound: 2, ..ListenerCounts::default() },
+        secret_rotation: None,
         networks_blocked: 0,
         backends: BackendCounts { tcp: 3, udp: 0, service_instances_without: 1, states: BackendStates::default() },
         refusals: vec![],

@@ -241,6 +241,10 @@ fn what_no_store_can_have_held_is_refused() {
     );
     check(|dump| dump.deleted_bindings.push((BindingId::new("b").unwrap(), Revision(5))), "the deleted binding \"b\"");
     check(|dump| dump.last_releases[0].port = 1023, "port 1023 is below 1024");
+    check(
+        |dump| dump.last_releases[0].revision = dump.instances[0].revision,
+        "port 35000 of the pool default is both allocated and freed",
+    );
     check(|dump| dump.reservations[0].0.last_port = 1, "\"sip\" ends before it begins");
     check(
         |dump| {
@@ -257,6 +261,38 @@ fn what_no_store_can_have_held_is_refused() {
     let mut late = full();
     late.revision = Revision(1 << 62);
     assert_eq!(Dump::read(written(&late).as_bytes()).unwrap(), late, "half of all revisions are left");
+}
+
+#[test]
+fn what_is_deprovisioned_in_a_dump_leaves_nothing_but_a_port_at_rest() {
+    let mut dump = full();
+    dump.settings.push(Setting {
+        scope: crate::model::setting::SUSPENDED.into(),
+        key: "a/b \0 ☃".into(),
+        ..dump.settings[0].clone()
+    });
+    let before = dump.clone();
+    let now = Timestamp::from_seconds(1_800_000_000);
+    assert!(dump.deprovision(|_| false, now, "import").is_empty());
+    assert_eq!(dump, before);
+
+    let gone = dump.deprovision(|instance| instance.port == 35000, now, "import");
+    assert_eq!(gone, before.instances);
+    let revision = Revision(18);
+    let release = store::Release {
+        space_id: SpaceId::new("space").unwrap(),
+        at: now,
+        quarantined_until: now.plus(DEFAULT_QUARANTINE),
+    };
+    assert_eq!(dump.last_releases, [store::LastRelease { release, revision, ..before.last_releases[0].clone() }]);
+    assert!(dump.instances.is_empty() && dump.bindings.is_empty());
+    assert!(!dump.operations.iter().any(|operation| operation.service_instance_id == gone[0].id));
+    assert_eq!(dump.deleted_instances.last(), Some(&(gone[0].id.clone(), revision)));
+    assert_eq!(dump.deleted_bindings.last(), Some(&(BindingId::new("b").unwrap(), revision)));
+    assert_eq!(dump.settings, before.settings[..1]);
+    let last = dump.settings_history.last().unwrap();
+    assert_eq!((&last.value, &*last.changed_by, last.revision), (&None, "import", revision));
+    assert_eq!(Dump::read(written(&dump).as_bytes()).unwrap(), dump, "it is sound");
 }
 
 #[test]
