@@ -61,14 +61,14 @@ impl Restraint {
 }
 
 impl Restraints {
-    /// What these live settings say. A key that is none is passed over: only a newer version can have made it.
+    /// What these live settings say. A key that would be refused is passed over.
     #[must_use]
     pub fn of(settings: &[Setting]) -> Self {
         let of_scope = |scope: &'static str| settings.iter().filter(move |setting| setting.scope == scope);
         let suspended = of_scope(SUSPENDED)
             .filter_map(|setting| Some((ServiceInstanceId::new(&*setting.key).ok()?, Restraint::of(setting))));
         let blocked =
-            of_scope(BLOCKED).filter_map(|setting| Some((networks::parse(&setting.key)?, Restraint::of(setting))));
+            of_scope(BLOCKED).filter_map(|setting| Some((network(&setting.key).ok()?, Restraint::of(setting))));
         let blocked = blocked.collect::<BTreeMap<_, _>>();
         let networks = blocked.keys().copied().collect();
         Self { suspended: Arc::new(suspended.collect()), blocked: Arc::new(blocked), networks: Arc::new(networks) }
@@ -108,6 +108,7 @@ mod tests {
         assert_eq!(*held.suspended, [(ServiceInstanceId::new("id").unwrap(), restraint)].into());
         assert!(held.networks.contains([10, 1, 2, 3].into()) && held.blocked.len() == 1);
         assert_eq!(Restraints::of(&all[..1]), Restraints::default());
+        assert_eq!(Restraints::of(&[setting(BLOCKED, "::/0"), setting(SUSPENDED, "")]), Restraints::default());
     }
 
     #[test]

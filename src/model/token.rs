@@ -1,7 +1,8 @@
 //! Tokens and proofs: how a binding's holder shows that it may announce backends.
 //!
 //! A token is derived from the store's announce secret and the binding's id, so that nothing secret is kept per
-//! binding, a repeated bind shows the same one, and unbinding revokes it: a token counts only while its binding stands.
+//! binding, a repeated bind shows the same one until the secret is rotated, and unbinding revokes it: a token counts only
+//! while its binding stands.
 
 use std::fmt::{self, Write as _};
 

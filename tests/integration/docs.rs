@@ -306,7 +306,9 @@ fn the_operators_guide_is_as_it_says() {
     let server = Postgres::shared();
     server.sql("postgres", "CREATE DATABASE harbor");
     let (host, port) = server.socket();
-    let there = format!("export PGHOST='{}' PGPORT={port} PGUSER={USER}\n", host.display());
+    let listing = r#"{"pagination":{"total_results":1,"next":null},"resources":[{"guid":"game-port"}]}"#;
+    let there =
+        format!("export PGHOST='{}' PGPORT={port} PGUSER={USER}\ncf() {{ echo '{listing}'; }}\n", host.display());
     check_after(&there, "docs/operator-guide.md");
 }
 

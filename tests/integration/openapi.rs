@@ -304,23 +304,26 @@ async fn what_operators_are_shown_is_what_it_describes() {
     let mut seen = BTreeSet::new();
     let (mut node, private) = (Node::new(true).await, Node::new(false).await);
     let at = || Timestamp::from_seconds(1_795_252_518);
-    let mut ask = async |method: Method, path: &'static str, id: &str, body: Option<Value>, client: Client, status| {
-        let asked =
-            ["{node_id}", "{suspended_id}", "{network}"].iter().fold(path.to_owned(), |at, name| at.replace(name, id));
-        let answer = client.send(method.clone(), &asked, body.as_ref()).await;
-        assert_eq!(answer.status, status, "{method} {path}: {answer:?}");
-        let operation = &document["paths"][path][method.as_str().to_lowercase()];
-        let described = resolve(&document, &operation["responses"][answer.status.as_str()]);
-        let (kind, content) = described["content"].as_object().unwrap().iter().next().unwrap();
-        let found = answer.headers["content-type"].to_str().unwrap();
-        assert_eq!(found.split(';').next(), Some(kind.as_str()), "{path} {status}");
-        let body = match kind.as_str() {
-            "application/json" => answer.json(),
-            _ => String::from_utf8(answer.body.to_vec()).unwrap().into(),
+    let mut ask =
+        async |method: Method, path: &'static str, id: &str, body: Option<Value>, client: Client, status: u16| {
+            let asked = ["{node_id}", "{suspended_id}", "{network}"]
+                .iter()
+                .fold(path.to_owned(), |at, name| at.replace(name, id));
+            let answer = client.send(method.clone(), &asked, body.as_ref()).await;
+            assert_eq!(answer.status, status, "{method} {path}: {answer:?}");
+            let operation = &document["paths"][path][method.as_str().to_lowercase()];
+            let described = resolve(&document, &operation["responses"][answer.status.as_str()]);
+            let (kind, content) = described["content"].as_object().unwrap().iter().next().unwrap();
+            let found = answer.headers["content-type"].to_str().unwrap();
+            assert_eq!(found.split(';').next(), Some(kind.as_str()), "{path} {status}");
+            let body = match kind.as_str() {
+                "application/json" => answer.json(),
+                _ => String::from_utf8(answer.body.to_vec()).unwrap().into(),
+            };
+            judge(&document, &content["schema"], &body)
+                .unwrap_or_else(|error| panic!("{path} {status}: {error}: {body}"));
+            seen.insert((format!("{method} {path}"), status.to_string()));
         };
-        judge(&document, &content["schema"], &body).unwrap_or_else(|error| panic!("{path} {status}: {error}: {body}"));
-        seen.insert((format!("{method} {path}"), status.to_string()));
-    };
     let (put, delete) = (Method::PUT, Method::DELETE);
     let (suspension, network) = ("/admin/v1/suspensions/{suspended_id}", "/admin/v1/blocked/{network}");
     let restraints = [

@@ -1,5 +1,5 @@
 use super::*;
-use crate::admin::wire::{Backend, BackendCounts, BackendStates, ListenerCounts, Pool};
+use crate::admin::wire::{Backend, BackendCounts, BackendStates, ListenerCounts, Pool, Restraint, Rotation};
 
 fn backend(state: &str, open: u32) -> Backend {
     Backend {
@@ -124,4 +124,28 @@ fn what_is_wrong_comes_first() {
     assert_eq!(lines.last(), Some(&"and 12 more: --json shows all"));
     assert!(!screen.contains('\u{1b}'));
     assert!(render(&status, true).contains("\u{1b}[31mdegraded\u{1b}[0m"));
+}
+
+#[test]
+fn what_is_held_back_is_told_though_nothing_is_wrong() {
+    let mut status = fine();
+    status.listeners = ListenerCounts { bound: 1, suspended: 1, ..ListenerCounts::default() };
+    status.networks_blocked = 2;
+    status.secret_rotation = Some(Rotation { since: Some("2026-11-21T09:15:18Z".into()), by: Some("root@a".into()) });
+    status.service_instances[0].listener = Listener::Suspended(Restraint {
+        since: "2026-11-21T09:15:18Z".into(),
+        by: "root@a".into(),
+        reason: "sends\u{1b}spam".into(),
+    });
+    let screen = render(&status, false);
+    for line in [
+        "harbor_node_1  serving, all is well  (harbor 0.1.0, process 4242, since 2026-11-21T09:15:18Z)",
+        "listeners  1 bound, 0 failed, 1 suspended, 0 pending (revision 14 of 14)",
+        "suspended  port 35012 since 2026-11-21T09:15:18Z by root@a: sends\\u{1b}spam",
+        "blocked    clients of 2 networks: `harbor node blocked` shows them",
+        "rotation   of the announce secret since 2026-11-21T09:15:18Z: `harbor data rotate-secret --finish` ends it",
+        "35012  tcp       suspended 2 up, 1 draining, 5 open    6fbe0f2c-0001",
+    ] {
+        assert!(screen.lines().any(|found| found == line), "{line} in\n{screen}");
+    }
 }
