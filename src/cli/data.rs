@@ -14,9 +14,9 @@ use clap::{Subcommand, ValueEnum};
 use super::{FINE, Failure, Outcome, clean, listing::Listing, load, print, rotate_secret::RotateSecret};
 use crate::{app, model::service_instance::ServiceInstance};
 
-/// Export what the store holds, for backup and for moving house, and import it; rotate its secret.
+/// Export and import what the store holds, and rotate its secret.
 ///
-/// For export and import no node has to run. What is exported is every service instance with its port, its settings and its
+/// An export is a backup, and the way to another store. For export and import no node has to run. What is exported is every service instance with its port, its settings and its
 /// bindings; ports at rest, reservations, pools, operations and live settings; and, if asked for, the secret that announce
 /// tokens are derived from. Nodes are left out: they say again who they are.
 #[derive(Debug, clap::Args)]

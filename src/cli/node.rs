@@ -14,7 +14,7 @@ use super::{
 };
 use crate::admin::wire;
 
-/// List the nodes of a store, and drain, resume or remove one; suspend a service instance or block a network on all of them.
+/// List, drain, resume or remove nodes; suspend service instances or block networks.
 ///
 /// Any node can be asked about all. A node that is drained is not ready from then on, takes what still comes for
 /// `forwarder.drain_wait`, and then nothing new; what is open may finish for `forwarder.drain_timeout`. It stays drained,

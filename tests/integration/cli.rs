@@ -62,14 +62,14 @@ Commands:
   serve         Run a node: broker, port forwarding, announcements and operators' API
   status        Show how a running node is, what is wrong first
   config        Show the configuration, and change live settings for all nodes
-  node          List the nodes of a store, and drain, resume or remove one
+  node          List, drain, resume or remove nodes; suspend service instances or block networks
   ports         Check that ports are free to be given out
   restart       Hand a running node over to a new process; open connections may finish
   announce      Keep this app instance, or this machine, announced as a backend
   env           Print the variables that Stackato set, from VCAP_SERVICES
   check-config  Check the configuration and show what it comes to, without secrets
   migrate       Bring the store up to date, and check it
-  data          Export what the store holds, for backup and for moving house, and import it
+  data          Export and import what the store holds, and rotate its secret
   completions   Print completions for a shell
   man           Print the manual page, or write one for each command
   help          Print this message or the help of the given subcommand(s)
@@ -257,14 +257,19 @@ fn completions_and_manual_pages_come_from_the_one_definition() {
             "harbor-config.1",
             "harbor-data-export.1",
             "harbor-data-import.1",
+            "harbor-data-rotate-secret.1",
             "harbor-data.1",
             "harbor-env.1",
             "harbor-man.1",
             "harbor-migrate.1",
+            "harbor-node-block.1",
+            "harbor-node-blocked.1",
             "harbor-node-drain.1",
             "harbor-node-list.1",
             "harbor-node-remove.1",
             "harbor-node-resume.1",
+            "harbor-node-suspend.1",
+            "harbor-node-unblock.1",
             "harbor-node.1",
             "harbor-ports-check.1",
             "harbor-ports.1",
