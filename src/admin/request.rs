@@ -78,7 +78,8 @@ impl From<Operator> for Requester {
 /// # Errors
 /// The refusal to answer with.
 pub(super) async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Response> {
-    parse(&read_body(body, MAX_BODY_BYTES).await?)
+    let bytes = read_body(body, MAX_BODY_BYTES).await?;
+    serde_json::from_slice(&bytes).map_err(not_understood)
 }
 
 /// The same of one that may be left out.
@@ -87,10 +88,9 @@ pub(super) async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Response>
 /// The refusal to answer with.
 pub(super) async fn read_if_any<T: DeserializeOwned + Default>(body: Body) -> Result<T, Response> {
     let bytes = read_body(body, MAX_BODY_BYTES).await?;
-    if bytes.is_empty() { Ok(T::default()) } else { parse(&bytes) }
+    if bytes.is_empty() { Ok(T::default()) } else { serde_json::from_slice(&bytes).map_err(not_understood) }
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Response> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| refusal(StatusCode::BAD_REQUEST, None, format!("The body is not what is asked for: {error}.")))
+fn not_understood(error: serde_json::Error) -> Response {
+    refusal(StatusCode::BAD_REQUEST, None, format!("The body is not what is asked for: {error}."))
 }

@@ -5,10 +5,14 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use harbor::{model::plan::SERVICE_ID, store::Dump};
+use harbor::{
+    app::clock::SystemClock,
+    model::{Clock as _, plan::SERVICE_ID},
+    store::Dump,
+};
 use hyper::Method;
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions as _, Connection as _, sqlite::SqliteConnectOptions};
@@ -384,7 +388,8 @@ async fn what_the_platform_has_deleted_since_a_backup_stays_deleted_and_its_port
         fs::write(&listing, page.to_string()).unwrap();
         fs::File::options().write(true).open(&listing).unwrap().set_modified(written).unwrap();
     };
-    let later = SystemTime::now() + Duration::from_secs(600);
+    let now = UNIX_EPOCH + Duration::from_secs(u64::try_from(SystemClock.wall().seconds()).unwrap());
+    let later = now + Duration::from_secs(600);
     let import =
         |site: &Site| run(site, &["data", "import", backup.to_str().unwrap(), "--known-to", listing.to_str().unwrap()]);
     for (total, ids, expected) in [
@@ -399,7 +404,7 @@ async fn what_the_platform_has_deleted_since_a_backup_stays_deleted_and_its_port
         assert!(!site.data().exists(), "nothing was opened");
     }
     // Who was provisioned after the listing was written may be missing there.
-    write(1, &["kept"], SystemTime::now());
+    write(1, &["kept"], now);
     let said = import(&of(None)).unwrap();
     assert!(said.contains("1 were kept that ") && said.contains("may be younger than it"), "{said}");
 

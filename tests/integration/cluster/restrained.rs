@@ -92,7 +92,7 @@ impl Flows {
     }
 
     /// Waits until the connection has been cut, and tells whether a datagram is answered by then.
-    async fn is_cut(mut self) -> bool {
+    async fn ends(mut self) -> bool {
         let cut = timeout(PATIENCE, self.stream.read(&mut [0; 1])).await.expect("it is cut");
         assert!(cut.is_err() || cut.is_ok_and(|length| length == 0), "it said something");
         let answered = self.socket.send(b"hello").await.is_ok()
@@ -145,7 +145,7 @@ impl Nodes<'_> {
 
 async fn all_cut(flows: Vec<Flows>, since: Instant) {
     for flow in flows {
-        assert!(flow.is_cut().await);
+        assert!(flow.ends().await);
     }
     assert!(since.elapsed() < AT_ONCE, "{:?}", since.elapsed());
 }
