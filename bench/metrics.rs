@@ -55,7 +55,7 @@ const INSTANCES: &str = "/metrics/instances";
 const NODE_KIB: f64 = 64.0;
 const INSTANCES_MIB: f64 = 10.0;
 const NODE_P50_MS: f64 = 10.0;
-const INSTANCES_P50_MS: f64 = 150.0;
+const INSTANCES_P50_MS: f64 = 50.0;
 /// What is taken for no effect of a scrape each second on an exchange: the medians of the rounds' differences.
 const EFFECT_P50_MS: f64 = 0.1;
 const EFFECT_P99_MS: f64 = 2.0;

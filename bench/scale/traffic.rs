@@ -129,14 +129,15 @@ impl Datagrams {
 /// Provisions a port by a plan and announces where an app of this machine is. Returns the port.
 async fn announce(harbor: &Harbor, client: &Client, (id, plan): (&str, &str), mut app: Value) -> u16 {
     provision_by(client, id, plan).await;
-    let path = format!("/v2/service_instances/{id}/service_bindings/key");
+    let binding = format!("{id}-key");
+    let path = format!("/v2/service_instances/{id}/service_bindings/{binding}");
     let body = json!({"service_id": PLAN_SERVICE, "plan_id": plan, "parameters": {"announce": true}});
     let answer = client.put(&path, &body).await;
     assert_eq!(answer.status, 201, "{answer:?}");
     let credentials = answer.json()["credentials"].clone();
     let token = credentials["announce"]["token"].as_str().expect("it was asked for");
     let announcer = Client::new(harbor.address("announce")).with("authorization", &format!("Bearer {token}"));
-    app["binding_id"] = "key".into();
+    app["binding_id"] = binding.into();
     app["stale_threshold_in_seconds"] = STALE_AFTER_SECONDS.into();
     let answer = announcer.put(&format!("/announce/v1/instances/{id}"), &app).await;
     assert_eq!(answer.status, 200, "{answer:?}");
