@@ -32,6 +32,7 @@ use crate::{
 mod config;
 mod metrics;
 mod nodes;
+mod ports;
 mod ready;
 mod request;
 mod restraints;
@@ -150,6 +151,7 @@ pub fn router(sources: Sources) -> Router {
         .route(wire::BLOCKED_PATH, get(restraints::blocked))
         .route(&format!("{}/{{network}}", wire::BLOCKED_PATH), put(restraints::block).delete(restraints::unblock))
         .route(wire::RESTART_PATH, post(restart))
+        .merge(ports::routes())
         .route_layer(middleware::from_fn_with_state(Arc::clone(&sources), request::gate));
     with_fallbacks(open.merge(for_operators).with_state(sources))
 }

@@ -30,6 +30,7 @@ use crate::{
     telemetry::metrics::ControlMetrics,
 };
 
+mod apply_ports;
 pub mod audit;
 mod bind;
 mod deprovision;
@@ -37,6 +38,7 @@ mod failure;
 mod fetch;
 mod fetch_binding;
 mod keys;
+mod list_ports;
 mod nodes;
 mod observe;
 mod operation;
@@ -44,7 +46,10 @@ mod overview;
 mod pools;
 mod ports;
 mod provision;
+mod release;
 mod reload;
+mod reservations;
+mod reserve;
 mod restrain;
 mod secret;
 mod settings;
@@ -52,11 +57,13 @@ mod snapshot;
 mod unbind;
 mod update;
 
+pub use apply_ports::{Applied, WantedPool};
 pub use bind::{BindRefusal, BindSpec, Bound, MAX_BINDINGS};
 pub use deprovision::DeleteRefusal;
 pub use failure::{Failure, Fault};
 pub use fetch::NotFound;
 pub use fetch_binding::FetchedBinding;
+pub use list_ports::{ListRefusal, ListedAs, ListedPool, ListedPort, MAX_PAGE, PortPage, PortQuery, StateWord};
 pub use nodes::NodeRefusal;
 pub use observe::NODES_WAIT;
 pub use operation::Progress;
@@ -64,6 +71,7 @@ pub use overview::PoolUsage;
 pub use pools::Disagreement;
 pub use provision::{ProvisionRefusal, ProvisionSpec, Provisioned};
 pub use reload::ReloadRefusal;
+pub use reservations::ReservationRefusal;
 pub use restrain::{RestrainRefusal, Restrained};
 pub use secret::{Rotation, SecretRefusal};
 pub use settings::SettingsRefusal;

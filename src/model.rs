@@ -18,6 +18,7 @@ pub mod observed;
 pub mod parameters;
 pub mod plan;
 pub mod pool;
+pub mod port_plan;
 pub mod ports;
 pub mod protocol;
 pub mod registry;

@@ -5,7 +5,7 @@
 //!
 //! [`memory`] is the reference model: the contract suite and random histories hold every engine against it.
 
-use std::{fmt, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{fmt, ops::RangeInclusive, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
@@ -213,6 +213,10 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// The reservations of `pool`.
     async fn reservations(&self, pool: &PoolName) -> Result<Vec<Reservation>>;
 
+    /// Who has made the reservations of `pool`, and when: the change of each that made it, by name; without those that were
+    /// made before the history begins.
+    async fn reservation_changes(&self, pool: &PoolName) -> Result<Vec<Setting>>;
+
     /// Releases reservations, by pool and name, then holds ports back. `false` when there is none of a name to release, or a
     /// name that is made is taken in its pool, or a reservation of that pool overlaps; nothing has been changed then. Ports
     /// already allocated stay with their service instances.
@@ -231,6 +235,9 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// One service instance.
     async fn instance(&self, id: &ServiceInstanceId) -> Result<Option<ServiceInstance>>;
+
+    /// The service instances that have `ports` of `pool`, by port.
+    async fn instances_at(&self, pool: &PoolName, ports: RangeInclusive<u16>) -> Result<Vec<ServiceInstance>>;
 
     /// One binding of one service instance. Binding ids are unique among all service instances.
     async fn binding(&self, instance: &ServiceInstanceId, id: &BindingId) -> Result<Option<Binding>>;

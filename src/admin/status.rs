@@ -138,7 +138,7 @@ async fn tell(sources: &Sources, one_by_one: impl Fn(Option<&ListenerState>) -> 
         store: link(&sources.store.borrow()),
         nats: link(&sources.nats.borrow()),
         nodes: nodes::nodes(sources),
-        pools: pools(usage),
+        pools: usage.into_iter().map(pool).collect(),
         listeners,
         secret_rotation: secret::rotation(&sources.control),
         networks_blocked: desired.restraints.blocked.len(),
@@ -171,7 +171,8 @@ fn state_of<'o>(spec: &ListenerSpec, observations: &'o Observations) -> Option<&
     observations.get(&spec.service_instance_id).map(|observation| &observation.state)
 }
 
-fn listener(spec: &ListenerSpec, observations: &Observations) -> wire::Listener {
+/// Whether a listener is open.
+pub(super) fn listener(spec: &ListenerSpec, observations: &Observations) -> wire::Listener {
     match observations.get(&spec.service_instance_id) {
         None => wire::Listener::Pending,
         Some(ListenerObservation { state: ListenerState::Bound, since, .. }) => {
@@ -186,8 +187,9 @@ fn listener(spec: &ListenerSpec, observations: &Observations) -> wire::Listener 
     }
 }
 
-fn pools(usage: Vec<PoolUsage>) -> Vec<wire::Pool> {
-    let pool = |usage: PoolUsage| wire::Pool {
+/// How a pool is.
+pub(super) fn pool(usage: PoolUsage) -> wire::Pool {
+    wire::Pool {
         name: usage.name.to_string(),
         size: usage.ports.len(),
         ports: usage.ports.to_string(),
@@ -198,8 +200,7 @@ fn pools(usage: Vec<PoolUsage>) -> Vec<wire::Pool> {
         in_conflict: usage.counts.in_conflict,
         retired: usage.retired,
         differences: usage.differences.map(|differences| differences.to_string()),
-    };
-    usage.into_iter().map(pool).collect()
+    }
 }
 
 fn link(link: &Link) -> wire::Link {

@@ -5,6 +5,8 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::model::{Timestamp, observed};
 
+pub mod ports;
+
 /// Where [`Status`] is.
 pub const STATUS_PATH: &str = "/admin/v1/status";
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::model::{
     NodeId, PoolName,
-    pool::{DEFAULT_QUARANTINE, Pool, PoolNames},
+    pool::{DEFAULT_INT_PORT, DEFAULT_QUARANTINE, Pool, PoolNames},
 };
 
 /// The pool that `[harbor_node]` describes.
@@ -22,9 +22,6 @@ pub const DEFAULT_POOL: &str = "default";
 
 /// The ports of the pool `default`, where nothing else is written.
 const DEFAULT_PORT_RANGE: &str = "35000-40000";
-
-/// The port an app is told to listen on, where nothing else is written.
-const DEFAULT_INT_PORT: u16 = 4100;
 
 /// For how long a node may reach neither its store nor NATS, where nothing else is written.
 const DEFAULT_CUT_OFF: Duration = Duration::from_secs(5 * 60);

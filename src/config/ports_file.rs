@@ -88,6 +88,14 @@ impl PortsFile {
         }
     }
 
+    /// The sections as they are written: the pool or block, the range of a block, and its entries.
+    pub fn sections(&self) -> impl Iterator<Item = (&PoolName, Option<&PortSet>, Vec<&Wish>)> {
+        self.parts.iter().map(|part| {
+            let range = part.range.as_ref().map(|(range, _)| range);
+            (&part.name, range, part.wishes.iter().map(|(wish, _)| wish).collect())
+        })
+    }
+
     /// Gives every name its ports. `pools` are those of the configuration; without one only blocks that have a range
     /// can choose, and whether a pool has a port is not looked at.
     #[must_use]

@@ -71,6 +71,8 @@ pub enum Change<'a> {
         /// The revision of the change.
         revision: Revision,
     },
+    /// Ports are held back under a name, or released.
+    Reservation(&'a SettingChange),
     /// A node is wanted drained.
     Drained(&'a NodeId),
     /// A node is wanted to take part again.
@@ -152,6 +154,11 @@ pub fn note(by: &Requester, change: Change<'_>) {
                 action: if setting.value.is_some() { "set" } else { "unset" },
                 setting: Some(setting),
                 revision: Some(revision),
+                ..Line::default()
+            },
+            Change::Reservation(change) => Line {
+                action: if change.value.is_some() { "reserve" } else { "release" },
+                setting: Some(change),
                 ..Line::default()
             },
             Change::Drained(node) => Line::of_node("drain_node", node),

@@ -1,13 +1,13 @@
 //! The free ports of each pool, in memory. They propose; the store decides, and when it knows better they are read again.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::RangeInclusive};
 
 use tokio::sync::Mutex;
 
 use crate::{
     model::{
         PoolName, SpaceId, Timestamp,
-        allocation::{CONFLICT_MEMORY, Counts, FreePorts, PortRefusal, PortState},
+        allocation::{CONFLICT_MEMORY, Counts, FreePorts, PortRefusal, PortState, PortUse},
         directory::Directory,
         pool::{Pool, Pools},
     },
@@ -167,6 +167,28 @@ impl Ports {
             tracing::debug!(%pool, error = %fault, "ports are counted as they were known");
         }
         ports.free.counts(now)
+    }
+
+    /// What these ports of a pool are, until `enough` says so.
+    pub(super) async fn uses(
+        &self,
+        pool: &PoolName,
+        ports: RangeInclusive<u16>,
+        now: Timestamp,
+        mut enough: impl FnMut(&PortUse) -> bool,
+    ) -> store::Result<Vec<(u16, PortUse)>> {
+        let mut pools = self.pools.lock().await;
+        let Some(known) = pools.get_mut(pool) else { return Ok(Vec::new()) };
+        known.settle(&self.store, pool, now).await?;
+        let mut found = Vec::new();
+        for (port, is_what) in known.free.uses(ports, now) {
+            let is_last = enough(&is_what);
+            found.push((port, is_what));
+            if is_last {
+                break;
+            }
+        }
+        Ok(found)
     }
 
     /// Ports of a pool that nobody defined are nobody's concern.

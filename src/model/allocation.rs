@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
+    ops::RangeInclusive,
     time::Duration,
 };
 
@@ -173,6 +174,21 @@ pub struct Counts {
     pub in_conflict: usize,
 }
 
+/// What a port of a pool is: the most lasting of what stands in the way of giving it out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PortUse {
+    /// It can be given out at once.
+    Free,
+    /// It belongs to a service instance, or is about to.
+    Allocated,
+    /// It is held back under a name.
+    Reserved,
+    /// It was freed a short while ago.
+    Quarantined(Release),
+    /// Something else on the machine has it; it is tried again then.
+    InConflict(Timestamp),
+}
+
 /// In `FreePorts::places`: not in the free list. A pool has fewer ports than that.
 const NOT_FREE: u16 = u16::MAX;
 
@@ -324,6 +340,22 @@ impl FreePorts {
             }
         }
         counts
+    }
+
+    /// What each of `ports` is, ascending: those of the range, and those that service instances have beside it.
+    pub fn uses(&mut self, ports: RangeInclusive<u16>, now: Timestamp) -> impl Iterator<Item = (u16, PortUse)> {
+        self.wake(now);
+        ports.filter_map(move |port| {
+            let is_what = match self.hold(port, now) {
+                None => PortUse::Free,
+                Some(Hold::Allocated) => PortUse::Allocated,
+                Some(Hold::Reserved(_)) => PortUse::Reserved,
+                Some(Hold::Quarantined(_)) => PortUse::Quarantined(self.releases.get(&port)?.clone()),
+                Some(Hold::InConflict(until)) => PortUse::InConflict(until),
+                Some(Hold::OutOfRange) => return None,
+            };
+            Some((port, is_what))
+        })
     }
 
     /// The one rule: what stands in the way of giving `port` out, the most lasting first.

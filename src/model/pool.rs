@@ -7,6 +7,9 @@ use super::{NodeId, PoolName, PortSet, member::Members};
 /// How long a freed port rests where nothing is written, also one of a pool that is no longer configured.
 pub const DEFAULT_QUARANTINE: Duration = Duration::from_secs(15 * 60);
 
+/// The port an app is told to listen on where nothing is written.
+pub const DEFAULT_INT_PORT: u16 = 4100;
+
 /// One pool as every node that serves it must agree on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {
@@ -85,6 +88,19 @@ impl fmt::Display for Differences {
 }
 
 impl Pool {
+    /// A block: ports of the machine for names beside the apps. It is a pool that gives nothing out and that no node serves.
+    #[must_use]
+    pub fn block(name: PoolName, ports: PortSet) -> Self {
+        let (names, int_port) = (PoolNames::default(), DEFAULT_INT_PORT);
+        Self { name, ports, names, int_port, quarantine: DEFAULT_QUARANTINE, retired: true }
+    }
+
+    /// Whether it can be a [`Pool::block`]: it is one when no node serves it besides.
+    #[must_use]
+    pub fn is_like_a_block(&self) -> bool {
+        self.retired && self.names == PoolNames::default()
+    }
+
     /// In what this definition differs from another; `None` where they are the same.
     #[must_use]
     pub fn differences(&self, other: &Self) -> Option<Differences> {

@@ -298,6 +298,11 @@ impl PortAllocator {
         Ok(wanted)
     }
 
+    /// Gives a name ports that it has, whatever the range and other names: from then on nobody else gets them.
+    pub fn keep(&mut self, name: &str, block: Block) {
+        self.insert(name, block);
+    }
+
     /// Takes the ports of a name back; `None` when it has none.
     pub fn release(&mut self, name: &str) -> Option<Block> {
         let block = self.blocks.remove(name)?;
@@ -320,7 +325,9 @@ impl PortAllocator {
         all.into_iter()
     }
 
-    fn is_free(&self, block: &Block) -> bool {
+    /// Whether no name has a port of the block for a transport of it.
+    #[must_use]
+    pub fn is_free(&self, block: &Block) -> bool {
         let transports = block.protocol.transports().iter();
         let mut runs = transports.map(|transport| (*transport, block.first)..=(*transport, block.last));
         runs.all(|run| self.taken.range(run).next().is_none())

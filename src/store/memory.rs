@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
     sync::{Mutex, PoisonError},
 };
 
@@ -337,6 +338,19 @@ impl Store for MemoryStore {
         self.with(|state| Ok(state.reservations.values().filter_map(of_pool).collect()))
     }
 
+    async fn reservation_changes(&self, pool: &PoolName) -> Result<Vec<Setting>> {
+        self.with(|state| {
+            let scope = setting::reservations_of(pool);
+            let made = |change: &&Setting| {
+                let held = state.reservations.get(&(pool.clone(), change.key.clone()));
+                change.scope == scope && held.is_some_and(|(_, revision)| *revision == change.revision)
+            };
+            let mut changes = state.settings_history.iter().filter(made).cloned().collect::<Vec<_>>();
+            changes.sort_by(|a, b| a.key.cmp(&b.key));
+            Ok(changes)
+        })
+    }
+
     async fn change_reservations(
         &self,
         released: &[(PoolName, String)],
@@ -407,6 +421,15 @@ impl Store for MemoryStore {
 
     async fn instance(&self, id: &ServiceInstanceId) -> Result<Option<ServiceInstance>> {
         self.with(|state| Ok(state.instances.get(id).cloned()))
+    }
+
+    async fn instances_at(&self, pool: &PoolName, ports: RangeInclusive<u16>) -> Result<Vec<ServiceInstance>> {
+        let is_meant = |instance: &&ServiceInstance| instance.pool == *pool && ports.contains(&instance.port);
+        self.with(|state| {
+            let mut found = state.instances.values().filter(is_meant).cloned().collect::<Vec<_>>();
+            found.sort_by_key(|instance| instance.port);
+            Ok(found)
+        })
     }
 
     async fn binding(&self, instance: &ServiceInstanceId, id: &BindingId) -> Result<Option<Binding>> {

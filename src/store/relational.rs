@@ -4,6 +4,7 @@
 //! its end, no two of them can stand in each other's way, and none has to be repeated.
 
 use std::{
+    ops::RangeInclusive,
     os::fd::OwnedFd,
     sync::{
         Arc,
@@ -39,6 +40,7 @@ use crate::{
 };
 
 mod dump;
+mod reservations;
 
 /// Under which name the announce secret is kept.
 const ANNOUNCE_SECRET: &str = "announce";
@@ -169,7 +171,7 @@ impl<E: Engine> Store for Relational<E> {
                 bindings: bindings_after(&mut tx, revision).await?,
                 pools: pools_after(&mut tx, revision).await?,
                 freed: decode_all(tx.rows::<FreedRow>(sql::FREED_AFTER, values![revision]).await?)?,
-                reserved: reserved_after(&mut tx, revision).await?,
+                reserved: reservations::changed_after(&mut tx, revision).await?,
                 ..Changes::default()
             };
             if tx.number(sql::COUNT_SETTINGS_CHANGED_AFTER, values![revision]).await? > 0 {
@@ -209,6 +211,16 @@ impl<E: Engine> Store for Relational<E> {
         .await
     }
 
+    async fn reservation_changes(&self, pool: &PoolName) -> Result<Vec<Setting>> {
+        self.run("reading who has made reservations from", async {
+            let mut tx = self.engine.read().await?;
+            let rows =
+                tx.rows(sql::RESERVATION_CHANGES, values![pool.as_str(), &setting::reservations_of(pool)]).await?;
+            leave(tx, decode_all::<SettingRow, _>(rows)?).await
+        })
+        .await
+    }
+
     async fn change_reservations(
         &self,
         released: &[(PoolName, String)],
@@ -217,30 +229,10 @@ impl<E: Engine> Store for Relational<E> {
     ) -> Result<bool> {
         self.run("changing reservations in", async {
             let mut tx = self.engine.write().await?;
-            let revision = raise_revision(&mut tx).await?;
-            let mut history = Vec::with_capacity(released.len() + made.len());
-            for (pool, name) in released {
-                if tx.execute(sql::DELETE_RESERVATION, values![pool.as_str(), name]).await? == 0 {
-                    return leave(tx, false).await;
-                }
-                history.push(SettingChange { scope: setting::reservations_of(pool), key: name.clone(), value: None });
+            match reservations::change(&mut tx, released, made, by).await? {
+                Some(true) => self.commit(tx, DESIRED, true).await,
+                changed => leave(tx, changed.is_some()).await,
             }
-            for reservation in made {
-                let Reservation { pool, name, first_port, last_port, protocol } = reservation;
-                let in_the_way = values![pool.as_str(), name, *first_port, *last_port, protocol.as_str()];
-                if tx.number(sql::COUNT_RESERVATIONS_IN_THE_WAY, in_the_way).await? > 0 {
-                    return leave(tx, false).await;
-                }
-                insert_reservation(&mut tx, reservation, revision).await?;
-                let (scope, key) = (setting::reservations_of(pool), name.clone());
-                history.retain(|earlier| (&earlier.scope, &earlier.key) != (&scope, &key));
-                history.push(SettingChange { scope, key, value: Some(reservation.told()) });
-            }
-            if history.is_empty() {
-                return leave(tx, true).await;
-            }
-            note_changes(&mut tx, &history, by, revision).await?;
-            self.commit(tx, DESIRED, true).await
         })
         .await
     }
@@ -290,6 +282,15 @@ impl<E: Engine> Store for Relational<E> {
             let mut tx = self.engine.read().await?;
             let found = instance_by_id(&mut tx, id).await?;
             leave(tx, found).await
+        })
+        .await
+    }
+
+    async fn instances_at(&self, pool: &PoolName, ports: RangeInclusive<u16>) -> Result<Vec<ServiceInstance>> {
+        self.run("reading service instances from", async {
+            let mut tx = self.engine.read().await?;
+            let rows = tx.rows(sql::INSTANCES_AT, values![pool.as_str(), *ports.start(), *ports.end()]).await?;
+            leave(tx, decode_known::<InstanceRow, _>(rows)).await
         })
         .await
     }
@@ -743,13 +744,6 @@ async fn end_suspension(tx: &mut impl Session, gone: &ServiceInstance, now: Time
     note_changes(tx, &[change], &By::deprovision(now), revision).await
 }
 
-async fn insert_reservation(tx: &mut impl Session, reservation: &Reservation, revision: Revision) -> Sql<()> {
-    let Reservation { pool, name, first_port, last_port, protocol } = reservation;
-    let inserted = values![pool.as_str(), name, *first_port, *last_port, protocol.as_str(), revision];
-    tx.execute(sql::INSERT_RESERVATION, inserted).await?;
-    Ok(())
-}
-
 async fn current_revision(tx: &mut impl Session) -> Sql<Revision> {
     row::revision_from_column(tx.number(sql::REVISION, values![]).await?).map_err(sqlx::Error::Decode)
 }
@@ -815,12 +809,6 @@ async fn pools_after(tx: &mut impl Session, revision: Revision) -> Sql<Vec<Pool>
     let definitions = tx.rows::<(Text,)>(sql::POOLS_AFTER, values![revision]).await?;
     let pools = definitions.iter().map(|(definition,)| row::pool_from_json(definition));
     Ok(pools.filter_map(known).collect())
-}
-
-async fn reserved_after(tx: &mut impl Session, revision: Revision) -> Sql<Vec<PoolName>> {
-    let scopes = tx.rows::<(Text,)>(sql::RESERVATIONS_CHANGED_AFTER, values![revision]).await?;
-    let pool = |(scope,): (Text,)| decode_id(PoolName::new(scope.replacen(setting::RESERVATIONS, "", 1)));
-    scopes.into_iter().map(pool).collect()
 }
 
 /// Whether an operation on the service instance is under way on that node.

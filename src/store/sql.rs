@@ -52,6 +52,7 @@ statements! {
     RAISE_REVISION = "UPDATE revision_counter SET revision = revision + 1 RETURNING revision";
 
     INSTANCE = select_instance!("WHERE s.id = $1");
+    INSTANCES_AT = select_instance!("WHERE a.pool = $1 AND a.port >= $2 AND a.port <= $3 ORDER BY a.port");
     /// One service instance at most has any one revision; so have bindings.
     INSTANCES_AFTER = select_instance!("WHERE s.revision > $1 ORDER BY s.revision");
     INSERT_INSTANCE = "INSERT INTO service_instances (id, plan_id, protocol, requested_port, settings, organization_id, \
@@ -94,6 +95,10 @@ statements! {
         AND (protocol = $5 OR protocol = 'both' OR CAST($5 AS TEXT) = 'both')))";
     INSERT_RESERVATION = "INSERT INTO reservations (pool, name, first_port, last_port, protocol, revision) \
         VALUES ($1, $2, $3, $4, $5, $6)";
+    /// The change that made each, as far as the history goes back.
+    RESERVATION_CHANGES = "SELECT h.scope, h.key, h.value, h.changed_by, h.changed_at, h.revision FROM reservations r \
+        JOIN settings_history h ON h.revision = r.revision AND h.scope = $2 AND h.key = r.name \
+        WHERE r.pool = $1 ORDER BY r.name";
     DELETE_RESERVATION = "DELETE FROM reservations WHERE pool = $1 AND name = $2";
     /// What the history calls the reservations of a pool, of pools that have changed.
     RESERVATIONS_CHANGED_AFTER = "SELECT DISTINCT scope FROM settings_history \

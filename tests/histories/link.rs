@@ -235,6 +235,18 @@ impl Store for Link {
         self.call("reservations", pool, self.store.reservations(pool)).await
     }
 
+    async fn reservation_changes(&self, pool: &PoolName) -> store::Result<Vec<Setting>> {
+        self.call("reservation_changes", pool, self.store.reservation_changes(pool)).await
+    }
+
+    async fn instances_at(
+        &self,
+        pool: &PoolName,
+        ports: std::ops::RangeInclusive<u16>,
+    ) -> store::Result<Vec<ServiceInstance>> {
+        self.call("instances_at", pool, self.store.instances_at(pool, ports)).await
+    }
+
     async fn change_reservations(
         &self,
         released: &[(PoolName, String)],

@@ -448,6 +448,76 @@ async fn what_is_not_there_is_refused_as_json() {
 }
 
 #[tokio::test]
+async fn ports_are_told_and_held_back_with_the_token_while_the_store_is_there() {
+    let node = Node::new(true).await;
+    let operator = node.operator().with("x-harbor-operator", "ana@desk");
+    let reserve = "/admin/v1/ports/reservations/default/sip";
+    assert_eq!(node.anonymous().get("/admin/v1/ports").await.status, 401);
+    assert_eq!(node.anonymous().put(reserve, &json!({})).await.status, 401);
+    let held = json!({ "port": 26_005, "last_port": 26_006, "protocol": "udp" });
+    let wanted = json!({ "port": "26005-26006", "protocol": "udp" });
+    let step = |change: &str, before: &Value, after: &Value| json!({ "pool": "default", "name": "sip", "change": change, "before": before, "after": after });
+    assert_eq!(operator.put(reserve, &wanted).await.parts(), (200, step("add", &Value::Null, &held)));
+    assert_eq!(operator.put(reserve, &wanted).await.parts(), (200, step("keep", &held, &held)));
+
+    let mut listed = operator.get("/admin/v1/ports?free=true").await.json();
+    let since = listed["ports"][2].as_object_mut().unwrap().remove("since").unwrap();
+    assert!(since.as_str().unwrap().ends_with('Z'), "{since}");
+    let instance = |id: &str, port: u16, listener: Value, backends: usize| {
+        json!({
+            "pool": "default", "port": port, "last_port": port, "state": "allocated", "service_instance": id, "name": null,
+            "protocol": "tcp", "organization": "organization", "space": "space",
+            "plan": "e1f6b1f0-57f3-5c0e-8a0b-6d3a6f0c1a02", "since": THEN_TOLD, "allow": [], "listener": listener,
+            "backends_up": backends, "backends": backends, "flows": 0,
+        })
+    };
+    let bound = json!({ "state": "bound", "since": THEN_TOLD });
+    let expected = json!({
+        "pools": [{
+            "name": "default", "ports": "26000-26009", "size": 10, "free": 6, "allocated": 2, "quarantined": 0,
+            "reserved": 2, "in_conflict": 0, "retired": false, "served": true, "free_ports": "26002-26004, 26007-26009",
+        }],
+        "ports": [
+            instance("first", 26_000, bound.clone(), 1),
+            instance("second", 26_001, bound, 0),
+            {
+                "pool": "default", "port": 26_005, "last_port": 26_006, "state": "reserved", "name": "sip",
+                "protocol": "udp", "by": "ana@desk",
+            },
+        ],
+        "next": null,
+    });
+    assert_eq!(listed, expected);
+
+    // What is refused, and how.
+    for (path, body, status) in [
+        (reserve, json!({ "port": "26007" }), 409),
+        ("/admin/v1/ports/reservations/default/No", json!({}), 400),
+        ("/admin/v1/ports/reservations/default/a", json!({ "port": "26000" }), 409),
+        ("/admin/v1/ports/reservations/default/a", json!({ "port": "26010" }), 400),
+        ("/admin/v1/ports/reservations/default/a", json!({ "port": "26002, 26004" }), 400),
+        ("/admin/v1/ports/reservations/default/a", json!({ "port": "26002", "count": 1 }), 400),
+        ("/admin/v1/ports/reservations/default/a", json!({ "protocol": "sctp" }), 400),
+        ("/admin/v1/ports/reservations/default/a", json!({ "prot": "tcp" }), 400),
+        ("/admin/v1/ports/reservations/games/a", json!({}), 404),
+    ] {
+        let answer = operator.put(path, &body).await;
+        assert_eq!(answer.status, status, "{path} {body}: {answer:?}");
+        assert!(answer.json()["description"].as_str().unwrap().ends_with('.'), "{answer:?}");
+    }
+    assert_eq!(operator.delete(reserve).await.parts(), (200, step("remove", &held, &Value::Null)));
+    assert_eq!(operator.delete(reserve).await.status, 404);
+
+    node.close_store().await;
+    let apply = json!({ "pools": [{ "name": "default", "names": [] }] });
+    assert_eq!(operator.get("/admin/v1/ports").await.status, 503);
+    assert_eq!(operator.put(reserve, &wanted).await.status, 503);
+    assert_eq!(operator.delete(reserve).await.status, 503);
+    let applied = operator.send(Method::POST, "/admin/v1/ports/apply", Some(&apply)).await;
+    assert_eq!(applied.parts(), (503, json!({ "description": "The store is away: try again in a few seconds." })));
+}
+
+#[tokio::test]
 async fn a_restart_is_asked_for_with_the_token_and_answered_when_it_is_done_or_has_failed() {
     let mut node = Node::new(true).await;
     let path = wire::RESTART_PATH;

@@ -63,7 +63,7 @@ Commands:
   status        Show how a running node is, what is wrong first
   config        Show the configuration, and change live settings for all nodes
   node          List, drain, resume or remove nodes; suspend service instances or block networks
-  ports         Check that ports are free to be given out
+  ports         List ports, hold them back under names, check them, and print firewall rules
   restart       Hand a running node over to a new process; open connections may finish
   announce      Keep this app instance, or this machine, announced as a backend
   env           Print the variables that Stackato set, from VCAP_SERVICES
@@ -271,7 +271,12 @@ fn completions_and_manual_pages_come_from_the_one_definition() {
             "harbor-node-suspend.1",
             "harbor-node-unblock.1",
             "harbor-node.1",
+            "harbor-ports-apply.1",
             "harbor-ports-check.1",
+            "harbor-ports-firewall.1",
+            "harbor-ports-list.1",
+            "harbor-ports-release.1",
+            "harbor-ports-reserve.1",
             "harbor-ports.1",
             "harbor-restart.1",
             "harbor-serve.1",

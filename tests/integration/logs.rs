@@ -150,7 +150,9 @@ fn each_change(write: impl Fn(Change<'_>)) {
             Change::Set { setting: SettingChange { value: Some(_), .. }, .. } => {
                 Some(Change::Set { setting: &unset, revision: Revision(11) })
             }
-            Change::Set { .. } => Some(Change::Drained(&node)),
+            Change::Set { .. } => Some(Change::Reservation(&set)),
+            Change::Reservation(SettingChange { value: Some(_), .. }) => Some(Change::Reservation(&unset)),
+            Change::Reservation(_) => Some(Change::Drained(&node)),
             Change::Drained(_) => Some(Change::Resumed(&node)),
             Change::Resumed(_) => Some(Change::Removed(&node)),
             Change::Removed(_) => Some(Change::Restarted { node: &node, process: 7 }),

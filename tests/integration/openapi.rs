@@ -454,6 +454,77 @@ async fn what_operators_are_shown_is_what_it_describes() {
     assert_eq!(seen, described);
 }
 
+#[tokio::test]
+async fn what_operators_are_told_of_ports_is_what_it_describes() {
+    let document = document();
+    let mut seen = BTreeSet::new();
+    let node = Node::new(true).await;
+    let reservation = "/admin/v1/ports/reservations/{pool}/{name}";
+    let (ports, apply) = ("/admin/v1/ports", "/admin/v1/ports/apply");
+    let mut tell =
+        async |client: Client, (method, path): (Method, &'static str), place: &str, body: Value, status: u16| {
+            let sent =
+                if path == reservation { path.replace("{pool}/{name}", place) } else { format!("{path}{place}") };
+            let operation = &document["paths"][path][method.as_str().to_lowercase()];
+            let body = (!body.is_null()).then_some(body);
+            if let Some(body) = body.as_ref().filter(|_| status != 400) {
+                let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
+                judge(&document, schema, body).unwrap_or_else(|error| panic!("{sent}: {error}: {body}"));
+            }
+            let answer = client.send(method.clone(), &sent, body.as_ref()).await;
+            assert_eq!(answer.status, status, "{sent}: {answer:?}");
+            let described = resolve(&document, &operation["responses"][answer.status.as_str()]);
+            let (schema, body) = (&described["content"]["application/json"]["schema"], answer.json());
+            judge(&document, schema, &body).unwrap_or_else(|error| panic!("{sent} {status}: {error}: {body}"));
+            seen.insert((format!("{method} {path}"), status.to_string()));
+        };
+    let (list, put, delete, post) =
+        ((Method::GET, ports), (Method::PUT, reservation), (Method::DELETE, reservation), (Method::POST, apply));
+    for call in [&list, &put, &delete, &post] {
+        let place = if call.1 == reservation { "default/a" } else { "" };
+        tell(node.anonymous(), call.clone(), place, Value::Null, 401).await;
+    }
+    let whole =
+        |name: &str, port: &str| json!({ "pools": [{ "name": name, "names": [{ "name": "b", "port": port }] }] });
+    let operator = || node.operator();
+    tell(operator(), put.clone(), "default/a", json!({ "port": "26004-26005", "protocol": "tcp" }), 200).await;
+    tell(operator(), put.clone(), "default/later", json!({ "port": "26000", "when_free": true }), 200).await;
+    tell(operator(), put.clone(), "default/No", json!({}), 400).await;
+    tell(operator(), put.clone(), "games/a", json!({}), 404).await;
+    tell(operator(), put.clone(), "default/c", json!({ "port": "26005" }), 409).await;
+    tell(operator(), post.clone(), "", whole("default", "26007"), 200).await;
+    tell(operator(), put.clone(), "default/chosen", json!({}), 200).await;
+    tell(operator(), post.clone(), "", whole("default", "26099"), 400).await;
+    tell(operator(), post.clone(), "", whole("games", "26007"), 404).await;
+    tell(operator(), post.clone(), "", whole("default", "26005"), 409).await;
+    let block = json!({ "dry_run": true, "pools": [{ "name": "rack", "range": "25000-25009", "names": [] }] });
+    tell(operator(), post.clone(), "", block, 200).await;
+    tell(operator(), list.clone(), "?free=true&limit=2", Value::Null, 200).await;
+    tell(operator(), list.clone(), "?limit=5000", Value::Null, 200).await;
+    tell(operator(), list.clone(), "?limit=0", Value::Null, 400).await;
+    tell(operator(), list.clone(), "?pool=games", Value::Null, 404).await;
+    tell(operator(), delete.clone(), "default/a", Value::Null, 200).await;
+    tell(operator(), delete.clone(), "default/a", Value::Null, 404).await;
+    node.close_store().await;
+    tell(operator(), list, "", Value::Null, 503).await;
+    tell(operator(), put, "default/a", json!({}), 503).await;
+    tell(operator(), delete, "default/a", Value::Null, 503).await;
+    tell(operator(), post, "", whole("default", "26007"), 503).await;
+
+    let mut described = BTreeSet::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            if operation["tags"] == json!(["admin", "ports"]) {
+                let statuses = operation["responses"].as_object().unwrap().keys();
+                described.extend(statuses.map(|status| (format!("{} {path}", method.to_uppercase()), status.clone())));
+            }
+        }
+    }
+    // Only while others go on releasing the same.
+    described.remove(&(format!("DELETE {reservation}"), "409".to_owned()));
+    assert_eq!(seen, described);
+}
+
 /// Live answers of the announce API, held against the document as they come.
 struct Announcing {
     document: Value,

@@ -1,6 +1,7 @@
 //! `harbor ports …`: exact output and exit codes, on machines of our own where the machine matters.
 
 mod eaten;
+mod reservations;
 
 use std::{fs, path::Path, process::Command};
 

@@ -74,6 +74,7 @@ macro_rules! contract_on {
                 the_announce_secret_is_made_once,
                 the_former_announce_secret_counts_until_it_is_dropped,
                 reservations_are_changed_together_or_not_at_all,
+                what_is_listed_of_a_pool_tells_whose_each_port_is,
                 a_live_setting_is_what_was_set_last_and_its_history_is_kept,
                 live_settings_are_not_changed_over_a_change_that_was_not_seen,
                 a_suspension_ends_with_its_service_instance,

@@ -1,6 +1,6 @@
 //! A dump, read from tables and written into empty ones.
 
-use super::{current_revision, insert_binding, insert_instance, insert_reservation, insert_secrets, known_secret};
+use super::{current_revision, insert_binding, insert_instance, insert_secrets, known_secret, reservations};
 use crate::{
     model::{BindingId, Revision, ServiceInstanceId, setting::Setting},
     store::{
@@ -51,7 +51,7 @@ pub(super) async fn write(tx: &mut impl Session, dump: &Dump) -> Sql<()> {
         tx.execute(sql::PUT_POOL, values![pool.name.as_str(), &row::pool_to_json(pool), *at]).await?;
     }
     for (reservation, at) in &dump.reservations {
-        insert_reservation(tx, reservation, *at).await?;
+        reservations::insert(tx, reservation, *at).await?;
     }
     for instance in &dump.instances {
         insert_instance(tx, instance).await?;

@@ -431,6 +431,18 @@ impl Store for Breakable {
         self.inner.reservations(pool).await
     }
 
+    async fn reservation_changes(&self, pool: &PoolName) -> store::Result<Vec<Setting>> {
+        self.inner.reservation_changes(pool).await
+    }
+
+    async fn instances_at(
+        &self,
+        pool: &PoolName,
+        ports: std::ops::RangeInclusive<u16>,
+    ) -> store::Result<Vec<ServiceInstance>> {
+        self.inner.instances_at(pool, ports).await
+    }
+
     async fn change_reservations(
         &self,
         released: &[(PoolName, String)],

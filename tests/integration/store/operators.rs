@@ -65,6 +65,39 @@ pub(super) async fn reservations_are_changed_together_or_not_at_all(store: AnySt
     assert_eq!(store.settings_history(1).await.unwrap()[0].scope, reservations_of(&pool()));
 }
 
+pub(super) async fn what_is_listed_of_a_pool_tells_whose_each_port_is(store: AnyStore) {
+    let ana = By { who: "ana@desk".into(), ..root() };
+    let block = reservation("block", 20_020, 20_021);
+    assert!(store.change_reservations(&[], std::slice::from_ref(&block), &ana).await.unwrap());
+    assert!(reserve(&store, &reservation("a", 20_030, 20_030)).await);
+    // What was made anew is told with who has done that.
+    assert!(store.change_reservations(&[(pool(), "block".into())], &[block], &root()).await.unwrap());
+    let who = |changes: Vec<Setting>| {
+        let told = changes.into_iter().map(|change| (change.key, change.changed_by, change.value));
+        told.collect::<Vec<_>>()
+    };
+    let (single, run) = (Some("20030 both".to_owned()), Some("20020-20021 both".to_owned()));
+    let expected = [("a".to_owned(), root().who, single), ("block".to_owned(), root().who, run)];
+    assert_eq!(who(store.reservation_changes(&pool()).await.unwrap()), expected);
+    assert_eq!(store.reservation_changes(&PoolName::new("games").unwrap()).await.unwrap(), []);
+
+    let elsewhere = harbor::model::service_instance::ServiceInstance {
+        pool: PoolName::new("games").unwrap(),
+        ..instance("elsewhere", 20_011)
+    };
+    for made_of in [instance("c", 20_012), instance("b", 20_010), elsewhere, instance("d", 20_013)] {
+        made(&store, &made_of).await;
+    }
+    let at = async |ports| {
+        let found = store.instances_at(&pool(), ports).await.unwrap();
+        found.into_iter().map(|instance| (instance.id.to_string(), instance.port)).collect::<Vec<_>>()
+    };
+    let told = |ids: &[(&str, u16)]| ids.iter().map(|(id, port)| ((*id).to_owned(), *port)).collect::<Vec<_>>();
+    assert_eq!(at(20_010..=20_012).await, told(&[("b", 20_010), ("c", 20_012)]));
+    assert_eq!(at(20_013..=u16::MAX).await, told(&[("d", 20_013)]));
+    assert_eq!(at(20_014..=20_020).await, []);
+}
+
 pub(super) async fn a_live_setting_is_what_was_set_last_and_its_history_is_kept(store: AnyStore) {
     assert_eq!(store.settings().await.unwrap(), (Revision(0), vec![]));
     let range = |value| change("harbor_node", "port_range", value);

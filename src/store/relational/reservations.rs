@@ -1,0 +1,63 @@
+//! Reservations: changed together, and noted in the history.
+
+use super::{decode_id, note_changes, raise_revision};
+use crate::{
+    model::{
+        PoolName, Revision,
+        setting::{self, By, SettingChange},
+    },
+    store::{
+        Reservation,
+        engine::{Session, Sql, values},
+        sql,
+        text::Text,
+    },
+};
+
+/// Releases, then makes reservations. Whether there is something to commit by that; `None` when something stands in the way.
+pub(super) async fn change(
+    tx: &mut impl Session,
+    released: &[(PoolName, String)],
+    made: &[Reservation],
+    by: &By,
+) -> Sql<Option<bool>> {
+    let revision = raise_revision(tx).await?;
+    let mut history = Vec::with_capacity(released.len() + made.len());
+    for (pool, name) in released {
+        if tx.execute(sql::DELETE_RESERVATION, values![pool.as_str(), name]).await? == 0 {
+            return Ok(None);
+        }
+        history.push(SettingChange { scope: setting::reservations_of(pool), key: name.clone(), value: None });
+    }
+    for reservation in made {
+        let Reservation { pool, name, first_port, last_port, protocol } = reservation;
+        let in_the_way = values![pool.as_str(), name, *first_port, *last_port, protocol.as_str()];
+        if tx.number(sql::COUNT_RESERVATIONS_IN_THE_WAY, in_the_way).await? > 0 {
+            return Ok(None);
+        }
+        insert(tx, reservation, revision).await?;
+        let (scope, key) = (setting::reservations_of(pool), name.clone());
+        history.retain(|earlier| (&earlier.scope, &earlier.key) != (&scope, &key));
+        history.push(SettingChange { scope, key, value: Some(reservation.told()) });
+    }
+    if history.is_empty() {
+        return Ok(Some(false));
+    }
+    note_changes(tx, &history, by, revision).await?;
+    Ok(Some(true))
+}
+
+/// The pools whose reservations have changed.
+pub(super) async fn changed_after(tx: &mut impl Session, revision: Revision) -> Sql<Vec<PoolName>> {
+    let scopes = tx.rows::<(Text,)>(sql::RESERVATIONS_CHANGED_AFTER, values![revision]).await?;
+    let pool = |(scope,): (Text,)| decode_id(PoolName::new(scope.replacen(setting::RESERVATIONS, "", 1)));
+    scopes.into_iter().map(pool).collect()
+}
+
+/// One more.
+pub(super) async fn insert(tx: &mut impl Session, reservation: &Reservation, revision: Revision) -> Sql<()> {
+    let Reservation { pool, name, first_port, last_port, protocol } = reservation;
+    let inserted = values![pool.as_str(), name, *first_port, *last_port, protocol.as_str(), revision];
+    tx.execute(sql::INSERT_RESERVATION, inserted).await?;
+    Ok(())
+}
