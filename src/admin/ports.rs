@@ -14,8 +14,9 @@ use axum::{
 use super::{
     Sources,
     request::{Operator, read},
-    status,
+    restraints, status,
     wire::{
+        Listener,
         ports::{self as wire, APPLY_PATH, MAX_PAGE, PAGE, PORTS_PATH, RESERVATIONS_PATH},
         rfc3339,
     },
@@ -254,9 +255,14 @@ fn port(ListedPort { pool, port, is }: ListedPort, sources: &Sources) -> wire::P
 }
 
 fn allocated(instance: ServiceInstance, sources: &Sources) -> wire::Allocated {
-    let (desired, observations) = (sources.control.desired(), &sources.observations);
-    let listener =
-        desired.borrow().listeners.get(&instance.id).map(|spec| status::listener(spec, &observations.borrow()));
+    let desired = sources.control.desired().borrow().clone();
+    let listener = match desired.restraints.suspended.get(&instance.id) {
+        Some(restraint) => Some(Listener::Suspended(restraints::told(restraint))),
+        None => {
+            let spec = desired.listeners.get(&instance.id);
+            spec.map(|spec| status::listener(spec, &sources.observations.borrow()))
+        }
+    };
     let (backends, now) = (sources.backends.list(&instance.id), sources.clock.now());
     let takes_work = |known: &&crate::backends::BackendState| {
         known.state == AnnouncedState::Up

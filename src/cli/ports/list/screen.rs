@@ -92,6 +92,7 @@ fn word(listener: &Listener) -> &'static str {
         Listener::Pending => "pending",
         Listener::Bound { .. } => "bound",
         Listener::Closed { .. } => "closed",
+        Listener::Suspended(_) => "suspended",
         Listener::Failed { .. } => "failed",
     }
 }
