@@ -11,14 +11,12 @@ use std::{
     },
 };
 
-use ipnet::IpNet;
-
 use crate::{
     model::{
         Transport,
         desired::{ForwarderLimits, ListenerSpec, RESERVED_DESCRIPTORS, allows},
     },
-    telemetry::metrics::{ConnectionEnd, Refusal, SessionEnd},
+    telemetry::metrics::{ConnectionEnd, Refusal},
 };
 
 /// Sockets are scarce when less than one in so many is left: from then on a port has at most its share.
@@ -37,7 +35,7 @@ const fn sockets(transport: Transport) -> u32 {
     }
 }
 
-/// Why a client may not come in, whatever room there is; or not stay.
+/// Why a client may not come in, whatever room there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Barred {
     /// It is in no network of `allow`.
@@ -54,17 +52,6 @@ impl Barred {
         }
         (!allows(&spec.settings.allow, client)).then_some(Self::NotAllowed)
     }
-
-    /// The same of one of which perhaps only its network is known. It is blocked when any client of that is, and allowed when
-    /// any is.
-    pub(super) fn why_in(network: IpNet, spec: &ListenerSpec, limits: &ForwarderLimits) -> Option<Self> {
-        if limits.blocked.overlaps(network) {
-            return Some(Self::Blocked);
-        }
-        let meets = |allowed: &IpNet| allowed.contains(&network) || network.contains(allowed);
-        let allow = &spec.settings.allow;
-        (!allow.is_empty() && !allow.iter().any(meets)).then_some(Self::NotAllowed)
-    }
 }
 
 impl From<Barred> for Refusal {
@@ -77,15 +64,6 @@ impl From<Barred> for Refusal {
 }
 
 impl From<Barred> for ConnectionEnd {
-    fn from(barred: Barred) -> Self {
-        match barred {
-            Barred::NotAllowed => Self::NotAllowed,
-            Barred::Blocked => Self::Blocked,
-        }
-    }
-}
-
-impl From<Barred> for SessionEnd {
     fn from(barred: Barred) -> Self {
         match barred {
             Barred::NotAllowed => Self::NotAllowed,

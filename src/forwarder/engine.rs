@@ -41,8 +41,7 @@ pub(super) trait Engine: Send + Sync {
     /// Lets go of a listener's sockets of one transport and ends its flows.
     fn close(&self, id: &ServiceInstanceId, transport: Transport, why: Closing);
 
-    /// Takes changed settings over to open flows, and ends those whose clients may no longer come in: of one listener, or of
-    /// all.
+    /// Takes changed settings over to open flows, and ends those whose clients are blocked by now: of one listener, or of all.
     fn refresh(&self, id: Option<&ServiceInstanceId>);
 
     /// Lets go of listening TCP sockets and begins no UDP sessions; open flows go on.

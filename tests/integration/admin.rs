@@ -328,7 +328,8 @@ async fn the_status_tells_node_pools_links_listeners_and_backends() {
                     "name": "default", "ports": "26000-26009", "size": 10, "free": 8, "allocated": 2,
                     "quarantined": 0, "reserved": 0, "in_conflict": 0, "retired": false,
                 }],
-                "listeners": {"bound": 2, "failed": 0, "closed": 0, "pending": 0},
+                "listeners": {"bound": 2, "failed": 0, "closed": 0, "suspended": 0, "pending": 0},
+                "networks_blocked": 0,
                 "backends": {
                     "tcp": 1, "udp": 0, "service_instances_without": 1,
                     "states": {
@@ -382,7 +383,7 @@ async fn what_is_wrong_is_told_first() {
              service instance second",
         ])
     );
-    assert_eq!(body["listeners"], json!({"bound": 1, "failed": 1, "closed": 0, "pending": 0}));
+    assert_eq!(body["listeners"], json!({"bound": 1, "failed": 1, "closed": 0, "suspended": 0, "pending": 0}));
     assert_eq!(body["service_instances"][0]["id"], "second", "what failed comes first");
     node.observe(&["first"], &[]);
     let (_, body) = node.operator().get("/admin/v1/status").await.parts();

@@ -190,7 +190,7 @@ async fn a_restart_opens_every_port_and_takes_back_the_backends_that_live() {
     assert_eq!(over_tcp(ports[1], "hello").await.as_deref(), Some("lives: hello"));
     assert!(listens(ports[2]).await);
     let shown = status(&harbor).await;
-    assert_eq!(shown["listeners"], json!({ "bound": 3, "failed": 0, "closed": 0, "pending": 0 }));
+    assert_eq!(shown["listeners"], json!({ "bound": 3, "failed": 0, "closed": 0, "suspended": 0, "pending": 0 }));
     // Of the instance that died only UDP is left: nothing tells whether a datagram would arrive.
     assert_eq!((&shown["backends"]["tcp"], &shown["backends"]["udp"]), (&json!(2), &json!(3)));
     harbor.kill();
@@ -313,7 +313,7 @@ async fn a_port_that_somebody_else_holds_fails_alone_is_shown_and_heals() {
     let harbor = site.serve().await;
     assert!(listens(ports[1]).await);
     let shown = status(&harbor).await;
-    assert_eq!(shown["listeners"], json!({ "bound": 1, "failed": 1, "closed": 0, "pending": 0 }));
+    assert_eq!(shown["listeners"], json!({ "bound": 1, "failed": 1, "closed": 0, "suspended": 0, "pending": 0 }));
     let reason = shown["service_instances"][0]["listener"]["reason"].as_str().unwrap();
     assert!(reason.contains(&format!("process {}", std::process::id())), "it names the holder: {reason}");
     let admin = format!("http://{}", harbor.address("admin"));

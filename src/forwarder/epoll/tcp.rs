@@ -30,11 +30,7 @@ use super::{
 };
 use crate::{
     backends::Phase,
-    model::{
-        ServiceInstanceId, Transport,
-        desired::{ForwarderLimits, ListenerSpec},
-        parameters::ProxyProtocol,
-    },
+    model::{ServiceInstanceId, Transport, desired::ForwarderLimits, parameters::ProxyProtocol},
     telemetry::metrics::{ConnectionEnd, Direction, PortTally, Refusal},
 };
 
@@ -225,8 +221,8 @@ impl Tcp {
         self.ports.keys().into_iter().for_each(|port| self.stop_connections(port, end, tools));
     }
 
-    /// Settings have changed, of one listener or of all: deadlines of open connections follow them, and who may no longer come
-    /// in is put out.
+    /// Settings have changed, of one listener or of all: deadlines of open connections follow them, and those of clients that
+    /// are blocked by now end.
     pub(super) fn refresh(&mut self, id: Option<&ServiceInstanceId>, tools: &mut Tools) {
         let ports = match id {
             Some(id) => self.by_id.get(id).copied().into_iter().collect(),
@@ -234,11 +230,12 @@ impl Tcp {
         };
         for port in ports {
             let Some(entry) = self.ports.get(port) else { continue };
-            let (limits, spec) = (tools.shared.limits.load_full(), Arc::clone(&entry.listener.spec()));
+            let limits = tools.shared.limits.load_full();
             let idle_timeout = entry.listener.idle_timeout(Transport::Tcp, &limits);
             for key in self.connections_of(port) {
-                let barred = self.connections.get(key).and_then(|connection| connection.barred(&spec, &limits));
-                let input = barred.map_or(Input::IdleTimeout(idle_timeout), |barred| Input::Stop(barred.into()));
+                let blocked = self.connections.get(key).is_some_and(|connection| connection.is_blocked(&limits));
+                let input =
+                    if blocked { Input::Stop(ConnectionEnd::Blocked) } else { Input::IdleTimeout(idle_timeout) };
                 self.drive(key, Some(input), tools);
             }
         }
@@ -640,9 +637,9 @@ impl Connection {
         })
     }
 
-    /// Why its client may no longer stay, if it may not. Of one whom a balancer has yet to name that is not known.
-    fn barred(&self, spec: &ListenerSpec, limits: &ForwarderLimits) -> Option<Barred> {
-        if self.relay.awaits_header() { None } else { Barred::why(self.client_address.ip(), spec, limits) }
+    /// Whether its client is. Of one whom a balancer has yet to name that is not known.
+    fn is_blocked(&self, limits: &ForwarderLimits) -> bool {
+        !self.relay.awaits_header() && limits.blocked.contains(self.client_address.ip())
     }
 
     /// Looks at what has arrived, and takes it off the socket only when the header is whole.

@@ -31,7 +31,7 @@ pub(super) use self::{
 };
 use super::{
     super::{
-        admission::{Barred, Permit},
+        admission::Permit,
         engine::{Carried, Closing, ClosingRecord, FlowEnd, canonical},
         listener::{Listener, OnBackend},
         sessions::{Sessions, Source},
@@ -267,8 +267,8 @@ impl Udp {
         self.ports.keys().into_iter().for_each(|port| self.end_sessions(port, end, tools));
     }
 
-    /// Settings have changed, of one listener or of all: deadlines of open sessions follow them, and who may no longer come in
-    /// is put out.
+    /// Settings have changed, of one listener or of all: deadlines of open sessions follow them, and those of clients that are
+    /// blocked by now end.
     pub(super) fn refresh(&mut self, id: Option<&ServiceInstanceId>, tools: &mut Tools) {
         let ports = match id {
             Some(id) => self.by_id.get(id).copied().into_iter().collect(),
@@ -278,22 +278,21 @@ impl Udp {
             let Some(entry) = self.ports.get_mut(port) else { continue };
             let idle_timeout = entry.listener.idle_timeout(Transport::Udp, &tools.shared.limits.load());
             entry.sessions.set_idle_timeout(idle_timeout);
-            self.put_out(port, tools);
+            self.end_blocked(port, tools);
             self.arm(port, tools);
         }
     }
 
-    /// Ends the sessions of clients that may no longer come in.
-    fn put_out(&mut self, port: Key, tools: &mut Tools) {
-        let Some(entry) = self.ports.get(port) else { return };
-        let (limits, spec) = (tools.shared.limits.load_full(), Arc::clone(&entry.listener.spec()));
-        if limits.blocked.is_empty() && spec.settings.allow.is_empty() {
+    /// Ends the sessions of clients that are blocked.
+    fn end_blocked(&mut self, port: Key, tools: &mut Tools) {
+        let blocked = Arc::clone(&tools.shared.limits.load().blocked);
+        if blocked.is_empty() {
             return;
         }
         for session in self.sessions_of(port) {
             let client = self.ports.get(port).and_then(|port| port.client_of(session));
-            if let Some(barred) = client.and_then(|client| Barred::why_in(client, &spec, &limits)) {
-                self.end_session(port, session, barred.into(), tools);
+            if client.is_some_and(|client| blocked.overlaps(client)) {
+                self.end_session(port, session, SessionEnd::Blocked, tools);
             }
         }
     }

@@ -68,7 +68,7 @@ words!(
         Exhausted = "exhausted",
         /// A client that must send a PROXY header did not.
         BadHeader = "bad_header",
-        /// The client is in no network of `allow`: as its PROXY header says, or since that was changed.
+        /// Its PROXY header named a client that is not allowed.
         NotAllowed = "not_allowed",
         /// The client is in a network that an operator has blocked: as its PROXY header says, or by now.
         Blocked = "blocked",
@@ -104,8 +104,6 @@ words!(
         Drained = "drained",
         /// Its backend's authority ended.
         Revoked = "revoked",
-        /// The client is in no network of `allow` any more.
-        NotAllowed = "not_allowed",
         /// The client is in a network that an operator has blocked.
         Blocked = "blocked",
         /// The listener was removed.

@@ -327,7 +327,7 @@ async fn twenty_hot_restarts_of_two_thousand_ports_lose_no_connection_no_stream_
     block_in_place(|| clients.into_iter().for_each(|client| client.join().expect("a client does not panic")));
     let troubles = tally.troubles.lock().unwrap();
     assert!(troubles.is_empty(), "{} troubles: {:#?}", troubles.len(), &troubles[..troubles.len().min(10)]);
-    assert_eq!(listeners, json!({ "bound": PORTS, "failed": 0, "closed": 0, "pending": 0 }));
+    assert_eq!(listeners, json!({ "bound": PORTS, "failed": 0, "closed": 0, "suspended": 0, "pending": 0 }));
     let sources = recorder.finish();
     assert_eq!(sources.len(), usize::from(UDP_FLOWS));
     assert!(sources.values().all(|sources| sources.len() == 1), "a backend has seen its client move: {sources:?}");

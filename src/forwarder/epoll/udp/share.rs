@@ -207,8 +207,8 @@ impl Udp {
             }
         }
         unwatched.into_iter().for_each(|session| self.end_session(port, session, SessionEnd::Displaced, tools));
-        // They were on the way when something became of their backends, or of who may come in.
-        self.put_out(port, tools);
+        // They were on the way when something became of their backends, or a network was blocked.
+        self.end_blocked(port, tools);
         self.follow_backends(&id, tools);
     }
 

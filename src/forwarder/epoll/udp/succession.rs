@@ -97,8 +97,8 @@ impl Udp {
             self.take_over(port, session, backend, tools);
         }
         for port in ports {
-            // They were on the way when something became of who may come in.
-            self.put_out(port, tools);
+            // They were on the way when a network was blocked.
+            self.end_blocked(port, tools);
             self.arm(port, tools);
         }
     }
