@@ -16,7 +16,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, getpgid, kill_process, kill_process_group};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -319,7 +319,12 @@ impl Harbor {
     }
 
     fn end(&mut self) {
-        // They may have ended by themselves.
+        // Whoever has taken over has a group of its own; its number may be another's by now. They may have ended by themselves.
+        let is_ours = std::fs::read_link(format!("/proc/{}/exe", self.pid()))
+            .is_ok_and(|program| program == Path::new(env!("CARGO_BIN_EXE_harbor")));
+        if let (true, Ok(group)) = (is_ours, getpgid(Some(pid(self.pid())))) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
         let _ = kill_process_group(pid(self.child.id()), Signal::KILL);
         let _ = self.child.wait();
         self.join();
