@@ -235,7 +235,7 @@ async fn settings_that_many_change_at_once_are_all_kept() {
         let body = json!({ "changes": [{ "section": "forwarder", "key": key, "value": "9s" }] });
         eventually_async("it is taken", || async {
             let answer = node.admin().patch("/admin/v1/config", &body).await;
-            assert!([200, 409].contains(&answer.status.as_u16()), "{answer:?}");
+            assert!([200, 409, 503].contains(&answer.status.as_u16()), "{answer:?}");
             (answer.status == 200).then_some(())
         })
         .await;

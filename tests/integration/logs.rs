@@ -544,7 +544,7 @@ async fn no_line_at_any_level_has_a_secret() {
     let metrics = String::from_utf8(harbor.admin().get("/metrics").await.body.to_vec()).unwrap();
     let mut texts = vec![harbor.log(), metrics];
     assert!(harbor.terminate().success());
-    let export = site.command(&["data", "export"]).output().unwrap();
+    let export = site.command(&["data", "export", "--with-secrets"]).output().unwrap();
     let export = String::from_utf8(export.stdout).unwrap();
     let secret = announce_secret(&export);
     texts.extend(listed("## Files").iter().map(|file| {
