@@ -93,6 +93,8 @@ pub struct Config {
     pub forwarder: Forwarder,
     /// What is logged.
     pub log: telemetry::log::Settings,
+    /// The live settings that are in it: those of [`Sources::settings`].
+    pub settings: Vec<Setting>,
     /// What is allowed, but is likely a mistake. For the log.
     pub warnings: Vec<String>,
 }
@@ -161,7 +163,9 @@ fn check_explained(text: &str, name: Option<&str>, sources: &Sources) -> Result<
     find_near_misses(&sources.variables, &findings);
     let problems = findings.into_problems();
     match config {
-        Some(config) if problems.is_empty() => Ok((config, explained)),
+        Some(config) if problems.is_empty() => {
+            Ok((Config { settings: sources.settings.clone(), ..config }, explained))
+        }
         _ => {
             assert!(!problems.is_empty(), "what cannot be read has been reported");
             Err(ConfigError { problems })
@@ -211,6 +215,7 @@ fn read(mut root: Section<'_>, own_address: IpAddr) -> Option<Config> {
         discovery,
         forwarder,
         log,
+        settings: Vec::new(),
         warnings,
     };
     Some(warned_of_unheard_announcements(warned_of_own_ports(config)))

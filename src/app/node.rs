@@ -521,9 +521,9 @@ impl Node {
         requests: &mut mpsc::Receiver<RestartRequest>,
         settings: &mut mpsc::Receiver<SettingsRequest>,
     ) -> anyhow::Result<Left> {
-        let mut live = running.reach.control.settings();
-        let mut held = live::of_configuration(&live.borrow_and_update());
-        let mut pools = running.reach.control.pools();
+        let (mut live, mut pools) = (running.reach.control.settings(), running.reach.control.pools());
+        // Something may have changed since the start began.
+        live.mark_changed();
         pools.mark_changed();
         loop {
             let asked = tokio::select! {
@@ -533,8 +533,7 @@ impl Node {
                 }
                 Ok(()) = live.changed() => {
                     let wanted = live::of_configuration(&live.borrow_and_update());
-                    if wanted != held {
-                        held = wanted;
+                    if wanted != running.config.settings {
                         // What is wrong here has been told; the others go on without this node.
                         let _ = reload::take_over(&mut running.config, &running.reach).await;
                     }
@@ -542,7 +541,6 @@ impl Node {
                 }
                 Some(asked) = settings.recv() => {
                     live::change(asked, &mut running.config, &running.reach).await;
-                    held = live::of_configuration(&live.borrow_and_update());
                     continue;
                 }
                 told = signals.next() => match told {

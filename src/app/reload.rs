@@ -86,6 +86,7 @@ pub(super) async fn take_over(running: &mut Config, reach: &Reloadable<'_>) -> R
     running.log.level.clone_from(&wanted.log.level);
     running.broker.username.clone_from(&wanted.broker.username);
     running.broker.passwords.clone_from(&wanted.broker.passwords);
+    running.settings.clone_from(&wanted.settings);
     running.warnings.clone_from(&wanted.warnings);
     let at_the_start = &running.discovery;
     running.discovery = config::Discovery {

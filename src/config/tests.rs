@@ -101,6 +101,7 @@ fn a_password_alone_is_a_configuration() {
         },
         forwarder: Forwarder { workers: 0, limits: ForwarderLimits::default() },
         log: Settings { format: Format::Text, level: "info".into(), directory: None },
+        settings: vec![],
         warnings: vec![],
     };
     assert_eq!(load_text("[broker]\npassword = \"hunter2\"", &[]), Ok(expect.clone()));

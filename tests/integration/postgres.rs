@@ -115,7 +115,7 @@ async fn both_engines_have_the_same_schema() {
             AND relnamespace = 'public'::regnamespace AND relname <> '_sqlx_migrations')
         SELECT t.name || '.' || c.attname || ' ' || upper(format_type(c.atttypid, NULL))
             || CASE WHEN c.attnotnull THEN ' NOT NULL' ELSE '' END
-            || coalesce(' DEFAULT ' || pg_get_expr(d.adbin, d.adrelid), '')
+            || coalesce(' DEFAULT ' || replace(pg_get_expr(d.adbin, d.adrelid), '::text', ''), '')
             FROM tables t JOIN pg_attribute c ON c.attrelid = t.oid AND c.attnum > 0 AND NOT c.attisdropped
             LEFT JOIN pg_attrdef d ON d.adrelid = t.oid AND d.adnum = c.attnum
         UNION ALL SELECT t.name || ' INDEX ' || (SELECT string_agg(c.attname, ',' ORDER BY c.attnum) FROM pg_attribute c
