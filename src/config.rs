@@ -163,9 +163,7 @@ fn check_explained(text: &str, name: Option<&str>, sources: &Sources) -> Result<
     find_near_misses(&sources.variables, &findings);
     let problems = findings.into_problems();
     match config {
-        Some(config) if problems.is_empty() => {
-            Ok((Config { settings: sources.settings.clone(), ..config }, explained))
-        }
+        Some(config) if problems.is_empty() => Ok((Config { settings: sources.settings.clone(), ..config }, explained)),
         _ => {
             assert!(!problems.is_empty(), "what cannot be read has been reported");
             Err(ConfigError { problems })

@@ -129,8 +129,7 @@ impl Export {
 impl Import {
     fn run(self, config: Option<PathBuf>) -> Outcome {
         let (config, file) = (load(config)?, self.file);
-        let listing = self.known_to.as_deref().map(Listing::load).transpose();
-        let listing = listing.map_err(|unusable| Failure::Problem(unusable.into()))?;
+        let listing = self.known_to.as_deref().map(Listing::load).transpose()?;
         let exported = read(&file).map_err(Failure::Problem)?;
         let is_unknown = |instance: &ServiceInstance| {
             listing.as_ref().is_some_and(|listing| !listing.ids.contains(instance.id.as_str()))

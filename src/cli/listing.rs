@@ -10,6 +10,8 @@ use std::{
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::Failure;
+
 /// Largest listing that is read, in bytes: 100,000 service instances of the platform take about so much.
 const MAX_BYTES: u64 = 512 * 1024 * 1024;
 
@@ -33,6 +35,12 @@ pub struct Listing {
 pub struct Unusable {
     file: String,
     why: String,
+}
+
+impl From<Unusable> for Failure {
+    fn from(unusable: Unusable) -> Self {
+        Self::Usage(unusable.to_string())
+    }
 }
 
 /// A page, in either form of the platform's API.

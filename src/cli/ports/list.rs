@@ -6,7 +6,8 @@ use super::{print_json, run_of_ports, shown};
 use crate::{
     admin::wire::ports::{MAX_PAGE, PAGE, Ports, PortsQuery},
     cli::{
-        FINE, FOUND_A_PROBLEM, Failure, Outcome,
+        FINE, FOUND_A_PROBLEM, Outcome,
+        listing::Listing,
         operator::{Node, Reach},
         print,
     },
@@ -82,7 +83,7 @@ pub struct List {
 
 impl List {
     pub async fn run(self, config: Option<PathBuf>) -> Outcome {
-        let known = self.unknown_to.as_deref().map(unknown::Known::load).transpose()?;
+        let known = self.unknown_to.as_deref().map(Listing::load).transpose()?;
         let all = self.all || known.is_some();
         let limit = if all { MAX_PAGE } else { usize::try_from(self.limit).unwrap_or(MAX_PAGE) };
         let mut query = PortsQuery {
@@ -126,22 +127,16 @@ impl List {
     }
 }
 
-fn unknown(known: &unknown::Known, mut listed: Ports, json: bool) -> Outcome {
+fn unknown(known: &Listing, mut listed: Ports, json: bool) -> Outcome {
     let asked = listed.ports.len();
-    let too_new = known.retain_unknown(&mut listed.ports);
+    let too_new = unknown::retain(known, &mut listed.ports);
     let found = listed.ports.len();
     if json {
         print_json(&listed)?;
     } else {
         listed.pools.clear();
         let table = if found == 0 { String::new() } else { screen::table(&listed) };
-        print(&(table + &known.words(&listed.ports, asked, too_new)))?;
+        print(&(table + &unknown::words(known, &listed.ports, asked, too_new)))?;
     }
     Ok(if found == 0 { FINE } else { FOUND_A_PROBLEM })
-}
-
-impl From<unknown::Unusable> for Failure {
-    fn from(unusable: unknown::Unusable) -> Self {
-        Self::Usage(unusable.to_string())
-    }
 }
