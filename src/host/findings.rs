@@ -11,7 +11,7 @@ use std::{
 use super::{
     common_ports::COMMON_PORTS,
     holder::{Held, Holder, SocketState, meet},
-    local_ports::{LocalPorts, MIN_OUTGOING, RESERVED_PORTS},
+    local_ports::{LocalPorts, MIN_OUTGOING},
     processes::Process,
 };
 use crate::model::{PoolName, PortSet, Transport, desired::RESERVED_DESCRIPTORS};
@@ -61,6 +61,8 @@ pub struct Machine {
     pub unprivileged_start: Option<u16>,
     /// What runs.
     pub processes: Vec<Process>,
+    /// The one that looks.
+    pub own_process: u32,
     /// The sockets at ports of the pools and of the APIs.
     pub held: Vec<Held>,
     /// The machine's addresses.
@@ -245,7 +247,7 @@ fn outgoing(needs: &Needs, machine: &Machine, found: &mut Vec<Finding>) {
                      theirs from {first}-{last}",
                     Brief(&exposed)
                 ),
-                mend: Some(format!("sysctl -w {RESERVED_PORTS}={}", reserved.reserved_list())),
+                mend: local.reserving(needs.pools.iter().map(|(_, ports)| ports)),
             });
         }
     }
@@ -370,10 +372,11 @@ fn held(pool: &PoolName, ports: &PortSet, needs: &Needs, machine: &Machine, foun
             SocketState::Connected | SocketState::Ending => (
                 format!("connections of {who} hold {transport} {taken_shown}: Harbor takes a port when it is free"),
                 // Those that are open stay; no more come.
-                machine.local_ports.as_ref().filter(|_| exposed).map(|local| {
-                    let reserved = local.with_reserved(needs.pools.iter().map(|(_, ports)| ports));
-                    format!("sysctl -w {RESERVED_PORTS}={}", reserved.reserved_list())
-                }),
+                machine
+                    .local_ports
+                    .as_ref()
+                    .filter(|_| exposed)
+                    .and_then(|local| local.reserving(needs.pools.iter().map(|(_, ports)| ports))),
             ),
         };
         let (severity, code, pool) = (Severity::Warning, Code::PortInUse, Some(pool.clone()));
@@ -417,7 +420,10 @@ fn held_apis(needs: &Needs, machine: &Machine, found: &mut Vec<Finding>) {
 /// The sockets of others. One whose process cannot be seen is Harbor's where Harbor runs as the same user.
 fn strangers(machine: &Machine) -> impl Iterator<Item = &Held> {
     let harbors = machine.processes.iter().filter(|process| process.is_harbor());
-    let (ids, users): (BTreeSet<_>, BTreeSet<_>) = harbors.map(|process| (process.id, process.user_id)).unzip();
+    let ids = harbors.clone().map(|process| process.id).collect::<BTreeSet<_>>();
+    // Who looks may be root, to see more: not each socket of root is Harbor's.
+    let others = harbors.filter(|process| process.id != machine.own_process);
+    let users = others.map(|process| process.user_id).collect::<BTreeSet<_>>();
     machine.held.iter().filter(move |held| match &held.holder.process {
         Some((id, _)) => !ids.contains(id),
         None => !users.contains(&held.holder.user_id),

@@ -1,6 +1,11 @@
 //! Which ports the kernel gives to outgoing connections: it may take any of them at any time, also one of a pool.
 
-use std::{fmt::Write as _, fs, io, ops::RangeInclusive};
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io::{self, Read as _},
+    ops::RangeInclusive,
+};
 
 use crate::model::{PortSet, ports::merged};
 
@@ -12,6 +17,9 @@ pub const RESERVED_PORTS: &str = "net.ipv4.ip_local_reserved_ports";
 
 /// Longest list that the kernel takes at once, in bytes: it would take the rest of a longer one as one more.
 const MAX_LIST_BYTES: usize = 4095;
+
+/// Longest list that there can be, in bytes: every other port, with a comma.
+const LONGEST_LIST: usize = 256 * 1024;
 
 /// Fewest ports that are left to outgoing connections: without any the machine reaches nobody.
 pub const MIN_OUTGOING: usize = 1024;
@@ -33,8 +41,19 @@ pub fn local_ports() -> io::Result<LocalPorts> {
     let unknown = |file: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{file} has an unknown form"));
     Ok(LocalPorts {
         range: parse_range(&fs::read_to_string(RANGE_FILE)?).ok_or_else(|| unknown(RANGE_FILE))?,
-        reserved: parse_reserved(&fs::read_to_string(RESERVED_FILE)?).ok_or_else(|| unknown(RESERVED_FILE))?,
+        reserved: parse_reserved(&read_at_once(RESERVED_FILE)?).ok_or_else(|| unknown(RESERVED_FILE))?,
     })
+}
+
+/// The kernel answers the first read of a list, with as much as fits, and says that it ends there: one read has to do.
+fn read_at_once(file: &str) -> io::Result<String> {
+    let mut bytes = vec![0; LONGEST_LIST];
+    let length = File::open(file)?.read(&mut bytes)?;
+    if length == LONGEST_LIST {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("{file} is longer than any list of ports")));
+    }
+    bytes.truncate(length);
+    String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 impl LocalPorts {
@@ -74,6 +93,13 @@ impl LocalPorts {
             };
         }
         list
+    }
+
+    /// The command that reserves all ports of `pools` too; none when the kernel would not take the list whole.
+    #[must_use]
+    pub fn reserving<'a>(&self, pools: impl IntoIterator<Item = &'a PortSet>) -> Option<String> {
+        let list = self.with_reserved(pools).reserved_list();
+        (list.len() <= MAX_LIST_BYTES).then(|| format!("sysctl -w {RESERVED_PORTS}={list}"))
     }
 }
 
@@ -130,9 +156,10 @@ fn parse_range(text: &str) -> Option<RangeInclusive<u16>> {
 
 /// `8080,35000-40000`, or nothing.
 fn parse_reserved(text: &str) -> Option<Vec<RangeInclusive<u16>>> {
-    let range = |part: &str| match part.split_once('-') {
-        Some((first, last)) => Some(first.parse().ok()?..=last.parse().ok()?),
-        None => part.parse().ok().map(|port| port..=port),
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let range: RangeInclusive<u16> = first.parse().ok()?..=last.parse().ok()?;
+        (!range.is_empty()).then_some(range)
     };
     let ranges = text.trim().split(',').filter(|part| !part.is_empty()).map(range);
     Some(merged(ranges.collect::<Option<Vec<_>>>()?))
@@ -151,6 +178,7 @@ mod tests {
             assert_eq!(parse_range(text), None, "{text}");
         }
         assert_eq!(parse_reserved("8080,x"), None);
+        assert_eq!(parse_reserved("20000-2"), None, "it was cut short");
     }
 
     #[test]
@@ -180,6 +208,16 @@ mod tests {
         check("22,8080,9148", &["35000-40000"], "22,8080,9148,35000-40000", 23231);
         check("35000-36000,40000-40010", &["35500-40000", "2000"], "2000,35000-40010", 23221);
         check("65535", &["1024-65535"], "1024-65535", 0);
+    }
+
+    #[test]
+    fn no_command_is_told_that_the_kernel_would_take_in_part() {
+        let one = |ports: &str| LocalPorts { range: 1..=2, reserved: vec![] }.reserving(&[ports.parse().unwrap()]);
+        assert_eq!(one("2000").as_deref(), Some("sysctl -w net.ipv4.ip_local_reserved_ports=2000"));
+        let scattered = |count: u16| (0..count).map(|index| (10_000 + index * 2).to_string()).collect::<Vec<_>>().join(",");
+        assert_eq!((scattered(682).len(), scattered(683).len()), (4_091, 4_097));
+        assert!(one(&scattered(682)).is_some());
+        assert_eq!(one(&scattered(683)), None);
     }
 
     #[test]

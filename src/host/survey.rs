@@ -27,6 +27,7 @@ pub fn survey(needs: &Needs) -> Machine {
         unprivileged_start: setting("net/ipv4/ip_unprivileged_port_start"),
         held: held.unwrap_or_default(),
         processes,
+        own_process: std::process::id(),
         addresses: own_addresses().ok(),
         descriptors: raise_descriptor_limit().now,
         conntrack: conntrack(),

@@ -3,7 +3,7 @@
 mod eaten;
 mod reservations;
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, io::Read as _, path::Path, process::Command};
 
 use harbor::host::Code;
 
@@ -42,7 +42,13 @@ fn machine(network: &mut Network) -> Machine {
 }
 
 fn reserved(machine: &Machine) -> String {
-    machine.run(|| fs::read_to_string(RESERVED_FILE).expect("it was written a moment ago")).trim().to_owned()
+    // The kernel tells it to one read alone.
+    let read = || {
+        let mut bytes = vec![0; 1 << 16];
+        let length = fs::File::open(RESERVED_FILE)?.read(&mut bytes)?;
+        std::io::Result::Ok(String::from_utf8_lossy(&bytes[..length]).trim().to_owned())
+    };
+    machine.run(|| read().expect("it was written a moment ago"))
 }
 
 /// What `harbor ports check` says on a machine.
@@ -125,6 +131,27 @@ fn a_machine_is_checked_and_mended() {
     let said = checked(&machine, &greedy, &["--fix"]);
     assert_eq!(said, Said { code: 1, stdout: String::new(), stderr: refused.into() });
     assert_eq!(reserved(&machine), "8080,9148,35000-40000");
+}
+
+#[test]
+fn what_is_reserved_stays_however_long_the_list_is() {
+    let Some(mut network) = Network::new("what_is_reserved_stays_however_long_the_list_is") else { return };
+    let (machine, site) = (machine(&mut network), Site::new("35000-40000", ""));
+    // As long as the kernel takes with the pool's ports, which are 12 bytes more.
+    let list = (0..680).map(|index| (10_000 + index * 2).to_string()).collect::<Vec<_>>().join(",");
+    machine.run(|| fs::write(RESERVED_FILE, &list).expect("we are root"));
+    assert_eq!(reserved(&machine), list);
+    let fixed = checked(&machine, &site, &["--fix"]);
+    let all = format!("{list},35000-40000");
+    assert!(fixed.stdout.contains(&format!("is now {all}\n")), "{fixed:?}");
+    assert_eq!((fixed.code, reserved(&machine)), (0, all));
+
+    let longer = Site::new("45000,45002,45004,45006", "");
+    let before = checked(&machine, &longer, &[]);
+    assert!(before.stdout.contains("ephemeral_overlap") && !before.stdout.contains("sysctl -w"), "{before:?}");
+    let refused = checked(&machine, &longer, &["--fix"]);
+    let told = "harbor: the list of reserved ports would have more than 4095 bytes: make the pools of fewer ranges\n";
+    assert_eq!((refused.code, refused.stderr.as_str()), (1, told));
 }
 
 #[test]

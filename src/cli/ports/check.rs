@@ -125,10 +125,8 @@ fn fix(config: &Config) -> Result<Fix, Failure> {
 
 /// What to do where this process may not: where the kernel tells what there is, the command that adds to it.
 fn advice<'a>(pools: impl Iterator<Item = &'a PortSet>) -> String {
-    host::local_ports().map_or_else(
-        |_| String::new(),
-        |local| format!("; run as root: sysctl -w {RESERVED_PORTS}={}", local.with_reserved(pools).reserved_list()),
-    )
+    let command = host::local_ports().ok().and_then(|local| local.reserving(pools));
+    command.map_or_else(String::new, |command| format!("; run as root: {command}"))
 }
 
 impl Fix {

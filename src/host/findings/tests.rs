@@ -165,6 +165,10 @@ fn sockets_of_others_are_found_and_harbors_own_are_not() {
     // Where Harbor runs as that user, what it has cannot be told from the rest.
     machine.processes[0].user_id = 998;
     check(&needs, &machine, &[api, listening, connected]);
+    // Whoever looks is not the one that serves.
+    machine.own_process = 9;
+    check(&needs, &machine, &[api, hidden, listening, connected]);
+    machine.own_process = 0;
     needs.listen = vec!["10.0.0.6".parse().unwrap()];
     let wildcard_only = "warning port_in_use default: process 7 (nginx) listens on TCP 20001: Harbor takes a port when it \
                          is free | port_range = \"20000, 20002-20099\" # in [harbor_node]";
