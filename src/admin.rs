@@ -107,6 +107,8 @@ pub struct Sources {
     pub restart: mpsc::Sender<RestartRequest>,
     /// What each key of the configuration is.
     pub configuration: watch::Receiver<Arc<[wire::ConfigurationKey]>>,
+    /// Why the live settings that the nodes have are not in force here; none: they are.
+    pub settings_behind: watch::Receiver<Option<String>>,
     /// Where changes of live settings are asked for.
     pub change_settings: mpsc::Sender<SettingsRequest>,
     /// Counters.

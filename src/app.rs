@@ -20,7 +20,7 @@ mod signals;
 mod sockets;
 mod tasks;
 
-pub use data::{Imported, export, import};
+pub use data::{Imported, export, import, live_settings};
 pub use machine::machine_needs;
 pub use migrate::{check_store, migrate};
 pub use serve::serve;

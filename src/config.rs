@@ -44,7 +44,7 @@ pub use entry::{Origin, Problem};
 pub use explain::Explained;
 pub use forwarder::Forwarder;
 pub use nats::{Nats, NatsLogin, NatsTls};
-pub use node::Node;
+pub use node::{DEFAULT_POOL, Node};
 pub use ports_file::{PortsFile, Resolved};
 pub use reference::{Change, Default, KEYS, Key};
 pub use secret::Secret;
@@ -68,6 +68,29 @@ pub struct Sources {
     pub settings: Vec<Setting>,
     /// The machine's own address: what clients of the pool `default` are told when nothing is written.
     pub own_address: IpAddr,
+}
+
+/// The text of a configuration file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text {
+    /// What to call the file in messages.
+    name: String,
+    text: String,
+}
+
+impl Text {
+    /// Reads the file of `sources`; none where none was named.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn of(sources: &Sources) -> Result<Option<Self>, ConfigError> {
+        let Some(path) = &sources.file else { return Ok(None) };
+        let name = path.display().to_string();
+        match read_file(path, "name another file by --config or HARBOR_CONFIG") {
+            Ok(text) => Ok(Some(Self { name, text })),
+            Err(message) => Err(ConfigError { problems: vec![Problem { at: Origin::File(name.into()), message }] }),
+        }
+    }
 }
 
 /// A checked configuration.
@@ -123,20 +146,18 @@ impl std::error::Error for ConfigError {}
 /// # Errors
 /// All that is wrong with it.
 pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
-    load_explained(sources).map(|(config, _)| config)
+    load_from(Text::of(sources)?.as_ref(), sources).map(|(config, _)| config)
 }
 
-/// The same, and what each key is.
+/// The same with what was read of the file, and what each key is.
 ///
 /// # Errors
 /// All that is wrong with it.
-pub fn load_explained(sources: &Sources) -> Result<(Config, Vec<Explained>), ConfigError> {
-    let Some(path) = &sources.file else { return check_explained("", None, sources) };
-    let name = path.display().to_string();
-    let at = || Origin::File(name.as_str().into());
-    let text = read_file(path, "name another file by --config or HARBOR_CONFIG");
-    let text = text.map_err(|message| ConfigError { problems: vec![Problem { at: at(), message }] })?;
-    check_explained(&text, Some(&name), sources)
+pub fn load_from(file: Option<&Text>, sources: &Sources) -> Result<(Config, Vec<Explained>), ConfigError> {
+    match file {
+        Some(Text { name, text }) => check_explained(text, Some(name), sources),
+        None => check_explained("", None, sources),
+    }
 }
 
 /// The same with the text of the file at hand; `name` is what to call it in messages.

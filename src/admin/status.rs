@@ -146,7 +146,8 @@ async fn tell(sources: &Sources, one_by_one: impl Fn(Option<&ListenerState>) -> 
         refusals: refused(refusals.remove(&None)),
         service_instances,
     };
-    status.degraded = degraded(&status, sources.members.borrow().superseded);
+    let behind = sources.settings_behind.borrow();
+    status.degraded = degraded(&status, sources.members.borrow().superseded, behind.as_deref());
     status
 }
 
@@ -213,7 +214,7 @@ fn link(link: &Link) -> wire::Link {
 
 /// What is wrong, the worst first: what stops all, then what stops changes, then what stops some. A service instance
 /// without backends is not among it: its app may not be running.
-fn degraded(status: &wire::Status, superseded: bool) -> Vec<String> {
+fn degraded(status: &wire::Status, superseded: bool, settings_behind: Option<&str>) -> Vec<String> {
     let mut reasons = Vec::new();
     match status.mode {
         wire::Mode::Serving => {}
@@ -234,6 +235,11 @@ fn degraded(status: &wire::Status, superseded: bool) -> Vec<String> {
         reasons.push(format!(
             "another process has joined as {} and speaks for it: give each node a harbor_node.id of its own, and restart one",
             status.node
+        ));
+    }
+    if let Some(reason) = settings_behind {
+        reasons.push(format!(
+            "live settings are not in force on this node, since {reason}: change its file, or take back what does not fit"
         ));
     }
     // What ails this node is told below, by its own word.
@@ -318,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_node_with_nothing_to_do_is_fine() {
-        assert_eq!(degraded(&fine(), false), Vec::<String>::new());
+        assert_eq!(degraded(&fine(), false, None), Vec::<String>::new());
     }
 
     #[test]
@@ -329,7 +335,7 @@ mod tests {
         status.nats = wire::Link::Down { since: "then".into(), reason: "connection refused".into() };
         status.pools[0].free = 0;
         status.service_instances = (35000..35008).map(failed).collect();
-        let reasons = degraded(&status, false);
+        let reasons = degraded(&status, false, None);
         assert_eq!(
             reasons[..5],
             [

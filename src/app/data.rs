@@ -7,8 +7,8 @@ use anyhow::{Context as _, bail};
 use super::{clock::SystemClock, settings};
 use crate::{
     config::Config,
-    model::{Clock as _, member::Members, service_instance::ServiceInstance},
-    store::{self, AnyStore, Dump},
+    model::{Clock as _, member::Members, service_instance::ServiceInstance, setting::Setting},
+    store::{self, AnyStore, Dump, OpenError},
     telemetry::metrics::Metrics,
 };
 
@@ -25,6 +25,22 @@ pub fn export(config: &Config) -> anyhow::Result<Dump> {
         let dump = store.export().await;
         store.close().await;
         Ok(dump?)
+    })
+}
+
+/// The live settings that the store keeps, also while nodes run on it; none where there is no store yet. Nothing is changed.
+///
+/// # Errors
+/// When it cannot be read, or is not of this version.
+pub fn live_settings(config: &Config) -> anyhow::Result<Vec<Setting>> {
+    run(async {
+        let store = match store::open_to_read(&settings(config), Arc::clone(&Metrics::new().store)).await {
+            Err(OpenError::Missing { .. }) => return Ok(Vec::new()),
+            opened => opened?,
+        };
+        let found = store.settings().await;
+        store.close().await;
+        Ok(super::live::of_configuration(&found?.1))
     })
 }
 

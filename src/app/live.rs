@@ -9,7 +9,7 @@ use crate::{
         SettingsError, SettingsRequest,
         wire::{self, ConfigurationKey},
     },
-    config::{self, Change, Config, Explained, KEYS, Origin, Sources},
+    config::{self, Change, Config, DEFAULT_POOL, Explained, Key, Origin, Sources},
     control::{Disagreement, ReloadRefusal, SettingsRefusal},
     model::{
         Revision,
@@ -23,14 +23,10 @@ const MAX_VALUE_BYTES: usize = 4096;
 /// How often a change is tried while others change settings too.
 const MAX_ATTEMPTS: usize = 4;
 
-/// Whether a setting is one of the configuration.
-fn is_key(setting: &Setting) -> bool {
-    ![SUSPENDED, BLOCKED].contains(&setting.scope.as_str())
-}
-
 /// Those of the configuration.
 pub(super) fn of_configuration(settings: &[Setting]) -> Vec<Setting> {
-    settings.iter().filter(|setting| is_key(setting)).cloned().collect()
+    let is_key = |setting: &&Setting| ![SUSPENDED, BLOCKED].contains(&setting.scope.as_str());
+    settings.iter().filter(is_key).cloned().collect()
 }
 
 /// The sources with these live settings.
@@ -62,15 +58,26 @@ async fn try_change(
     for _ in 0..MAX_ATTEMPTS {
         let (read_at, present) = reach.control.read_settings().await.map_err(|_| away())?;
         let wanted = laid_over(&present, changes)?;
-        let config = config::load(&with_settings(reach.sources, &wanted))
+        let (config, explained) = config::load_from(reach.text().as_ref(), &with_settings(reach.sources, &wanted))
             .map_err(|error| SettingsError::Refused(error.to_string().replace('\n', "; ")))?;
+        check_reach(changes, &config, &explained)?;
         reach.control.check_reload(&config.node.pools).await.map_err(refused)?;
         match reach.control.change_settings(changes, who, read_at).await {
             Ok(revision) => {
-                let Err(reason) = reload::take_over(running, reach).await else { return Ok(()) };
+                if reach.control.desired().borrow().revision < revision {
+                    return Err(SettingsError::Unavailable(
+                        "it is set, and holds here as soon as this node can read the store again".into(),
+                    ));
+                }
+                let Err(reason) = reload::take_over_settings(running, reach).await else { return Ok(()) };
                 // Something else has changed since it was checked.
-                take_back(changes, &present, who, revision, reach).await;
-                return Err(SettingsError::Conflict(format!("it was taken back, since {reason}")));
+                return Err(SettingsError::Conflict(match take_back(changes, &present, who, revision, reach).await {
+                    Ok(()) => format!("it was taken back, since {reason}"),
+                    Err(refusal) => format!(
+                        "it is set, though this node cannot take it over, since {reason}; and it could not be taken back, \
+                         since {refusal}"
+                    ),
+                }));
             }
             Err(SettingsRefusal::Contended) => {}
             Err(SettingsRefusal::Fault(_)) => return Err(away()),
@@ -80,6 +87,30 @@ async fn try_change(
     Err(SettingsError::Conflict(SettingsRefusal::Contended.to_string()))
 }
 
+/// Whether each is of what this node can judge: what it does not have it would store unread, for those who do.
+fn check_reach(changes: &[SettingChange], config: &Config, explained: &[Explained]) -> Result<(), SettingsError> {
+    for SettingChange { scope, key, .. } in changes.iter().filter(|change| change.value.is_some()) {
+        let is_there = explained.iter().any(|known| (&known.section, &known.key) == (scope, key));
+        if !is_there {
+            return Err(SettingsError::Unknown(format!(
+                "this node has no [{scope}] in its configuration: ask a node that has"
+            )));
+        }
+        let is_of_a_pool = Key::of("pools.NAME", key).is_some();
+        let pool = match scope.strip_prefix("pools.") {
+            None if scope == "harbor_node" && is_of_a_pool => DEFAULT_POOL,
+            None => continue,
+            Some(pool) => pool,
+        };
+        if !config.node.pools.iter().any(|served| served.name.as_str() == pool) {
+            return Err(SettingsError::Unknown(format!(
+                "this node does not serve the pool {pool}: ask a node that does"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Has what was there before again, unless somebody has changed it since.
 async fn take_back(
     changes: &[SettingChange],
@@ -87,15 +118,17 @@ async fn take_back(
     who: &str,
     read_at: Revision,
     reach: &Reloadable<'_>,
-) {
+) -> Result<(), SettingsRefusal> {
     let former = |change: &SettingChange| {
         let known = before.iter().find(|known| (&known.scope, &known.key) == (&change.scope, &change.key));
         SettingChange { value: known.and_then(|known| known.value.clone()), ..change.clone() }
     };
     let former = changes.iter().map(former).collect::<Vec<_>>();
-    if let Err(refusal) = reach.control.change_settings(&former, who, read_at).await {
+    let taken_back = reach.control.change_settings(&former, &format!("harbor, for {who}"), read_at).await;
+    if let Err(refusal) = &taken_back {
         tracing::error!(%refusal, changes = told(changes), "live settings that cannot be taken over were not taken back");
     }
+    taken_back.map(drop)
 }
 
 fn refused(refusal: ReloadRefusal) -> SettingsError {
@@ -120,11 +153,7 @@ fn told(changes: &[SettingChange]) -> String {
 fn check_keys(changes: &[SettingChange]) -> Result<(), SettingsError> {
     let mut seen = BTreeSet::new();
     for SettingChange { scope, key, value } in changes {
-        let general = match scope.split_once('.') {
-            Some((family @ ("pools" | "plans"), _)) => format!("{family}.NAME.{key}"),
-            _ => format!("{scope}.{key}"),
-        };
-        let Some(known) = KEYS.iter().find(|known| known.name == general) else {
+        let Some(known) = Key::of(scope, key) else {
             return Err(SettingsError::Unknown(format!(
                 "there is no key {scope}.{key}: `harbor config list` shows all"
             )));

@@ -26,8 +26,9 @@ pub(super) fn make_data_dir(config: &Config) -> anyhow::Result<()> {
     made.with_context(|| format!("{} cannot be made: set harbor_node.data_dir to another directory", path.display()))
 }
 
-/// Takes the descriptors this process may have, and says what of the machine does not fit, as `harbor ports check` does.
-pub(super) fn prepare(config: &Config) {
+/// Takes the descriptors this process may have, and says in the log what of the machine does not fit, as
+/// `harbor ports check` does.
+pub(super) fn judge(config: &Config) {
     let needs = machine_needs(config);
     for Finding { severity, code, pool, says, mend } in host::judge(&needs, &host::survey(&needs)) {
         let (code, pool, mend) = (code.as_str(), pool.as_ref().map(tracing::field::display), mend.as_deref());

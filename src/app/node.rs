@@ -3,7 +3,13 @@
 //! Start: lock and store → snapshot → all ports bound or failed → last-known backends → NATS → ready → broker. A
 //! broker that answers therefore has its ports open. The end is the same way back, with time for what is open.
 
-use std::{collections::BTreeSet, net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use tokio::{
@@ -63,6 +69,9 @@ const ADMIN_STOPS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Changes of live settings that may wait.
 const MAX_SETTINGS_REQUESTS: usize = 8;
+
+/// How long until live settings that could not be taken over are tried once more.
+const FOLLOW_AGAIN: Duration = Duration::from_secs(5);
 
 /// How long until a store that could not be opened again is tried once more.
 const TAKE_BACK_AGAIN: Duration = Duration::from_secs(1);
@@ -145,7 +154,6 @@ pub(super) async fn run(
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    machine::prepare(&config);
     machine::make_data_dir(&config)?;
     let metrics = Arc::new(Metrics::new());
     let Start { program, kept } = start;
@@ -159,10 +167,11 @@ pub(super) async fn run(
     let patient = predecessor.is_none();
     let Some(store) = open_store(&config, &metrics, inherited, patient, &mut signals).await? else { return Ok(()) };
     let outcome = async {
-        let (config, configuration) = tokio::select! {
+        let (config, told) = tokio::select! {
             config = with_live_settings(&store, sources, patient) => config?,
             () = signals.end() => return Ok(()),
         };
+        machine::judge(&config);
         let manager = Arc::new(ServiceManager::from_environment());
         let apis = Apis::bind(&config, apis, &manager).await?;
         let rest = (program, manager, ports, threads);
@@ -171,7 +180,7 @@ pub(super) async fn run(
             () = signals.end() => return Ok(()),
         };
         log.set_level(&config.log.level).context("the log level cannot be set")?;
-        node.serve((config, configuration), sources, log, apis, &mut signals, predecessor).await
+        node.serve((config, told), sources, log, apis, &mut signals, predecessor).await
     };
     let outcome = outcome.await;
     store.close().await;
@@ -218,14 +227,28 @@ async fn with_live_settings(
     store: &AnyStore,
     sources: &Sources,
     patient: bool,
-) -> anyhow::Result<(Config, Arc<[ConfigurationKey]>)> {
+) -> anyhow::Result<(Config, (Arc<[ConfigurationKey]>, Option<config::Text>))> {
     let patient = patient && store.serves_many();
     let (_, settings) = ask(patient, store::Fault::passes, async || store.settings().await).await?;
-    let (config, explained) = config::load_explained(&live::with_settings(sources, &settings)).context(
+    let text = config::Text::of(sources)?;
+    let (config, explained) = config::load_from(text.as_ref(), &live::with_settings(sources, &settings)).context(
         "the configuration cannot be used with the live settings of this store: change it so that it can, start, and \
          see `harbor config list`",
     )?;
-    Ok((config, live::told_keys(explained, &settings, &[])))
+    Ok((config, (live::told_keys(explained, &settings, &[]), text)))
+}
+
+/// Takes over the live settings that the nodes have. What stands in the way may pass: it is tried again, and told once.
+async fn follow(running: &mut Running<'_>) {
+    let Err(reason) = reload::take_over_settings(&mut running.config, &running.reach).await else { return };
+    running.reach.behind.send_if_modified(|known| {
+        let is_new = known.as_ref() != Some(&reason);
+        if is_new {
+            tracing::error!(%reason, "live settings were not taken over: the other nodes go on without this one");
+            *known = Some(reason);
+        }
+        is_new
+    });
 }
 
 /// Asks a store, and again while it is away and `patient`: one that was there a moment ago can be lost in any call.
@@ -353,7 +376,7 @@ impl Node {
     /// Starts what has to run, does what the process is told, and ends it all in order.
     async fn serve(
         mut self,
-        (config, configuration): (Config, Arc<[ConfigurationKey]>),
+        (config, (configuration, text)): (Config, (Arc<[ConfigurationKey]>, Option<config::Text>)),
         sources: &Sources,
         log: &Log,
         apis: Apis,
@@ -373,6 +396,8 @@ impl Node {
             certificates: apis.certificates(),
             served: serve_pools,
             configuration: watch::Sender::new(configuration),
+            behind: watch::Sender::default(),
+            text: Mutex::new(text),
         };
         let store_link = watch::Sender::new(Link::Up(self.clock.wall()));
         let nats_link = watch::Sender::new(match config.nats {
@@ -381,7 +406,7 @@ impl Node {
         });
         let (ask_restart, mut requests) = mpsc::channel(1);
         let (ask_settings, mut settings) = mpsc::channel(MAX_SETTINGS_REQUESTS);
-        let asks = (ask_restart, ask_settings, reach.configuration.subscribe());
+        let asks = (ask_restart, ask_settings, reach.configuration.subscribe(), reach.behind.subscribe());
         let router = self.admin_router(&config, store_link.subscribe(), nats_link.subscribe(), asks);
         let [wishes, doors, keepers, parts, admin] = std::array::from_fn(|_| Tasks::default());
         let mut running = Running { config, reach, apis, served, store_link, wishes, doors, keepers, parts, admin };
@@ -419,6 +444,8 @@ impl Node {
             Ok(false) => Ok(Left::Ended),
             Err(error) => Err(error),
         };
+        // Whoever waits is told that it ends.
+        drop((requests, settings));
         self.end(running, signals, outcome).await
     }
 
@@ -534,9 +561,12 @@ impl Node {
                 Ok(()) = live.changed() => {
                     let wanted = live::of_configuration(&live.borrow_and_update());
                     if wanted != running.config.settings {
-                        // What is wrong here has been told; the others go on without this node.
-                        let _ = reload::take_over(&mut running.config, &running.reach).await;
+                        follow(running).await;
                     }
+                    continue;
+                }
+                () = sleep(FOLLOW_AGAIN), if running.reach.behind.borrow().is_some() => {
+                    follow(running).await;
                     continue;
                 }
                 Some(asked) = settings.recv() => {
@@ -594,10 +624,11 @@ impl Node {
         config: &Config,
         store: watch::Receiver<Link>,
         nats: watch::Receiver<Link>,
-        (restart, change_settings, configuration): (
+        (restart, change_settings, configuration, settings_behind): (
             mpsc::Sender<RestartRequest>,
             mpsc::Sender<SettingsRequest>,
             watch::Receiver<Arc<[ConfigurationKey]>>,
+            watch::Receiver<Option<String>>,
         ),
     ) -> axum::Router {
         admin::router(admin::Sources {
@@ -618,6 +649,7 @@ impl Node {
             cut_off_after: config.node.cut_off_after,
             restart,
             configuration,
+            settings_behind,
             change_settings,
             metrics: Arc::clone(&self.metrics),
             port_counts: Box::new({

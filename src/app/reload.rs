@@ -1,19 +1,23 @@
 //! SIGHUP: the configuration, certificates and log files are read again, and what can change live is taken over.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use tokio::sync::watch;
 
-use super::{live, settings};
+use super::{live, machine, settings};
 use crate::{
     admin::wire::ConfigurationKey,
     broker::Passwords,
-    config::{self, Config, Sources},
-    control::Control,
+    config::{self, Config, Explained, Sources},
+    control::{Control, ReloadRefusal},
     discovery::Discovery,
     forwarder::Forwarder,
     http::Tls,
-    model::PoolName,
+    model::{PoolName, setting::Setting},
     telemetry::log::Log,
 };
 
@@ -34,6 +38,16 @@ pub(super) struct Reloadable<'a> {
     pub(super) served: watch::Sender<BTreeSet<PoolName>>,
     /// Where operators are told what each key is.
     pub(super) configuration: watch::Sender<Arc<[ConfigurationKey]>>,
+    /// Why live settings are not in force here though the nodes have them; none: they are. Operators are told.
+    pub(super) behind: watch::Sender<Option<String>>,
+    /// What was read last of the configuration file. A live setting does not read it again: it may be half edited.
+    pub(super) text: Mutex<Option<config::Text>>,
+}
+
+impl Reloadable<'_> {
+    pub(super) fn text(&self) -> Option<config::Text> {
+        self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// Reads certificates and log files again, and takes over what can change live.
@@ -44,31 +58,52 @@ pub(super) async fn reload(running: &mut Config, reach: &Reloadable<'_>) {
             tracing::error!(%error, "a certificate was not taken over: the one before stays in use");
         }
     }
-    // What was wrong has been told.
-    let _ = take_over(running, reach).await;
-}
-
-/// Takes over what can change live of the configuration as it is now, with the live settings, and notes in `running` what
-/// holds then. A configuration that is not right changes nothing.
-///
-/// # Errors
-/// Why it was not taken over, as the log says it too.
-pub(super) async fn take_over(running: &mut Config, reach: &Reloadable<'_>) -> Result<(), String> {
     let settings = Arc::clone(&reach.control.settings().borrow());
-    let (wanted, explained) = match config::load_explained(&live::with_settings(reach.sources, &settings)) {
-        Ok(wanted) => wanted,
+    let read = config::Text::of(reach.sources).and_then(|text| {
+        let loaded = config::load_from(text.as_ref(), &live::with_settings(reach.sources, &settings))?;
+        Ok((text, loaded))
+    });
+    let (text, (wanted, explained)) = match read {
+        Ok(read) => read,
         Err(error) => {
             for problem in &error.problems {
                 tracing::error!(%problem, "the configuration was not taken over");
             }
-            return Err(error.to_string().replace('\n', "; "));
+            return;
         }
     };
-    let (pools, plans) = (wanted.node.pools.clone(), wanted.plans.clone());
-    if let Err(refusal) = reach.control.reload(pools, plans, wanted.forwarder.limits.clone()).await {
+    let (username, passwords) = settings::login(&wanted.broker);
+    if let Err(refusal) = take_over(running, wanted, explained, &settings, reach).await {
         tracing::error!(%refusal, "the configuration was not taken over");
-        return Err(refusal.to_string());
+        return;
     }
+    reach.passwords.replace(&username, &passwords);
+    *reach.text.lock().unwrap_or_else(PoisonError::into_inner) = text;
+}
+
+/// Takes over the live settings as they are now. All else stays as it was read last, secrets too.
+///
+/// # Errors
+/// Why they were not taken over.
+pub(super) async fn take_over_settings(running: &mut Config, reach: &Reloadable<'_>) -> Result<(), String> {
+    let settings = Arc::clone(&reach.control.settings().borrow());
+    let loaded = config::load_from(reach.text().as_ref(), &live::with_settings(reach.sources, &settings));
+    let (wanted, explained) = loaded.map_err(|error| error.to_string().replace('\n', "; "))?;
+    let wanted = Config { broker: running.broker.clone(), ..wanted };
+    take_over(running, wanted, explained, &settings, reach).await.map_err(|refusal| refusal.to_string())
+}
+
+/// Takes over what can change live of a configuration that is right, and notes in `running` what holds then. One that is
+/// refused changes nothing.
+async fn take_over(
+    running: &mut Config,
+    wanted: Config,
+    explained: Vec<Explained>,
+    settings: &[Setting],
+    reach: &Reloadable<'_>,
+) -> Result<(), ReloadRefusal> {
+    let (pools, plans) = (wanted.node.pools.clone(), wanted.plans.clone());
+    reach.control.reload(pools, plans, wanted.forwarder.limits.clone()).await?;
     let served = reach.control.served();
     reach.served.send_if_modified(|known| {
         let changed = *known != served;
@@ -78,9 +113,14 @@ pub(super) async fn take_over(running: &mut Config, reach: &Reloadable<'_>) -> R
     if let Err(error) = reach.log.set_level(&wanted.log.level) {
         tracing::error!(%error, "the log level was not taken over");
     }
-    let (username, passwords) = settings::login(&wanted.broker);
-    reach.passwords.replace(&username, &passwords);
+    for warning in wanted.warnings.iter().filter(|warning| !running.warnings.contains(warning)) {
+        tracing::warn!("{warning}");
+    }
+    if running.node.pools != wanted.node.pools {
+        machine::judge(&wanted);
+    }
     running.node.pools.clone_from(&wanted.node.pools);
+    running.node.other_pools.clone_from(&wanted.node.other_pools);
     running.plans.clone_from(&wanted.plans);
     running.forwarder.limits.clone_from(&wanted.forwarder.limits);
     running.log.level.clone_from(&wanted.log.level);
@@ -97,12 +137,14 @@ pub(super) async fn take_over(running: &mut Config, reach: &Reloadable<'_>) -> R
         ..wanted.discovery.clone()
     };
     take_over_pools(running, reach);
-    reach.configuration.send_modify(|known| *known = live::told_keys(explained, &settings, known));
+    reach.configuration.send_modify(|known| *known = live::told_keys(explained, settings, known));
+    reach.behind.send_replace(None);
     if *running == wanted {
         tracing::info!("the configuration was taken over");
     } else {
         tracing::warn!(
-            "the configuration was taken over in part: `harbor config list` shows what waits for a restart of Harbor"
+            "the configuration was taken over in part: `harbor config list` shows what waits for a restart of Harbor, but for \
+             secrets"
         );
     }
     Ok(())

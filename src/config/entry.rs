@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use crate::model::setting::{BLOCKED, SUSPENDED, Setting};
-
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
 };
+
+use super::{Change, Key};
+use crate::model::setting::Setting;
 
 /// What every variable that overrides a key begins with.
 pub const VARIABLE_PREFIX: &str = "HARBOR_";
@@ -170,18 +171,18 @@ pub fn overlay(root: &mut Table, variables: &[(String, String)]) {
 }
 
 /// Lays live settings over a tree. A pool or plan that the file does not have is not made by them: another node's file has
-/// it.
+/// it. One that only a later version knows is left out.
 pub fn overlay_settings(root: &mut Table, settings: &[Setting]) {
     for Setting { scope, key, value, .. } in settings {
         let (Some(text), parts) = (value, super::explain::parts(scope)) else { continue };
-        let is_known = match parts[..] {
-            [SUSPENDED | BLOCKED, ..] => false,
+        let is_live = Key::of(scope, key).is_some_and(|key| key.change == Change::Live);
+        let is_there = match parts[..] {
             [family @ ("pools" | "plans"), name] => {
                 matches!(root.get(family).map(|entry| &entry.value), Some(Value::Table(all)) if all.contains_key(name))
             }
             _ => true,
         };
-        if !is_known {
+        if !(is_live && is_there) {
             continue;
         }
         let origin = Origin::Setting(format!("{scope}.{key}").into());

@@ -51,6 +51,21 @@ impl Change {
 }
 
 impl Key {
+    /// The one of that name in a section of a configuration, such as `pools.games`.
+    #[must_use]
+    pub fn of(section: &str, key: &str) -> Option<&'static Self> {
+        KEYS.iter().find(|known| {
+            let (general, name) = known.parts();
+            name == key
+                && match general.strip_suffix(".NAME") {
+                    Some(family) => {
+                        section.strip_prefix(family).is_some_and(|rest| rest.len() > 1 && rest.starts_with('.'))
+                    }
+                    None => section == general,
+                }
+        })
+    }
+
     /// The section and the key in it.
     #[must_use]
     pub fn parts(&self) -> (&'static str, &'static str) {

@@ -214,7 +214,8 @@ mod tests {
     fn no_command_is_told_that_the_kernel_would_take_in_part() {
         let one = |ports: &str| LocalPorts { range: 1..=2, reserved: vec![] }.reserving(&[ports.parse().unwrap()]);
         assert_eq!(one("2000").as_deref(), Some("sysctl -w net.ipv4.ip_local_reserved_ports=2000"));
-        let scattered = |count: u16| (0..count).map(|index| (10_000 + index * 2).to_string()).collect::<Vec<_>>().join(",");
+        let scattered =
+            |count: u16| (0..count).map(|index| (10_000 + index * 2).to_string()).collect::<Vec<_>>().join(",");
         assert_eq!((scattered(682).len(), scattered(683).len()), (4_091, 4_097));
         assert!(one(&scattered(682)).is_some());
         assert_eq!(one(&scattered(683)), None);

@@ -148,6 +148,7 @@ impl Node {
             store: store_receiver,
             nats: nats_receiver,
             restart,
+            settings_behind: watch::channel(None).1,
             configuration: watch::Sender::new(Arc::from([])).subscribe(),
             change_settings: mpsc::channel(1).0,
             metrics,

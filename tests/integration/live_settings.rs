@@ -1,5 +1,7 @@
 //! Live settings: set by the command line, held by every node without a restart, and told with who and when.
 
+mod judged;
+
 use std::process::Stdio;
 
 use harbor::config::{Change, KEYS};

@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use crate::{
     app,
-    cli::{FINE, FOUND_A_PROBLEM, Failure, Outcome, clean, load, print},
-    config::Config,
-    host::{self, Finding, NotReserved, RESERVED_PORTS, Severity},
+    cli::{FINE, FOUND_A_PROBLEM, Failure, Outcome, clean, print, sources},
+    config::{self, Config, Sources},
+    host::{self, Code, Finding, NotReserved, RESERVED_PORTS, Severity},
     model::PortSet,
 };
 
@@ -20,7 +20,7 @@ const SYSCTL_FILE: &str = "/etc/sysctl.d/60-harbor.conf";
 
 /// Check that nothing on this machine stands in the way of the pools' ports; or that files of reservations agree.
 ///
-/// No node has to run. Each finding says how bad it is and what mends it. The exit code is 1 when one is a warning or an
+/// No node has to run; live settings count where the store can be read. Each finding says how bad it is and what mends it. The exit code is 1 when one is a warning or an
 /// error, and 0 else. As another user than root it does not see which processes of others hold ports.
 #[derive(Debug, clap::Args)]
 pub struct Check {
@@ -76,10 +76,11 @@ impl Check {
         if !self.file.is_empty() {
             return files::check(&self.file, config, self.json);
         }
-        let config = load(config)?;
+        let (config, unread) = as_it_holds(sources(config))?;
         let fix = if self.fix { Some(fix(&config)?) } else { None };
         let needs = app::machine_needs(&config);
-        let findings = host::judge(&needs, &host::survey(&needs));
+        let mut findings = host::judge(&needs, &host::survey(&needs));
+        findings.extend(unread);
         let ok = findings.iter().all(|finding| finding.severity == Severity::Info);
         print(&if self.json {
             let findings = findings.iter().map(FindingView::of).collect();
@@ -89,6 +90,20 @@ impl Check {
         })?;
         Ok(if ok { FINE } else { FOUND_A_PROBLEM })
     }
+}
+
+/// The configuration with the live settings of its store; where they cannot be read, what to say of that.
+fn as_it_holds(sources: Sources) -> Result<(Config, Option<Finding>), Failure> {
+    let written = config::load(&sources)?;
+    let live = app::live_settings(&written)
+        .and_then(|settings| Ok(config::load(&Sources { settings, ..sources }).context("they do not fit here")?));
+    Ok(match live {
+        Ok(live) => (live, None),
+        Err(error) => {
+            let says = format!("this is about the configuration alone: live settings cannot be read ({error:#})");
+            (written, Some(Finding { severity: Severity::Info, code: Code::NotKnown, pool: None, says, mend: None }))
+        }
+    })
 }
 
 /// An answer for programs.
