@@ -406,8 +406,8 @@ impl Node {
         });
         let (ask_restart, mut requests) = mpsc::channel(1);
         let (ask_settings, mut settings) = mpsc::channel(MAX_SETTINGS_REQUESTS);
-        let asks = (ask_restart, ask_settings, reach.configuration.subscribe(), reach.behind.subscribe());
-        let router = self.admin_router(&config, store_link.subscribe(), nats_link.subscribe(), asks);
+        let asks = (ask_restart, ask_settings);
+        let router = self.admin_router(&config, store_link.subscribe(), nats_link.subscribe(), &reach, asks);
         let [wishes, doors, keepers, parts, admin] = std::array::from_fn(|_| Tasks::default());
         let mut running = Running { config, reach, apis, served, store_link, wishes, doors, keepers, parts, admin };
 
@@ -624,12 +624,8 @@ impl Node {
         config: &Config,
         store: watch::Receiver<Link>,
         nats: watch::Receiver<Link>,
-        (restart, change_settings, configuration, settings_behind): (
-            mpsc::Sender<RestartRequest>,
-            mpsc::Sender<SettingsRequest>,
-            watch::Receiver<Arc<[ConfigurationKey]>>,
-            watch::Receiver<Option<String>>,
-        ),
+        reach: &Reloadable<'_>,
+        (restart, change_settings): (mpsc::Sender<RestartRequest>, mpsc::Sender<SettingsRequest>),
     ) -> axum::Router {
         admin::router(admin::Sources {
             node: config.node.id.clone(),
@@ -648,8 +644,8 @@ impl Node {
             nats,
             cut_off_after: config.node.cut_off_after,
             restart,
-            configuration,
-            settings_behind,
+            configuration: reach.configuration.subscribe(),
+            settings_behind: reach.behind.subscribe(),
             change_settings,
             metrics: Arc::clone(&self.metrics),
             port_counts: Box::new({

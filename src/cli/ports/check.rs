@@ -96,7 +96,7 @@ impl Check {
 fn as_it_holds(sources: Sources) -> Result<(Config, Option<Finding>), Failure> {
     let written = config::load(&sources)?;
     let live = app::live_settings(&written)
-        .and_then(|settings| Ok(config::load(&Sources { settings, ..sources }).context("they do not fit here")?));
+        .and_then(|settings| config::load(&Sources { settings, ..sources }).context("they do not fit here"));
     Ok(match live {
         Ok(live) => (live, None),
         Err(error) => {
