@@ -5,7 +5,7 @@
 //!
 //! [`memory`] is the reference model: the contract suite and random histories hold every engine against it.
 
-use std::{fmt, ops::RangeInclusive, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, ops::RangeInclusive, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
@@ -218,10 +218,16 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn reservation_changes(&self, pool: &PoolName) -> Result<Vec<Setting>>;
 
     /// Releases reservations, by pool and name, then holds ports back. `false` when there is none of a name to release, or a
-    /// name that is made is taken in its pool, or a reservation of that pool overlaps; nothing has been changed then. Ports
-    /// already allocated stay with their service instances.
-    async fn change_reservations(&self, released: &[(PoolName, String)], made: &[Reservation], by: &By)
-    -> Result<bool>;
+    /// name that is made is taken in its pool, or a reservation of that pool overlaps, or a service instance has a port of one
+    /// that is made and that is not among those `known` to be allocated; nothing has been changed then. Ports already
+    /// allocated stay with their service instances.
+    async fn change_reservations(
+        &self,
+        released: &[(PoolName, String)],
+        made: &[Reservation],
+        known: &BTreeSet<(PoolName, u16)>,
+        by: &By,
+    ) -> Result<bool>;
 
     /// All live settings, by scope and key, and the revision at which they are so.
     async fn settings(&self) -> Result<(Revision, Vec<Setting>)>;

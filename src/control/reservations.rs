@@ -119,7 +119,7 @@ impl Control {
         })
     }
 
-    /// Does what steps say. `false` when somebody else has changed reservations meanwhile.
+    /// Does what steps say. `false` when somebody else has changed reservations meanwhile, or has got one of the ports.
     pub(super) async fn carry_out(&self, steps: &[Step], who: &str) -> Result<bool, ReservationRefusal> {
         let changed = |step: &&Step| step.change() != Change::Keep;
         let released = steps.iter().filter(changed).filter(|step| step.before.is_some());
@@ -128,8 +128,10 @@ impl Control {
         if released.is_empty() && made.is_empty() {
             return Ok(true);
         }
+        let known =
+            steps.iter().flat_map(|step| step.allocated.iter().map(|port| (step.pool.clone(), *port))).collect();
         let by = By { who: who.to_owned(), at: self.clock.wall() };
-        if !self.store.change_reservations(&released, &made, &by).await? {
+        if !self.store.change_reservations(&released, &made, &known, &by).await? {
             return Ok(false);
         }
         let by = by_operator(who);

@@ -355,6 +355,7 @@ impl Store for MemoryStore {
         &self,
         released: &[(PoolName, String)],
         made: &[Reservation],
+        known: &BTreeSet<(PoolName, u16)>,
         by: &By,
     ) -> Result<bool> {
         self.with(|state| {
@@ -370,6 +371,13 @@ impl Store for MemoryStore {
             for reservation in made {
                 let clashes = |r: &Reservation| r.name == reservation.name || r.overlaps(reservation);
                 if reservations.values().any(|(r, _)| r.pool == reservation.pool && clashes(r)) {
+                    return Ok(false);
+                }
+                let is_in_the_way = |instance: &ServiceInstance| {
+                    let place = (instance.pool.clone(), instance.port);
+                    instance.pool == reservation.pool && reservation.contains(instance.port) && !known.contains(&place)
+                };
+                if state.instances.values().any(is_in_the_way) {
                     return Ok(false);
                 }
                 let key = (reservation.pool.clone(), reservation.name.clone());

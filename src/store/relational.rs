@@ -4,6 +4,7 @@
 //! its end, no two of them can stand in each other's way, and none has to be repeated.
 
 use std::{
+    collections::BTreeSet,
     ops::RangeInclusive,
     os::fd::OwnedFd,
     sync::{
@@ -225,11 +226,12 @@ impl<E: Engine> Store for Relational<E> {
         &self,
         released: &[(PoolName, String)],
         made: &[Reservation],
+        known: &BTreeSet<(PoolName, u16)>,
         by: &By,
     ) -> Result<bool> {
         self.run("changing reservations in", async {
             let mut tx = self.engine.write().await?;
-            match reservations::change(&mut tx, released, made, by).await? {
+            match reservations::change(&mut tx, released, made, known, by).await? {
                 Some(true) => self.commit(tx, DESIRED, true).await,
                 changed => leave(tx, changed.is_some()).await,
             }

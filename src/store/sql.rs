@@ -64,6 +64,8 @@ statements! {
 
     PORT = select_port!("WHERE pool = $1 AND port = $2");
     PORTS = select_port!("WHERE pool = $1 ORDER BY port");
+    ALLOCATED_PORTS = "SELECT port FROM allocations \
+        WHERE pool = $1 AND port >= $2 AND port <= $3 AND service_instance_id IS NOT NULL";
     /// Changes no row when the port is allocated: here it is decided who gets it.
     TAKE_PORT = "INSERT INTO allocations (pool, port, service_instance_id) VALUES ($1, $2, $3) \
         ON CONFLICT (pool, port) DO UPDATE SET service_instance_id = excluded.service_instance_id \

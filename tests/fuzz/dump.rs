@@ -1,6 +1,6 @@
 //! What is imported: whatever the bytes, they are refused, or are a dump that is written again as it was read.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use fastrand::Rng;
 use harbor::{
@@ -34,6 +34,7 @@ async fn dump() -> Dump {
                 last_port: 5061,
                 protocol: Protocol::Udp,
             }],
+            &BTreeSet::new(),
             &root,
         )
         .await

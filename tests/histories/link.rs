@@ -2,7 +2,7 @@
 //! been done all the same.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Mutex,
@@ -251,9 +251,10 @@ impl Store for Link {
         &self,
         released: &[(PoolName, String)],
         made: &[store::Reservation],
+        known: &BTreeSet<(PoolName, u16)>,
         by: &By,
     ) -> store::Result<bool> {
-        self.call("change_reservations", "", self.store.change_reservations(released, made, by)).await
+        self.call("change_reservations", "", self.store.change_reservations(released, made, known, by)).await
     }
 
     async fn settings(&self) -> store::Result<(Revision, Vec<Setting>)> {

@@ -74,6 +74,7 @@ macro_rules! contract_on {
                 the_announce_secret_is_made_once,
                 the_former_announce_secret_counts_until_it_is_dropped,
                 reservations_are_changed_together_or_not_at_all,
+                a_port_that_was_allocated_meanwhile_is_not_held_back_unsaid,
                 what_is_listed_of_a_pool_tells_whose_each_port_is,
                 a_live_setting_is_what_was_set_last_and_its_history_is_kept,
                 live_settings_are_not_changed_over_a_change_that_was_not_seen,
@@ -202,8 +203,11 @@ fn root() -> By {
     By { who: "root".into(), at: NOW }
 }
 
+/// Whatever service instances have there.
 async fn reserve(store: &AnyStore, reservation: &Reservation) -> bool {
-    store.change_reservations(&[], std::slice::from_ref(reservation), &root()).await.unwrap()
+    let Reservation { pool, first_port, last_port, .. } = reservation;
+    let known = (*first_port..=*last_port).map(|port| (pool.clone(), port)).collect();
+    store.change_reservations(&[], std::slice::from_ref(reservation), &known, &root()).await.unwrap()
 }
 
 /// Provisions what must succeed.

@@ -34,7 +34,7 @@ enum Step {
     Opened { instance: u8, by: u8 },
     Bind { binding: u8, instance: u8, app: bool },
     Unbind { binding: u8, instance: u8 },
-    Reserve { pool: u8, name: u8, first_port: u16, more: u16, protocol: u8, released: Option<u8> },
+    Reserve { pool: u8, name: u8, first_port: u16, more: u16, protocol: u8, released: Option<u8>, known: BTreeSet<u16> },
     Set { scope: u8, key: u8, value: Option<u8>, stale: bool },
     Rotate { end: bool },
     Join { node: u8, pools: BTreeSet<u8> },
@@ -68,11 +68,18 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..4_u8, 0..2_u8).prop_map(|(instance, by)| Step::Opened { instance, by }),
         4 => (0..5_u8, 0..4_u8, any::<bool>()).prop_map(|(binding, instance, app)| Step::Bind { binding, instance, app }),
         2 => (0..5_u8, 0..4_u8).prop_map(|(binding, instance)| Step::Unbind { binding, instance }),
-        2 => (0..2_u8, 0..3_u8, PORTS, 0..2_u16, 0..3_u8, prop::option::of(0..3_u8)).prop_map(
-            |(pool, name, first_port, more, protocol, released)| {
-                Step::Reserve { pool, name, first_port, more, protocol, released }
-            },
-        ),
+        2 => (
+            0..2_u8,
+            0..3_u8,
+            PORTS,
+            0..2_u16,
+            0..3_u8,
+            prop::option::of(0..3_u8),
+            prop::collection::btree_set(PORTS, 0..4),
+        )
+            .prop_map(|(pool, name, first_port, more, protocol, released, known)| {
+                Step::Reserve { pool, name, first_port, more, protocol, released, known }
+            }),
         2 => (0..2_u8, 0..4_u8, prop::option::of(0..3_u8), prop::bool::weighted(0.2))
             .prop_map(|(scope, key, value, stale)| Step::Set { scope, key, value, stale }),
         1 => any::<bool>().prop_map(|end| Step::Rotate { end }),
@@ -197,7 +204,7 @@ async fn act(store: &AnyStore, step: &Step, now: Timestamp) -> String {
             shown(store.bind(&binding).await)
         }
         Step::Unbind { binding, instance } => shown(store.unbind(&instance_id(instance), &binding_id(binding)).await),
-        Step::Reserve { pool, name: number, first_port, more, protocol, released } => {
+        Step::Reserve { pool, name: number, first_port, more, protocol, released, ref known } => {
             let name = |number| format!("reservation-{number}");
             let reservation = Reservation {
                 pool: pool_name(pool),
@@ -207,7 +214,8 @@ async fn act(store: &AnyStore, step: &Step, now: Timestamp) -> String {
                 protocol: Protocol::ALL[usize::from(protocol)],
             };
             let released = released.map(|number| (pool_name(pool), name(number)));
-            shown(store.change_reservations(released.as_slice(), &[reservation], &root(now)).await)
+            let known = known.iter().map(|port| (pool_name(pool), *port)).collect();
+            shown(store.change_reservations(released.as_slice(), &[reservation], &known, &root(now)).await)
         }
         Step::Set { scope, key, value, stale } => {
             let change = |key: u8, value: Option<u8>| SettingChange {

@@ -1,5 +1,7 @@
 //! Reservations: changed together, and noted in the history.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::{decode_id, note_changes, raise_revision};
 use crate::{
     model::{
@@ -19,8 +21,12 @@ pub(super) async fn change(
     tx: &mut impl Session,
     released: &[(PoolName, String)],
     made: &[Reservation],
+    known: &BTreeSet<(PoolName, u16)>,
     by: &By,
 ) -> Sql<Option<bool>> {
+    if is_allocated(tx, made, known).await? {
+        return Ok(None);
+    }
     let revision = raise_revision(tx).await?;
     let mut history = Vec::with_capacity(released.len() + made.len());
     for (pool, name) in released {
@@ -45,6 +51,28 @@ pub(super) async fn change(
     }
     note_changes(tx, &history, by, revision).await?;
     Ok(Some(true))
+}
+
+/// Whether a service instance has a port of these, beside those that are `known`.
+async fn is_allocated(tx: &mut impl Session, made: &[Reservation], known: &BTreeSet<(PoolName, u16)>) -> Sql<bool> {
+    let mut spans = BTreeMap::new();
+    for Reservation { pool, first_port, last_port, .. } in made {
+        let (first, last) = spans.entry(pool).or_insert((*first_port, *last_port));
+        (*first, *last) = ((*first).min(*first_port), (*last).max(*last_port));
+    }
+    for (pool, (first, last)) in spans {
+        // In one go: they may be thousands.
+        let allocated = tx.rows::<(i64,)>(sql::ALLOCATED_PORTS, values![pool.as_str(), first, last]).await?;
+        let allocated = allocated.into_iter().map(|(port,)| port).collect::<BTreeSet<_>>();
+        for reservation in made.iter().filter(|reservation| reservation.pool == *pool) {
+            let ports = i64::from(reservation.first_port)..=i64::from(reservation.last_port);
+            let mut ports = allocated.range(ports).filter_map(|port| u16::try_from(*port).ok());
+            if ports.any(|port| !known.contains(&(pool.clone(), port))) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// The pools whose reservations have changed.

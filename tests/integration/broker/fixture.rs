@@ -1,7 +1,7 @@
 //! A broker on a store in memory, with an opener that really binds the ports that are wanted.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     sync::{
         Arc, Mutex,
@@ -447,9 +447,10 @@ impl Store for Breakable {
         &self,
         released: &[(PoolName, String)],
         made: &[store::Reservation],
+        known: &BTreeSet<(PoolName, u16)>,
         by: &By,
     ) -> store::Result<bool> {
-        self.inner.change_reservations(released, made, by).await
+        self.inner.change_reservations(released, made, known, by).await
     }
 
     async fn settings(&self) -> store::Result<(Revision, Vec<Setting>)> {

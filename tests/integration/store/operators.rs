@@ -1,8 +1,11 @@
 //! The rules of the contract that are about what operators change.
 
+use std::collections::BTreeSet;
+
 use harbor::{
     model::{
         PoolName, Protocol, Revision,
+        service_instance::ServiceInstance,
         setting::{By, HISTORY_KEPT, SECRETS, SUSPENDED, Setting, SettingChange, reservations_of},
         token::AnnounceSecret,
     },
@@ -44,15 +47,23 @@ pub(super) async fn reservations_are_changed_together_or_not_at_all(store: AnySt
         (vec![], vec![moved.clone()]),
         (vec![(PoolName::new("games").unwrap(), "dns".into())], vec![]),
     ] {
-        assert!(!store.change_reservations(&released, &made, &root()).await.unwrap(), "{released:?} {made:?}");
+        assert!(
+            !store.change_reservations(&released, &made, &BTreeSet::new(), &root()).await.unwrap(),
+            "{released:?} {made:?}"
+        );
     }
-    assert!(store.change_reservations(&[], &[], &root()).await.unwrap());
+    assert!(store.change_reservations(&[], &[], &BTreeSet::new(), &root()).await.unwrap());
     assert_eq!(revision(&store).await, before, "nothing was changed");
     assert_eq!(store.reservations(&pool()).await.unwrap(), [dns, web.clone()]);
 
-    assert!(store.change_reservations(&[release("dns")], std::slice::from_ref(&moved), &root()).await.unwrap());
+    assert!(
+        store
+            .change_reservations(&[release("dns")], std::slice::from_ref(&moved), &BTreeSet::new(), &root())
+            .await
+            .unwrap()
+    );
     assert_eq!(store.reservations(&pool()).await.unwrap(), [moved, web]);
-    assert!(store.change_reservations(&[release("web")], &[], &root()).await.unwrap());
+    assert!(store.change_reservations(&[release("web")], &[], &BTreeSet::new(), &root()).await.unwrap());
     let told = store.changes_since(Revision(before + 1)).await.unwrap().unwrap();
     assert_eq!((told.reserved, told.settings, told.announce_secret), (vec![pool()], None, None));
     // What was held back can be given out.
@@ -65,13 +76,40 @@ pub(super) async fn reservations_are_changed_together_or_not_at_all(store: AnySt
     assert_eq!(store.settings_history(1).await.unwrap()[0].scope, reservations_of(&pool()));
 }
 
+pub(super) async fn a_port_that_was_allocated_meanwhile_is_not_held_back_unsaid(store: AnyStore) {
+    let games = PoolName::new("games").unwrap();
+    let elsewhere = ServiceInstance { pool: games.clone(), ..instance("elsewhere", 20_012) };
+    for made_of in [elsewhere, instance("first", 20_010), instance("between", 20_020), instance("last", 20_031)] {
+        made(&store, &made_of).await;
+    }
+    let (first, run) = (reservation("first", 20_010, 20_010), reservation("run", 20_030, 20_031));
+    let free = reservation("free", 20_011, 20_013);
+    let both = [first.clone(), run.clone()];
+    let known = |ports: &[u16]| ports.iter().map(|port| (pool(), *port)).collect::<BTreeSet<_>>();
+    let before = revision(&store).await;
+    for (wanted, known) in [
+        (&both[..1], known(&[])),
+        (&both[1..], known(&[20_030])),
+        (&both[..], known(&[20_010])),
+        (&both[..], known(&[20_031])),
+        (&both[..1], BTreeSet::from([(games.clone(), 20_010)])),
+    ] {
+        assert!(!store.change_reservations(&[], wanted, &known, &root()).await.unwrap(), "{wanted:?} {known:?}");
+    }
+    assert_eq!((revision(&store).await, store.reservations(&pool()).await.unwrap()), (before, vec![]));
+    // What is known stays with whoever has it, what is known in vain is nothing, and what is not asked for is in nobody's way.
+    let all = [first, run, free];
+    assert!(store.change_reservations(&[], &all, &known(&[20_010, 20_030, 20_031]), &root()).await.unwrap());
+    assert_eq!(store.instance(&id("last")).await.unwrap().map(|kept| kept.port), Some(20_031));
+}
+
 pub(super) async fn what_is_listed_of_a_pool_tells_whose_each_port_is(store: AnyStore) {
     let ana = By { who: "ana@desk".into(), ..root() };
     let block = reservation("block", 20_020, 20_021);
-    assert!(store.change_reservations(&[], std::slice::from_ref(&block), &ana).await.unwrap());
+    assert!(store.change_reservations(&[], std::slice::from_ref(&block), &BTreeSet::new(), &ana).await.unwrap());
     assert!(reserve(&store, &reservation("a", 20_030, 20_030)).await);
     // What was made anew is told with who has done that.
-    assert!(store.change_reservations(&[(pool(), "block".into())], &[block], &root()).await.unwrap());
+    assert!(store.change_reservations(&[(pool(), "block".into())], &[block], &BTreeSet::new(), &root()).await.unwrap());
     let who = |changes: Vec<Setting>| {
         let told = changes.into_iter().map(|change| (change.key, change.changed_by, change.value));
         told.collect::<Vec<_>>()
@@ -81,10 +119,7 @@ pub(super) async fn what_is_listed_of_a_pool_tells_whose_each_port_is(store: Any
     assert_eq!(who(store.reservation_changes(&pool()).await.unwrap()), expected);
     assert_eq!(store.reservation_changes(&PoolName::new("games").unwrap()).await.unwrap(), []);
 
-    let elsewhere = harbor::model::service_instance::ServiceInstance {
-        pool: PoolName::new("games").unwrap(),
-        ..instance("elsewhere", 20_011)
-    };
+    let elsewhere = ServiceInstance { pool: PoolName::new("games").unwrap(), ..instance("elsewhere", 20_011) };
     for made_of in [instance("c", 20_012), instance("b", 20_010), elsewhere, instance("d", 20_013)] {
         made(&store, &made_of).await;
     }
