@@ -186,11 +186,72 @@ impl fmt::Display for Ranges {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortAllocator {
-    /// Ascending and disjoint.
+    /// Ascending, disjoint and not adjacent.
     ranges: Vec<RangeInclusive<u16>>,
     blocks: BTreeMap<String, Block>,
-    /// Every port of every block.
-    taken: BTreeSet<(Transport, u16)>,
+    /// Every port of every block, by transport.
+    taken: [Bits; Transport::ALL.len()],
+}
+
+/// A bit for each port, so that thousands of names find theirs among ports that are nearly all taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    const WORDS: usize = (1 << 16) / 64;
+
+    fn new() -> Self {
+        Self(vec![0; Self::WORDS])
+    }
+
+    /// The words that have a bit of these ports, with those bits.
+    fn of(ports: RangeInclusive<u16>) -> impl Iterator<Item = (usize, u64)> {
+        let (first, last) = (usize::from(*ports.start()), usize::from(*ports.end()));
+        (first / 64..=last / 64).map(move |word| {
+            let from = first.saturating_sub(word * 64);
+            let to = (last - word * 64).min(63);
+            (word, u64::MAX << from & u64::MAX >> (63 - to))
+        })
+    }
+
+    fn set(&mut self, ports: RangeInclusive<u16>) {
+        Self::of(ports).for_each(|(word, bits)| self.0[word] |= bits);
+    }
+
+    fn clear(&mut self, ports: RangeInclusive<u16>) {
+        Self::of(ports).for_each(|(word, bits)| self.0[word] &= !bits);
+    }
+
+    fn has_any(&self, ports: RangeInclusive<u16>) -> bool {
+        Self::of(ports).any(|(word, bits)| self.0[word] & bits != 0)
+    }
+
+    fn without(&mut self, other: &Self) {
+        self.0.iter_mut().zip(&other.0).for_each(|(word, other)| *word &= !other);
+    }
+
+    /// Leaves the ports at which a run of so many begins.
+    fn keep_runs(&mut self, count: u16) {
+        let (mut length, count) = (1, usize::from(count));
+        while length < count {
+            // A run is a shorter one, with as much of another one after it as it lacks.
+            let more = length.min(count - length);
+            let (words, bits) = (more / 64, more % 64);
+            for word in 0..self.0.len() {
+                let at = |word: usize| u128::from(self.0.get(word).copied().unwrap_or(0));
+                let after = at(word + words) | at(word + words + 1) << 64;
+                self.0[word] &= (after >> bits) as u64;
+            }
+            length += more;
+        }
+    }
+
+    /// The first port from this one on.
+    fn next(&self, from: u16) -> Option<u16> {
+        let found = Self::of(from..=u16::MAX).find(|(word, bits)| self.0[*word] & bits != 0);
+        let (word, bits) = found?;
+        u16::try_from(word * 64 + (self.0[word] & bits).trailing_zeros() as usize).ok()
+    }
 }
 
 impl PortAllocator {
@@ -208,7 +269,7 @@ impl PortAllocator {
 
     fn over(ranges: impl IntoIterator<Item = RangeInclusive<u16>>) -> Self {
         let ranges = ranges.into_iter().filter(|range| !range.is_empty()).collect();
-        Self { ranges, blocks: BTreeMap::new(), taken: BTreeSet::new() }
+        Self { ranges, blocks: BTreeMap::new(), taken: [Bits::new(), Bits::new()] }
     }
 
     /// The port of a name, which has it from then on, for both transports. A name that has a port keeps it, whatever
@@ -243,25 +304,36 @@ impl PortAllocator {
             let is_same = block.count() == usize::from(count) && block.protocol == protocol;
             return if is_same { Ok(block) } else { Err(RegistryRefusal::Differs { name: name.into(), block }) };
         }
-        let fits = |first: u16| {
-            let block = Block { first, last: first + (count - 1), protocol };
-            self.is_free(&block).then_some(block)
-        };
+        let mut free = Bits::new();
+        self.ranges.iter().for_each(|range| free.set(range.clone()));
+        protocol.transports().iter().for_each(|transport| free.without(&self.taken[*transport as usize]));
+        free.keep_runs(count);
+        let begin = self.first_looked_at(name, count);
+        let first = begin.and_then(|begin| free.next(begin).or_else(|| free.next(0)));
+        let first = first.ok_or_else(|| RegistryRefusal::NoRoom {
+            name: name.into(),
+            wanted: Run { count, protocol },
+            range: Ranges(self.ranges.clone()),
+        })?;
+        let block = Block { first, last: first + (count - 1), protocol };
+        self.insert(name, block);
+        Ok(block)
+    }
+
+    /// Number `h mod n` of the candidates; none when there are none.
+    fn first_looked_at(&self, name: &str, count: u16) -> Option<u16> {
         let candidates = self.ranges.iter().filter_map(|range| {
             let last = range.end().checked_sub(count - 1)?;
             Some(*range.start()..=last)
         });
         let all = candidates.clone().map(|range| range.count() as u64).sum::<u64>();
-        let begin = usize::try_from(hash(name).checked_rem(all).unwrap_or(0)).expect("there are fewer ports");
-        let candidates = candidates.flatten();
-        let found = candidates.clone().skip(begin).chain(candidates.take(begin)).find_map(fits);
-        let block = found.ok_or_else(|| RegistryRefusal::NoRoom {
-            name: name.into(),
-            wanted: Run { count, protocol },
-            range: Ranges(self.ranges.clone()),
-        })?;
-        self.insert(name, block);
-        Ok(block)
+        let mut number = usize::try_from(hash(name).checked_rem(all)?).expect("there are fewer ports");
+        candidates.clone().find_map(|mut range| {
+            let count = range.clone().count();
+            let found = range.nth(number);
+            number = number.saturating_sub(count);
+            found
+        })
     }
 
     /// Gives a name these very ports. That they are its own already is fine.
@@ -306,8 +378,8 @@ impl PortAllocator {
     /// Takes the ports of a name back; `None` when it has none.
     pub fn release(&mut self, name: &str) -> Option<Block> {
         let block = self.blocks.remove(name)?;
-        for place in places(&block) {
-            self.taken.remove(&place);
+        for transport in block.protocol.transports() {
+            self.taken[*transport as usize].clear(block.ports());
         }
         Some(block)
     }
@@ -328,20 +400,16 @@ impl PortAllocator {
     /// Whether no name has a port of the block for a transport of it.
     #[must_use]
     pub fn is_free(&self, block: &Block) -> bool {
-        let transports = block.protocol.transports().iter();
-        let mut runs = transports.map(|transport| (*transport, block.first)..=(*transport, block.last));
-        runs.all(|run| self.taken.range(run).next().is_none())
+        let mut transports = block.protocol.transports().iter();
+        !transports.any(|transport| self.taken[*transport as usize].has_any(block.ports()))
     }
 
     fn insert(&mut self, name: &str, block: Block) {
-        self.taken.extend(places(&block));
+        for transport in block.protocol.transports() {
+            self.taken[*transport as usize].set(block.ports());
+        }
         self.blocks.insert(name.into(), block);
     }
-}
-
-fn places(block: &Block) -> impl Iterator<Item = (Transport, u16)> {
-    let (transports, ports) = (block.protocol.transports().iter(), block.ports());
-    transports.flat_map(move |transport| ports.clone().map(|port| (*transport, port)))
 }
 
 /// FNV-1a, 64 bits.

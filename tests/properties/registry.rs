@@ -119,6 +119,31 @@ proptest! {
         prop_assert_eq!(ports.choose("new", count, Protocol::Udp).is_ok(), exists);
     }
 
+    /// As docs/ports.md has it, port by port.
+    #[test]
+    fn a_name_comes_to_the_port_that_the_contract_says(
+        name in "[a-z]{1,4}",
+        count in 1..200_u16,
+        protocol in protocol(),
+        given in prop::collection::vec((19_900..21_100_u16, 0..150_u16, protocol()), 0..40),
+    ) {
+        let range = "20000-20127, 20129-20130, 20300-20950, 65400-65535".parse::<PortSet>().unwrap();
+        let mut ports = PortAllocator::of(&range);
+        for (index, (first, more, protocol)) in given.into_iter().enumerate() {
+            // Some of them outside, and one over another.
+            ports.keep(&index.to_string(), Block { first, last: first + more, protocol });
+        }
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let runs = range.ranges().iter().flat_map(|range| range.clone().filter(|first| range.end() - first >= count - 1));
+        let runs = runs.map(|first| Block { first, last: first + (count - 1), protocol }).collect::<Vec<_>>();
+        let begin = hash.checked_rem(runs.len() as u64).unwrap_or(0) as usize;
+        let is_free = |wanted: &&Block| ports.iter().all(|(_, block)| !block.overlaps(wanted));
+        let expected = runs[begin..].iter().chain(&runs[..begin]).find(is_free).copied();
+        prop_assert_eq!(ports.choose(&name, count, protocol).ok(), expected);
+    }
+
     #[test]
     fn a_file_comes_to_the_same_ports_in_any_order(wishes in wishes(), seed in any::<u64>()) {
         let place = |wishes: &[Wish]| {
