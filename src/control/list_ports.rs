@@ -136,7 +136,7 @@ pub enum ListedAs {
 #[derive(Debug, thiserror::Error)]
 pub enum ListRefusal {
     /// There is no such pool.
-    #[error("there is no pool {0:?}: `harbor status` shows all")]
+    #[error("there is no pool {0:?}: `harbor ports list` ends with all of them")]
     UnknownPool(String),
     /// The store is away.
     #[error("the store is away: try again in a few seconds")]

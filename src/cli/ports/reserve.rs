@@ -20,9 +20,9 @@ use crate::{
 
 /// Hold a port or a run of ports of a pool back under a name.
 ///
-/// Nobody is given them from then on, unless they ask for this very reservation to be released. Without PORT they are
-/// chosen by the name, the same on every cluster, unless a service instance is in the way. A name that has these very ports
-/// already keeps them.
+/// No service instance is given one of them from then on, not even by asking for it, until the name is released. Without PORT
+/// they are chosen by the name, the same on every cluster, unless a service instance is in the way. A name that has these very
+/// ports already keeps them.
 #[derive(Debug, clap::Args)]
 pub struct Reserve {
     /// The name: small letters, digits and dashes.
