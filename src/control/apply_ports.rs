@@ -95,14 +95,15 @@ impl Control {
     /// All pools as they would be with the blocks of these sections, and the revision at which they are what they are.
     async fn pools_with<'a>(
         &self,
-        sections: impl Iterator<Item = &'a WantedPool>,
+        sections: impl Iterator<Item = &'a WantedPool> + Clone,
     ) -> Result<(Revision, Blocks), ReservationRefusal> {
         let (read_at, pools) = self.store.pools().await?;
         let members = self.store.members().await?;
+        let is_served = |name: &PoolName| members.iter().any(|member| member.pools.contains(name));
         let mut blocks = Blocks { all: by_name(pools), defined: Vec::new() };
-        for WantedPool { name, range, .. } in sections {
+        for WantedPool { name, range, .. } in sections.clone() {
             let known = blocks.all.get(name);
-            let is_served = members.iter().any(|member| member.pools.contains(name));
+            let is_served = is_served(name);
             match (range, known) {
                 (None, Some(_)) => {}
                 (None, None) => return Err(ReservationRefusal::UnknownPool(name.to_string())),
@@ -118,7 +119,8 @@ impl Control {
                 }
             }
         }
-        for block in &blocks.defined {
+        let wanted = sections.map(|section| &blocks.all[&section.name]);
+        for block in wanted.filter(|pool| pool.is_like_a_block() && !is_served(&pool.name)) {
             for other in blocks.all.values().filter(|other| other.name != block.name) {
                 if let Some(port) = block.ports.first_common(&other.ports) {
                     let (pool, other) = (block.name.clone(), other.name.clone());

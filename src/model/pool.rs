@@ -71,6 +71,16 @@ pub enum PoolRefusal {
         /// The first port that both have.
         port: u16,
     },
+    /// A pool would give out ports of the machine that are for other things.
+    #[error("port {port} would be in the ranges of both {pool} and the block {block}: change one")]
+    OverlapsBlock {
+        /// The pool that would change.
+        pool: PoolName,
+        /// The block.
+        block: PoolName,
+        /// The first port that both have.
+        port: u16,
+    },
 }
 
 /// In what two definitions of a pool differ: the key as it is written, here and there.
@@ -185,7 +195,8 @@ pub fn agree(
     overlaps(own, wanted, &define, agreed, members).map_or(Ok(define), Err)
 }
 
-/// The first port that a node would have in two pools, were `define` agreed on; this one serves what it wants.
+/// The first port that a node would have in two pools, or that a block has too, were `define` agreed on; this node serves what
+/// it wants.
 fn overlaps(own: &NodeId, wanted: &[Pool], define: &[Pool], agreed: &Pools, members: &Members) -> Option<PoolRefusal> {
     let others = members.all.iter().filter(|known| known.alive && known.member.id != *own);
     let others = others.map(|known| (&known.member.id, known.member.pools.iter().collect::<Vec<_>>()));
@@ -198,6 +209,18 @@ fn overlaps(own: &NodeId, wanted: &[Pool], define: &[Pool], agreed: &Pools, memb
                     let (pool, other) = (pool.name.clone(), other.name.clone());
                     return Some(PoolRefusal::Overlaps { pool, other, node: node.clone(), port });
                 }
+            }
+        }
+    }
+    let is_served = |name: &PoolName| {
+        wanted.iter().any(|pool| pool.name == *name)
+            || members.all.iter().any(|known| known.member.pools.contains(name))
+    };
+    for block in agreed.values().filter(|pool| pool.is_like_a_block() && !is_served(&pool.name)) {
+        for pool in define {
+            if let Some(port) = pool.ports.first_common(&block.ports) {
+                let (pool, block) = (pool.name.clone(), block.name.clone());
+                return Some(PoolRefusal::OverlapsBlock { pool, block, port });
             }
         }
     }
@@ -242,7 +265,8 @@ mod tests {
     }
 
     fn check(wanted: &[Pool], members: Vec<Known>, moving: bool, expected: Result<&[&str], &str>) {
-        let agreed = [pool("default", "2000-2999"), pool("games", "3000-3999")];
+        let block = Pool::block(name("machine"), "5000-5099".parse().unwrap());
+        let agreed = [pool("default", "2000-2999"), pool("games", "3000-3999"), block];
         let agreed = agreed.into_iter().map(|pool| (pool.name.clone(), pool)).collect();
         let own = NodeId::new("own").unwrap();
         let outcome = agree(&own, wanted, &agreed, &Members { all: members, ..Members::default() }, |_| moving);
@@ -281,6 +305,18 @@ mod tests {
         assert_eq!(changed.changed(&before, &agreed), expected);
         assert_eq!(before.changed(&before, &agreed), agreed);
         assert_eq!(changed.changed(&agreed, &before).ports, changed.ports);
+    }
+
+    #[test]
+    fn no_pool_gets_a_port_of_a_block() {
+        let refused =
+            |pool: &str| format!("port 5099 would be in the ranges of both {pool} and the block machine: change one");
+        check(&[pool("default", "5099-5200")], vec![], false, Err(&refused("default")));
+        check(&[pool("new", "5099-5200")], vec![], false, Err(&refused("new")));
+        check(&[pool("new", "5100-5200")], vec![], false, Ok(&["new"]));
+        // It is none where a node serves it, and its own range moves by its own definition.
+        check(&[pool("new", "5099-5200")], vec![member("b", true, &["machine"])], false, Ok(&["new"]));
+        check(&[pool("machine", "5000-5200")], vec![], false, Ok(&["machine"]));
     }
 
     #[test]

@@ -296,6 +296,13 @@ async fn a_file_is_applied_whole_or_not_at_all() {
     drop(node);
     let node = site.serve().await;
     check(&site, &node, &["apply", "grown.toml"], 0, "0 added, 0 changed, 0 removed, 3 as they were\n", "");
+
+    // Nor is it moved over by a pool.
+    let set = ["config", "set", "harbor_node", "port_range", "24710-24719, 26099"];
+    let refused = said(site.command(&set).env("HARBOR_ADMIN_URL", reach(&node)));
+    let why = "Port 26099 would be in the ranges of both default and the block infrastructure: change one";
+    assert!(refused.code == 1 && refused.stderr.contains(why), "{refused:?}");
+    assert_eq!(asked(&site, &node, &["list"])["pools"][0]["ports"], "24710-24719");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -404,7 +411,7 @@ async fn every_port_is_told_page_by_page() {
         &["list", "--pool", "games"],
         1,
         "",
-        "harbor: There is no pool \"games\": `harbor status` shows all.\n",
+        "harbor: There is no pool \"games\": `harbor ports list` ends with all of them.\n",
     );
     for (query, status) in
         [("limit=0", 400), ("limit=5001", 400), ("state=odd", 400), ("after=odd", 400), ("odd=1", 400), ("pool=x", 404)]
