@@ -53,6 +53,7 @@ async fn list(State(sources): State<Arc<Sources>>, query: Result<Query<wire::Por
         Ok(page) => Json(wire::Ports {
             pools: page.pools.into_iter().map(pool).collect(),
             ports: page.ports.into_iter().map(|listed| port(listed, &sources)).collect(),
+            proxy_from: sources.control.desired().borrow().limits.proxy_from.iter().map(ToString::to_string).collect(),
             next: page.next.map(|(pool, port)| format!("{pool}:{port}")),
         })
         .into_response(),

@@ -97,7 +97,7 @@ impl Node {
                 retired: false,
             }],
             plans,
-            limits: ForwarderLimits::default(),
+            limits: ForwarderLimits { proxy_from: vec!["10.0.0.31/32".parse().unwrap()], ..ForwarderLimits::default() },
             announce_url: None,
         };
         let clock = Arc::new(SystemClock);
@@ -487,6 +487,7 @@ async fn ports_are_told_and_held_back_with_the_token_while_the_store_is_there() 
                 "protocol": "udp", "by": "ana@desk",
             },
         ],
+        "proxy_from": ["10.0.0.31/32"],
         "next": null,
     });
     assert_eq!(listed, expected);

@@ -78,6 +78,8 @@ pub struct Ports {
     pub pools: Vec<PortPool>,
     /// The ports that are not free.
     pub ports: Vec<Port>,
+    /// Balancers in front of this node: packets come from them, also where `allow` is about the client in a PROXY header.
+    pub proxy_from: Vec<String>,
     /// What to ask for after this page; `null`: it is the last.
     pub next: Option<String>,
 }

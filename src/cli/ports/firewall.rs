@@ -24,9 +24,10 @@ use rules::Rules;
 
 /// Print the firewall rules that let clients in to a pool's ports.
 ///
-/// For the whole range, TCP and UDP, they need not change again. With --allocated they are for the ports that service
-/// instances have now, with their protocols and the networks that they allow, and have to be made anew as ports come and
-/// go. Nothing is loaded.
+/// For the whole range, TCP and UDP, they need not change again, unless the range does; a port that a service instance has
+/// beside it is among them. With --allocated they are for the ports that service instances have now, with their protocols
+/// and, where they allow some networks alone, these and the balancers in `forwarder.proxy_from`, and have to be made anew as
+/// ports come and go. Nothing is loaded.
 #[derive(Debug, clap::Args)]
 pub struct Firewall {
     /// For which firewall.
@@ -64,12 +65,12 @@ impl Firewall {
         let mut query = PortsQuery {
             pool: self.pool.clone(),
             state: Some("allocated".into()),
-            limit: Some(if self.allocated { MAX_PAGE } else { 1 }),
+            limit: Some(MAX_PAGE),
             ..PortsQuery::default()
         };
         let node = Node::find(self.reach, config)?;
         let mut listed = node.get::<Ports>(&query.in_path()).await?;
-        while let Some(after) = listed.next.take_if(|_| self.allocated) {
+        while let Some(after) = listed.next.take() {
             query.after = Some(after);
             let page = node.get::<Ports>(&query.in_path()).await?;
             listed.ports.extend(page.ports);

@@ -466,56 +466,72 @@ async fn what_the_platform_has_forgotten_is_found_and_left_alone() {
 async fn firewalls_take_the_rules_that_are_printed() {
     let Some(mut network) = Network::new("firewalls_take_the_rules_that_are_printed") else { return };
     let machine = network.machine("firewall");
+    let run = |command: &str| {
+        let mut shell = Command::new("sh");
+        let output = machine.inside(shell.args(["-c", command]).env("PATH", PATH)).output().expect("there is a shell");
+        assert!(output.status.success(), "{command}: {output:?}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
     let site = Site::new("24770-24789", "");
     let node = site.serve().await;
     let allow = json!({ "port": 24_771, "allow": ["10.0.0.0/8", "10.1.0.0/16", "fd00::/8"] });
     provision_with(&node, "a", PLAN_TCP, allow).await;
     provision_with(&node, "b", PLAN_BOTH, json!({ "port": 24_773 })).await;
-    for (number, more) in
-        [&[][..], &["--allocated"], &["--allocated", "--interface", "lo"], &["--pool", "default"]].iter().enumerate()
-    {
-        for format in ["nft", "iptables"] {
-            let said = ask(&site, &node, &[&["firewall", "--format", format], *more].concat());
-            assert_eq!((said.code, &*said.stderr), (0, ""), "{more:?}");
-            write(&site, &format!("{format}-{number}"), &said.stdout);
-            let file = site.path().join(format!("{format}-{number}"));
-            let mut loads = Vec::new();
-            match format {
-                // Twice: it replaces what it has made.
-                "nft" if has("nft") => loads.extend([vec!["nft", "-c", "-f"], vec!["nft", "-f"], vec!["nft", "-f"]]),
-                "iptables" if has("iptables-restore") => {
-                    loads.push(vec!["iptables-restore", "--noflush", "--test"]);
-                    loads.push(vec!["ip6tables-restore", "--noflush", "--test"]);
-                }
-                _ => {}
-            }
-            for words in loads {
-                let mut command = Command::new(words[0]);
-                machine.succeed(command.args(&words[1..]).arg(&file).env("PATH", PATH));
+    let printed = |format: &str, more: &[&str]| {
+        let said = ask(&site, &node, &[&["firewall", "--format", format], more].concat());
+        assert_eq!((said.code, &*said.stderr), (0, ""), "{more:?}");
+        write(&site, "rules", &said.stdout);
+        (site.path().join("rules").display().to_string(), said.stdout)
+    };
+    let whole = &[][..];
+    for more in [&["--allocated"][..], &["--allocated", "--interface", "lo"], &["--pool", "default"], whole] {
+        let (file, _) = printed("nft", more);
+        run(&format!("nft -c -f {file} && nft -f {file}"));
+        let once = run("nft list table inet harbor");
+        assert!(once.contains("tcp dport @tcp_ports accept"), "{once}");
+        run(&format!("nft -f {file}"));
+        assert_eq!(run("nft list table inet harbor"), once, "{more:?}");
+
+        let (file, text) = printed("iptables", more);
+        for (tables, other) in [("iptables", " -6 "), ("ip6tables", " -4 ")] {
+            let is_rule = |line: &&str| line.starts_with("-A ") && !line.contains(other);
+            let rules = text.lines().filter(is_rule).count();
+            let jump = text.lines().find_map(|line| line.strip_prefix(&format!("#   {tables} ")));
+            let jump = jump.expect("it is told how to jump there");
+            for _ in 0..2 {
+                run(&format!("{tables}-restore --noflush --test {file} && {tables}-restore --noflush {file}"));
+                run(&format!("{tables} {jump}"));
+                let listed = run(&format!("{tables} -S"));
+                assert_eq!(listed.matches("-A INPUT -j HARBOR").count(), 1, "{listed}");
+                assert_eq!(listed.matches("-A HARBOR ").count(), rules, "{listed}");
             }
         }
     }
-    if has("nft") {
-        let mut list = Command::new("nft");
-        let output = machine.inside(list.args(["list", "table", "inet", "harbor"]).env("PATH", PATH)).output().unwrap();
-        let listed = String::from_utf8(output.stdout).unwrap();
-        assert!(listed.contains("24770-24789") && listed.contains("tcp dport @tcp_ports accept"), "{listed}");
-    }
-    let rules: Value =
-        serde_json::from_str(&ask(&site, &node, &["firewall", "--format", "json", "--allocated"]).stdout).unwrap();
+    let rules = run("nft list table inet harbor");
+    assert!(rules.contains("24770-24789"), "{rules}");
+
+    let live = |key_and_value: [&str; 2]| {
+        let mut command = site.command(&[&["config", "set"], &key_and_value[..]].concat());
+        let said = said(command.env("HARBOR_ADMIN_URL", reach(&node)));
+        assert_eq!((said.code, &*said.stderr), (0, ""), "{key_and_value:?}");
+    };
+    live(["harbor_node.port_range", "24775-24789"]);
+    live(["forwarder.proxy_from", "192.0.2.7"]);
+    let rules = |more: &[&str]| serde_json::from_str::<Value>(&printed("json", more).1).expect("JSON")["rules"].clone();
+    let all = json!(["24771", "24773", "24775-24789"]);
     assert_eq!(
-        rules["rules"],
+        rules(whole),
+        json!([{ "transport": "tcp", "ports": all, "from": [] }, { "transport": "udp", "ports": all, "from": [] }])
+    );
+    assert_eq!(
+        rules(&["--allocated"]),
         json!([
             { "transport": "tcp", "ports": ["24773"], "from": [] },
             { "transport": "udp", "ports": ["24773"], "from": [] },
-            { "transport": "tcp", "ports": ["24771"], "from": ["10.0.0.0/8", "fd00::/8"] },
+            { "transport": "tcp", "ports": ["24771"], "from": ["10.0.0.0/8", "192.0.2.7/32", "fd00::/8"] },
         ])
     );
 }
 
 /// Where administrators' programs are.
 const PATH: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin";
-
-fn has(program: &str) -> bool {
-    PATH.split(':').any(|folder| Path::new(folder).join(program).exists())
-}

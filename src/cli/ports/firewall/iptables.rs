@@ -8,12 +8,14 @@ use super::rules::Rules;
 const MULTIPORT: usize = 15;
 
 /// All rules as a file for `iptables-restore --noflush`, and for `ip6tables-restore --noflush` likewise: each passes over what
-/// is the other's.
+/// is the other's. Naming the chain empties it; the jump to it is no part of it, as a file can only add one more.
 pub fn text(rules: &Rules) -> String {
     let mut text = format!(
         "# {}\n\
-         # Load it by `iptables-restore --noflush FILE` and `ip6tables-restore --noflush FILE`. Before it is loaded again, let\n\
-         # go of the chain by `iptables -D INPUT -j HARBOR` and `ip6tables -D INPUT -j HARBOR`.\n\
+         # Load it by `iptables-restore --noflush FILE` and `ip6tables-restore --noflush FILE`, as often as you like: it fills\n\
+         # the chain HARBOR anew and changes nothing else. After the first time, let INPUT jump there:\n\
+         #   iptables -C INPUT -j HARBOR || iptables -I INPUT -j HARBOR\n\
+         #   ip6tables -C INPUT -j HARBOR || ip6tables -I INPUT -j HARBOR\n\
          *filter\n\
          :HARBOR - [0:0]\n",
         rules.purpose()
@@ -37,7 +39,7 @@ pub fn text(rules: &Rules) -> String {
             }
         }
     }
-    text.push_str("-I INPUT -j HARBOR\nCOMMIT\n");
+    text.push_str("COMMIT\n");
     text
 }
 
@@ -78,7 +80,6 @@ mod tests {
 -A HARBOR -4 -s 10.0.0.0/8 -p udp -m multiport --dports 50000 -j ACCEPT
 -A HARBOR -6 -s fd00::/8 -p udp -m multiport --dports 50000 -j ACCEPT
 -A HARBOR -4 -s 192.0.2.7/32 -p tcp -m multiport --dports 50001 -j ACCEPT
--I INPUT -j HARBOR
 COMMIT
 ";
         assert!(shown.ends_with(expected), "{shown}");

@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
 use crate::{
-    admin::wire::ports::{PortIs, Ports},
-    model::{PortSet, Protocol, Transport},
+    admin::wire::ports::{Allocated, PortIs, Ports},
+    model::{PortSet, Protocol, Transport, protocol::UnknownProtocol},
 };
 
 /// All that is let in.
@@ -65,25 +65,23 @@ impl Rules {
             listed.pools.iter().map(|known| Pool { name: known.pool.name.clone(), ports: known.pool.ports.clone() });
         let mut rules = Self { made_at, allocated, interface, pools: pools.collect(), rules: Vec::new() };
         let mut wanted: BTreeMap<(Vec<IpNet>, Transport), Vec<_>> = BTreeMap::new();
-        if allocated {
-            for port in &listed.ports {
-                let PortIs::Allocated(known) = &port.is else { continue };
-                let protocol = known.protocol.parse::<Protocol>().map_err(|error| error.to_string())?;
-                let networks = known.allow.iter().map(|network| network.parse::<IpNet>());
-                let networks = networks.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
-                for transport in protocol.transports() {
-                    wanted
-                        .entry((IpNet::aggregate(&networks), *transport))
-                        .or_default()
-                        .push(port.port..=port.last_port);
+        for port in &listed.ports {
+            let PortIs::Allocated(known) = &port.is else { continue };
+            let (protocol, from) = match allocated {
+                true => {
+                    (known.protocol.parse().map_err(|error: UnknownProtocol| error.to_string())?, from(listed, known)?)
                 }
+                // Its pool's range may have shrunk since it got its port.
+                false => (Protocol::Both, Vec::new()),
+            };
+            for transport in protocol.transports() {
+                wanted.entry((from.clone(), *transport)).or_default().push(port.port..=port.last_port);
             }
-        } else {
-            for pool in &rules.pools {
-                let ports = pool.ports.parse::<PortSet>().map_err(|error| error.to_string())?;
-                for transport in Transport::ALL {
-                    wanted.entry((Vec::new(), transport)).or_default().extend(ports.ranges().iter().cloned());
-                }
+        }
+        for pool in rules.pools.iter().filter(|_| !allocated) {
+            let ports = pool.ports.parse::<PortSet>().map_err(|error| error.to_string())?;
+            for transport in Transport::ALL {
+                wanted.entry((Vec::new(), transport)).or_default().extend(ports.ranges().iter().cloned());
             }
         }
         for ((from, transport), ranges) in wanted {
@@ -97,9 +95,23 @@ impl Rules {
     pub fn purpose(&self) -> String {
         let pools = self.pools.iter().map(|pool| format!("{} ({})", crate::cli::clean(&pool.name), pool.ports));
         let pools = pools.collect::<Vec<_>>().join(", ");
-        let which = if self.allocated { "the ports that service instances have" } else { "all ports" };
-        format!("Lets clients in to {which} of {pools}. Made at {} by harbor ports firewall.", self.made_at)
+        let which = if self.allocated {
+            format!("the ports that service instances have of {pools}")
+        } else {
+            format!("all ports of {pools} and those that service instances have beside them")
+        };
+        format!("Lets clients in to {which}. Made at {} by harbor ports firewall.", self.made_at)
     }
+}
+
+/// Where packets for a service instance come from; none: anywhere. A balancer's clients come from the balancer.
+fn from(listed: &Ports, known: &Allocated) -> Result<Vec<IpNet>, String> {
+    if known.allow.is_empty() {
+        return Ok(Vec::new());
+    }
+    let networks = known.allow.iter().chain(&listed.proxy_from).map(|network| network.parse::<IpNet>());
+    let networks = networks.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
+    Ok(IpNet::aggregate(&networks))
 }
 
 #[cfg(test)]
@@ -107,7 +119,7 @@ pub mod tests {
     use super::*;
     use crate::admin::wire::{
         self,
-        ports::{Allocated, Port, PortPool},
+        ports::{Port, PortPool},
     };
 
     /// Two pools; ports of all kinds and networks of both families.
@@ -157,6 +169,7 @@ pub mod tests {
                 port("games", 50_000, "udp", &["10.1.0.0/16", "10.0.0.0/8", "fd00::/8"]),
                 port("games", 50_001, "tcp", &["192.0.2.7/32"]),
             ],
+            proxy_from: vec![],
             next: None,
         }
     }
@@ -166,24 +179,61 @@ pub mod tests {
         Rules::of(&listed(), allocated, interface.map(Into::into), made_at).unwrap()
     }
 
+    #[track_caller]
+    fn check(listed: &Ports, allocated: bool, expected: &serde_json::Value) {
+        let rules = Rules::of(listed, allocated, None, String::new()).unwrap().rules;
+        assert_eq!(serde_json::to_value(rules).unwrap(), *expected);
+    }
+
     #[test]
     fn ports_with_the_same_clients_are_one_rule() {
-        let shown = |rules: Rules| serde_json::to_value(rules.rules).unwrap();
-        assert_eq!(
-            shown(rules(false, None)),
-            serde_json::json!([
+        check(
+            &listed(),
+            false,
+            &serde_json::json!([
                 { "transport": "tcp", "ports": ["35000-35009", "35020", "50000-50009"], "from": [] },
                 { "transport": "udp", "ports": ["35000-35009", "35020", "50000-50009"], "from": [] },
-            ])
+            ]),
         );
-        assert_eq!(
-            shown(rules(true, None)),
-            serde_json::json!([
+        check(
+            &listed(),
+            true,
+            &serde_json::json!([
                 { "transport": "tcp", "ports": ["35000-35002", "35020"], "from": [] },
                 { "transport": "udp", "ports": ["35001"], "from": [] },
                 { "transport": "udp", "ports": ["50000"], "from": ["10.0.0.0/8", "fd00::/8"] },
                 { "transport": "tcp", "ports": ["50001"], "from": ["192.0.2.7/32"] },
-            ])
+            ]),
+        );
+    }
+
+    #[test]
+    fn who_has_a_port_beside_a_range_that_has_shrunk_is_reached() {
+        let mut listed = listed();
+        listed.pools[0].pool.ports = "35001-35009".into();
+        check(
+            &listed,
+            false,
+            &serde_json::json!([
+                { "transport": "tcp", "ports": ["35000-35009", "35020", "50000-50009"], "from": [] },
+                { "transport": "udp", "ports": ["35000-35009", "35020", "50000-50009"], "from": [] },
+            ]),
+        );
+    }
+
+    #[test]
+    fn balancers_reach_whatever_lets_some_clients_in() {
+        let mut listed = listed();
+        listed.proxy_from = vec!["10.0.0.31/32".into(), "192.0.2.8/32".into()];
+        check(
+            &listed,
+            true,
+            &serde_json::json!([
+                { "transport": "tcp", "ports": ["35000-35002", "35020"], "from": [] },
+                { "transport": "udp", "ports": ["35001"], "from": [] },
+                { "transport": "udp", "ports": ["50000"], "from": ["10.0.0.0/8", "192.0.2.8/32", "fd00::/8"] },
+                { "transport": "tcp", "ports": ["50001"], "from": ["10.0.0.31/32", "192.0.2.7/32", "192.0.2.8/32"] },
+            ]),
         );
     }
 }

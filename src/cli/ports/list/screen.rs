@@ -212,6 +212,7 @@ mod tests {
                 one(35_004, PortIs::InConflict { until: since }),
                 Port { last_port: 35_009, ..one(35_005, reserved) },
             ],
+            proxy_from: vec![],
             next: None,
         };
         let expected = "\
