@@ -54,8 +54,8 @@ pub use binder::{Binder, InheritedSockets, PortSockets, SystemBinder};
 pub use engine::{Carried, ClosingRecord, ExportedSession, FlowEnd, OnClose};
 pub use sockets::{LISTENER_RECEIVE_BUFFER, Spread};
 
-/// Says who holds a port of this machine, if it can.
-pub type HolderLookup = dyn Fn(SocketAddr, Transport) -> Option<String> + Send + Sync;
+/// Says who holds each of these ports of this machine, in their order, where it can.
+pub type HolderLookup = dyn Fn(&[(SocketAddr, Transport)]) -> Vec<Option<String>> + Send + Sync;
 
 /// Is told what has been bound. Called by one thread, in order.
 pub type Observe = dyn Fn(Arc<Observations>) + Send;
@@ -83,8 +83,8 @@ pub struct Surroundings {
     pub clock: Arc<dyn Clock>,
     /// What is counted.
     pub metrics: Arc<ForwarderMetrics>,
-    /// Names the holder of a port that cannot be bound.
-    pub holder: Box<HolderLookup>,
+    /// Names the holders of ports that cannot be bound.
+    pub holders: Box<HolderLookup>,
     /// Hears what has been bound.
     pub observe: Box<Observe>,
     /// Hears of each flow that ends.
@@ -110,7 +110,7 @@ impl Forwarder {
             let reason = format!("the forwarder listens on 1 to {MAX_ADDRESSES} addresses: change `listen`");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
-        let Surroundings { binder, backends, clock, metrics, holder, observe, closed } = surroundings;
+        let Surroundings { binder, backends, clock, metrics, holders, observe, closed } = surroundings;
         let inbox = Arc::new(Inbox::default());
         let shared = Arc::new(Shared {
             admission: Arc::new(Admission::default()),
@@ -137,7 +137,7 @@ impl Forwarder {
             backends: backends.clone(),
             binder,
             listen: settings.listen,
-            holder,
+            holders,
             observe,
             state: State::default(),
         };

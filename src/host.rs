@@ -17,7 +17,7 @@ mod survey;
 pub use address::{own_address, own_addresses};
 pub use descriptors::{DescriptorLimit, raise_descriptor_limit};
 pub use findings::{Code, Conntrack, Finding, Machine, NODE_PORTS, Needs, Severity, judge};
-pub use holder::{Held, Holder, SocketState, holder};
+pub use holder::{Held, Holder, SocketState, holders_of};
 pub use local_ports::{LocalPorts, NotReserved, RESERVED_PORTS, local_ports, reserve_ports};
 pub use processes::Process;
 pub use service_manager::{ServiceManager, kept_sockets};

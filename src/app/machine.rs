@@ -61,9 +61,10 @@ pub fn machine_needs(config: &Config) -> Needs {
     }
 }
 
-/// Who is in the way of a port, for the reason that a listener failed with.
-pub(super) fn holder(place: SocketAddr, transport: Transport) -> Option<String> {
-    host::holder(place, transport).ok().flatten().map(|holder| holder.to_string())
+/// Who is in the way of ports, for the reasons that listeners failed with.
+pub(super) fn holders(places: &[(SocketAddr, Transport)]) -> Vec<Option<String>> {
+    let Ok(found) = host::holders_of(places) else { return vec![None; places.len()] };
+    found.into_iter().map(|holder| Some(holder?.to_string())).collect()
 }
 
 /// The addresses of this machine: at each of them a port of a pool is Harbor's own.

@@ -296,7 +296,7 @@ impl Node {
             backends: backends.clone(),
             clock: Arc::clone(&clock),
             metrics: Arc::clone(&metrics.forwarder),
-            holder: Box::new(machine::holder),
+            holders: Box::new(machine::holders),
             observe: Box::new(move |observed| drop(observe.send_replace(observed))),
             closed: Box::new({
                 let lines = Arc::clone(&flow_lines);

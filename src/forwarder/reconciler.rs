@@ -5,7 +5,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    io,
+    io, mem,
     net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
     sync::{
@@ -34,6 +34,9 @@ use crate::{
 
 /// How often a port that could not be bound is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(500);
+
+/// How often it is looked again who holds ports: a walk through all processes, once for all of them.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// What the forwarder is asked for, until the reconciler takes it.
 #[derive(Default)]
@@ -139,10 +142,10 @@ impl Inbox {
             None => self.news.wait_while(wishes, quiet).expect("nothing panics while it holds them"),
         };
         if frozen {
-            let (errands, stop) = (std::mem::take(&mut wishes.errands), wishes.stop);
+            let (errands, stop) = (mem::take(&mut wishes.errands), wishes.stop);
             return Wishes { errands, stop, ..Wishes::default() };
         }
-        std::mem::take(&mut wishes)
+        mem::take(&mut wishes)
     }
 }
 
@@ -153,7 +156,7 @@ pub(super) struct Reconciler {
     pub(super) backends: Backends,
     pub(super) binder: Arc<dyn Binder>,
     pub(super) listen: Vec<IpAddr>,
-    pub(super) holder: Box<HolderLookup>,
+    pub(super) holders: Box<HolderLookup>,
     pub(super) observe: Box<Observe>,
     pub(super) state: State,
 }
@@ -170,6 +173,10 @@ pub(super) struct State {
     more_sockets: usize,
     /// When those that failed are tried again.
     retry_at: Option<Instant>,
+    /// Those of a pass that somebody else holds, until it is said who.
+    held: Vec<(Arc<ListenerSpec>, BindFailure)>,
+    /// When it is looked again who holds those that are known to be held.
+    look_at: Option<Instant>,
     /// Nothing is opened for now: the node drains.
     closed: bool,
     /// Nothing is changed for now: another process is being told what there is.
@@ -296,7 +303,7 @@ impl Reconciler {
     }
 
     fn reconcile(&mut self, desired: Arc<DesiredState>) {
-        let before = std::mem::replace(&mut self.state.desired, Arc::clone(&desired));
+        let before = mem::replace(&mut self.state.desired, Arc::clone(&desired));
         if before.limits != desired.limits {
             self.shared.limits.store(Arc::clone(&desired.limits));
             self.engine.refresh(None);
@@ -325,6 +332,7 @@ impl Reconciler {
         for spec in changed {
             self.take_over(spec);
         }
+        self.name_holders(false);
         self.engine.settle();
         if self.state.observations.applied.is_none() {
             let (ports, took) = (desired.listeners.size(), self.shared.clock.now().saturating_duration_since(started));
@@ -350,9 +358,12 @@ impl Reconciler {
         let incomplete = self.state.entries.values().filter(|entry| entry.incomplete);
         let incomplete = incomplete.map(|entry| Arc::clone(&entry.spec)).collect::<Vec<_>>();
         self.state.retry_at = None;
+        let now = self.shared.clock.now();
+        let again = self.state.look_at.take_if(|at| *at <= now).is_some();
         for spec in incomplete {
             self.take_over(spec);
         }
+        self.name_holders(again);
         if self.state.unpublished {
             self.engine.settle();
             self.publish();
@@ -430,8 +441,17 @@ impl Reconciler {
             }
             Err(failure) => {
                 self.state.retry_at.get_or_insert(self.shared.clock.now() + RETRY_EVERY);
-                let state = self.describe(&spec, &failure);
-                self.note(&spec, state);
+                if failure.error.kind() == io::ErrorKind::AddrInUse {
+                    self.state.held.push((spec, failure));
+                } else {
+                    let (transport, address) = (failure.transport.as_str().to_uppercase(), failure.address);
+                    let port = spec.port;
+                    let reason = format!(
+                        "{transport} port {port} of {address} cannot be bound ({}): trying again",
+                        failure.error
+                    );
+                    self.note_failure(&spec, false, &reason);
+                }
             }
         }
     }
@@ -527,31 +547,43 @@ impl Reconciler {
         }
     }
 
-    /// What a failure means, with the holder where it can be found out. Logged when it is new.
-    fn describe(&self, spec: &ListenerSpec, failure: &BindFailure) -> ListenerState {
-        let held = failure.error.kind() == io::ErrorKind::AddrInUse;
+    /// Says of what is held who holds it, where it can be found out. Of what was known to be held, only `again`.
+    fn name_holders(&mut self, again: bool) {
+        let mut held = mem::take(&mut self.state.held);
+        if held.is_empty() {
+            return;
+        }
+        self.state.look_at.get_or_insert(self.shared.clock.now() + LOOK_EVERY);
+        if !again {
+            held.retain(|(spec, _)| {
+                let known = self.state.observations.get(&spec.service_instance_id).map(|known| known.state.clone());
+                let known = known.filter(|known| matches!(known, ListenerState::Failed { held: true, .. }));
+                known.map(|known| self.note(spec, known)).is_none()
+            });
+        }
+        let places = held.iter().map(|(spec, failure)| ((failure.address, spec.port).into(), failure.transport));
+        let places = places.collect::<Vec<_>>();
+        if places.is_empty() {
+            return;
+        }
+        for ((spec, failure), holder) in held.into_iter().zip((self.holders)(&places)) {
+            let BindFailure { address, transport, .. } = failure;
+            let (transport, port) = (transport.as_str().to_uppercase(), spec.port);
+            let holder = holder.unwrap_or_else(|| "somebody unknown".into());
+            let reason =
+                format!("{transport} port {port} of {address} is held by {holder}: it is taken as soon as it is free");
+            self.note_failure(&spec, true, &reason);
+        }
+    }
+
+    /// Keeps why a listener is not there. Logged when it is new.
+    fn note_failure(&mut self, spec: &ListenerSpec, held: bool, reason: &str) {
         let id = &spec.service_instance_id;
-        let known = self.state.observations.get(id).map(|observation| &observation.state);
-        if let Some(ListenerState::Failed { held: true, reason }) = known
-            && held
-        {
-            // Looking for the holder costs a walk through all processes: once is enough.
-            return ListenerState::Failed { held, reason: Arc::clone(reason) };
+        let state = ListenerState::Failed { held, reason: reason.into() };
+        if self.state.observations.get(id).is_none_or(|known| known.state != state) {
+            tracing::error!(service_instance = %id, port = spec.port, reason, "port not open");
         }
-        let (transport, port) = (failure.transport.as_str().to_uppercase(), spec.port);
-        let address = failure.address;
-        let reason = if held {
-            let holder =
-                (self.holder)((address, port).into(), failure.transport).unwrap_or_else(|| "somebody unknown".into());
-            format!("{transport} port {port} of {address} is held by {holder}: it is taken as soon as it is free")
-        } else {
-            format!("{transport} port {port} of {address} cannot be bound ({}): trying again", failure.error)
-        };
-        let state = ListenerState::Failed { held, reason: reason.as_str().into() };
-        if known != Some(&state) {
-            tracing::error!(service_instance = %id, port, reason, "port not open");
-        }
-        state
+        self.note(spec, state);
     }
 
     /// Keeps what has become of a listener, for the next publication.
@@ -562,7 +594,8 @@ impl Reconciler {
         let before = self.state.observations.get(id);
         let since = match before {
             Some(before) if before.state == state && before.version == spec.version => return,
-            Some(before) if before.state == state => before.since,
+            // Another holder is none of its doing.
+            Some(before) if mem::discriminant(&before.state) == mem::discriminant(&state) => before.since,
             _ => self.shared.clock.wall(),
         };
         let observation = ListenerObservation { version: spec.version, state, since };

@@ -90,21 +90,37 @@ pub fn holders(is_wanted: impl Fn(Transport, SocketAddr) -> bool, processes: &[P
     Ok(sockets.into_iter().map(held).collect())
 }
 
-/// Who is in the way of a socket at `place` in this network namespace; `None` when nobody is seen. Reads `/proc` and blocks
-/// while it does.
+/// Who is in the way of a socket at each of `places` in this network namespace; `None` where nobody is seen. Reads `/proc`,
+/// once for all of them, and blocks while it does.
 ///
 /// # Errors
 /// When `/proc` cannot be read.
-pub fn holder(place: SocketAddr, transport: Transport) -> io::Result<Option<Holder>> {
-    let mut sockets = Vec::new();
-    each_socket(transport, |socket| sockets.extend(Some(socket).filter(|socket| socket.is_in_the_way_of(place))))?;
-    let Some(socket) = sockets.into_iter().min_by_key(|socket| socket.state(transport)) else { return Ok(None) };
-    let owner = match socket.inode {
-        0 => None,
-        inode => owners(HashSet::from([inode]), &processes()?).remove(&inode).cloned(),
+pub fn holders_of(places: &[(SocketAddr, Transport)]) -> io::Result<Vec<Option<Holder>>> {
+    let mut asked: HashMap<(Transport, u16), Vec<usize>> = HashMap::new();
+    for (index, (place, transport)) in places.iter().enumerate() {
+        asked.entry((*transport, place.port())).or_default().push(index);
+    }
+    let mut found: Vec<Option<Socket>> = vec![None; places.len()];
+    for transport in Transport::ALL {
+        each_socket(transport, |socket| {
+            for index in asked.get(&(transport, socket.port)).into_iter().flatten() {
+                let is_first =
+                    found[*index].is_none_or(|known: Socket| socket.state(transport) < known.state(transport));
+                if is_first && socket.is_in_the_way_of(places[*index].0) {
+                    found[*index] = Some(socket);
+                }
+            }
+        })?;
+    }
+    let inodes = found.iter().flatten().map(|socket| socket.inode).filter(|inode| *inode != 0).collect::<HashSet<_>>();
+    let processes = if inodes.is_empty() { Vec::new() } else { processes()? };
+    let owners = owners(inodes, &processes);
+    let holder = |(socket, (_, transport)): (Option<Socket>, &(SocketAddr, Transport))| {
+        let socket = socket?;
+        let process = owners.get(&socket.inode).map(|process| (process.id, process.name.clone()));
+        Some(Holder { state: socket.state(*transport), process, user_id: socket.user_id })
     };
-    let process = owner.map(|process| (process.id, process.name));
-    Ok(Some(Holder { state: socket.state(transport), process, user_id: socket.user_id }))
+    Ok(found.into_iter().zip(places).map(holder).collect())
 }
 
 /// Shows every socket of a transport that there is.
@@ -266,15 +282,19 @@ mod tests {
             let user_id = rustix::process::getuid().as_raw();
             Some(Holder { state, process: Some((std::process::id(), name.clone())), user_id })
         };
-        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        assert_eq!(holder(tcp.local_addr().unwrap(), Transport::Tcp).unwrap(), own(SocketState::Listening));
-        let tcp6 = TcpListener::bind("[::1]:0").unwrap();
-        assert_eq!(holder(tcp6.local_addr().unwrap(), Transport::Tcp).unwrap(), own(SocketState::Listening));
+        let (tcp, tcp6) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("[::1]:0").unwrap());
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-        assert_eq!(holder(udp.local_addr().unwrap(), Transport::Udp).unwrap(), own(SocketState::Listening));
         let client = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
-        assert_eq!(holder(client.local_addr().unwrap(), Transport::Tcp).unwrap(), own(SocketState::Connected));
-        assert_eq!(holder((V4, 1).into(), Transport::Tcp).unwrap(), None);
+        let places = [
+            (tcp.local_addr().unwrap(), Transport::Tcp),
+            (tcp6.local_addr().unwrap(), Transport::Tcp),
+            (udp.local_addr().unwrap(), Transport::Udp),
+            (client.local_addr().unwrap(), Transport::Tcp),
+            ((V4, 1).into(), Transport::Tcp),
+        ];
+        let listens = own(SocketState::Listening);
+        let expected = vec![listens.clone(), listens.clone(), listens, own(SocketState::Connected), None];
+        assert_eq!(holders_of(&places).unwrap(), expected);
     }
 
     #[test]

@@ -109,6 +109,8 @@ impl Engine for Ledger {
 struct Machine {
     held: Mutex<BTreeSet<u16>>,
     binds: AtomicUsize,
+    /// How often it was looked who holds ports.
+    looks: AtomicUsize,
 }
 
 impl Binder for Machine {
@@ -152,7 +154,13 @@ impl Node {
             backends: Backends::new(1),
             binder: Arc::<Machine>::clone(&machine),
             listen: vec![Ipv4Addr::UNSPECIFIED.into()],
-            holder: Box::new(|place, _| Some(format!("the holder of {}", place.port()))),
+            holders: Box::new({
+                let looks = Arc::clone(&machine);
+                move |places| {
+                    let look = looks.looks.fetch_add(1, Ordering::Relaxed) + 1;
+                    places.iter().map(|(place, _)| Some(format!("{} at look {look}", place.port()))).collect()
+                }
+            }),
             observe: Box::new({
                 let published = Arc::clone(&published);
                 move |observations| *published.lock().unwrap() = observations
@@ -176,6 +184,17 @@ fn id(number: usize) -> ServiceInstanceId {
     ServiceInstanceId::new(format!("{number:02}")).unwrap()
 }
 
+fn spec(id: ServiceInstanceId, port: u16) -> ListenerSpec {
+    ListenerSpec {
+        service_instance_id: id,
+        pool: PoolName::new("default").unwrap(),
+        port,
+        protocol: Protocol::Tcp,
+        settings: Settings::default(),
+        version: 1,
+    }
+}
+
 /// One change of one listener, at random. As in a store, no port is wanted twice.
 fn change(desired: &mut DesiredState, version: u64, random: &mut fastrand::Rng) {
     let id = id(random.usize(..SERVICE_INSTANCES));
@@ -190,12 +209,10 @@ fn change(desired: &mut DesiredState, version: u64, random: &mut fastrand::Rng) 
         _ => port,
     };
     let spec = ListenerSpec {
-        service_instance_id: id.clone(),
-        pool: PoolName::new("default").unwrap(),
-        port,
         protocol: *random.choice(&[Protocol::Tcp, Protocol::Udp, Protocol::Both]).unwrap(),
         settings: Settings { balance: random.bool().then_some(Balance::Random), ..Settings::default() },
         version,
+        ..spec(id.clone(), port)
     };
     desired.listeners.insert_mut(id, Arc::new(spec));
 }
@@ -323,4 +340,37 @@ fn what_did_not_change_is_not_touched() {
     desired.listeners.insert_mut(spec.service_instance_id.clone(), Arc::new(spec));
     node.reconciler.reconcile(Arc::new(desired));
     assert_eq!(count(&node), (before.0 + 1, before.1), "one listener is refreshed");
+}
+
+#[test]
+fn one_look_tells_who_holds_all_ports_and_another_one_comes_after_a_while() {
+    let mut node = Node::new();
+    let mut desired = DesiredState { revision: Revision(1), ..DesiredState::default() };
+    for number in [0, 1] {
+        let port = 30_000 + u16::try_from(number).unwrap();
+        node.machine.held.lock().unwrap().insert(port);
+        desired.listeners.insert_mut(id(number), Arc::new(spec(id(number), port)));
+    }
+    let check = |node: &Node, look: usize| {
+        for (number, (_, seen)) in node.seen().into_iter().enumerate() {
+            let port = 30_000 + number;
+            let reason = format!(
+                "TCP port {port} of 0.0.0.0 is held by {port} at look {look}: it is taken as soon as it is free"
+            );
+            assert_eq!(seen.state, ListenerState::Failed { held: true, reason: reason.into() });
+        }
+        assert_eq!(node.machine.looks.load(Ordering::Relaxed), look);
+    };
+    node.reconciler.reconcile(Arc::new(desired));
+    assert_eq!(node.seen().len(), 2);
+    check(&node, 1);
+    node.reconciler.retry();
+    check(&node, 1);
+    let due = node.reconciler.shared.clock.now();
+    assert_eq!(node.reconciler.state.look_at, Some(due + LOOK_EVERY));
+    node.reconciler.state.look_at = Some(due);
+    node.reconciler.retry();
+    check(&node, 2);
+    node.reconciler.retry();
+    check(&node, 2);
 }

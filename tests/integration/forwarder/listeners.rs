@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::OwnedFd,
     panic::{AssertUnwindSafe, catch_unwind},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -128,8 +129,7 @@ fn a_port_held_by_a_stranger_fails_alone_and_is_taken_when_it_is_free() {
     let node = Node::start();
     let stranger = TcpListener::bind((V4, 22040)).unwrap();
     node.want(22040, Protocol::Tcp, Settings::default());
-    let reason = "TCP port 22040 of :: is held by the holder of tcp port 22040: it is taken as soon as it is free";
-    assert_eq!(node.state(22040), ListenerState::Failed { held: true, reason: reason.into() });
+    assert!(is_held_by(&node.state(22040), std::process::id()), "{:?}", node.state(22040));
     node.tcp(22041, backend.address);
     ping(&mut connect(V4, 22041), b"x");
     assert_eq!(node.state(22041), ListenerState::Bound);
@@ -142,6 +142,41 @@ fn a_port_held_by_a_stranger_fails_alone_and_is_taken_when_it_is_free() {
     });
     assert!(freed.elapsed() < Duration::from_secs(1), "it took {:?}", freed.elapsed());
     ping(&mut connect(V4, 22040), b"x");
+}
+
+/// Whether a port of TCP is held, and said to be by this process.
+fn is_held_by(state: &ListenerState, process: u32) -> bool {
+    let ListenerState::Failed { held: true, reason } = state else { return false };
+    reason.contains(&format!(" of :: is held by process {process} ("))
+        && reason.ends_with("it is taken as soon as it is free")
+}
+
+#[test]
+fn who_holds_a_port_is_named_anew_when_it_is_another() {
+    let node = Node::start();
+    // Both have one socket, so that the port is never free in between.
+    let stranger = TcpListener::bind((V4, 22045)).unwrap();
+    let mut strangers = [(); 2].map(|()| {
+        let mut tail = Command::new("tail");
+        let socket = OwnedFd::from(stranger.try_clone().unwrap());
+        tail.args(["-f", "/dev/null"]).stdin(socket).spawn().expect("there is tail")
+    });
+    drop(stranger);
+    node.want(22045, Protocol::Tcp, Settings::default());
+    let before = node.observation(22045).unwrap();
+    let named = strangers.iter().position(|stranger| is_held_by(&before.state, stranger.id())).expect("it is named");
+    strangers[named].kill().unwrap();
+    strangers[named].wait().unwrap();
+    node.advance(Duration::from_secs(10));
+    let other = strangers[1 - named].id();
+    node.wait_for("the other one is named", |seen| {
+        seen.get(&id(22045)).is_some_and(|seen| seen.since == before.since && is_held_by(&seen.state, other))
+    });
+    strangers[1 - named].kill().unwrap();
+    strangers[1 - named].wait().unwrap();
+    node.wait_for("the port is taken", |seen| {
+        seen.get(&id(22045)).is_some_and(|seen| seen.state == ListenerState::Bound)
+    });
 }
 
 #[test]

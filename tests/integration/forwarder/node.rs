@@ -17,6 +17,7 @@ use harbor::{
         Binder, ClosingRecord, FlowEnd, Forwarder, InheritedSockets, PortSockets, Settings as ForwarderSettings,
         Surroundings, SystemBinder,
     },
+    host,
     model::{
         Clock, PoolName, PortSet, Protocol, Revision, ServiceInstanceId, Timestamp, Transport,
         announcement::{AnnouncedState, Authority, Endpoint, Origin, Registration, Withdrawal},
@@ -132,7 +133,10 @@ impl Node {
             backends: backends.clone(),
             clock: Arc::<TestClock>::clone(&clock),
             metrics: Arc::clone(&metrics.forwarder),
-            holder: Box::new(|place, transport| Some(format!("the holder of {transport} port {}", place.port()))),
+            holders: Box::new(|places| {
+                let found = host::holders_of(places).expect("/proc can be read");
+                found.into_iter().map(|holder| Some(holder?.to_string())).collect()
+            }),
             observe: Box::new({
                 let seen = Arc::clone(&seen);
                 move |observations| {
