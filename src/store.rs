@@ -85,6 +85,8 @@ pub struct Changes {
     pub deleted_bindings: Vec<BindingId>,
     /// Pools defined, or defined otherwise; by name.
     pub pools: Vec<Pool>,
+    /// Pools dropped, and not defined again; by name.
+    pub dropped_pools: Vec<PoolName>,
     /// Ports freed after they were used, and free still; by pool and port. [`Store::everything`] leaves them to
     /// [`Store::ports`].
     pub freed: Vec<Freed>,
@@ -218,7 +220,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn reservation_changes(&self, pool: &PoolName) -> Result<Vec<Setting>>;
 
     /// Releases reservations, by pool and name, then holds ports back. `false` when there is none of a name to release, or a
-    /// name that is made is taken in its pool, or a reservation of that pool overlaps, or a service instance has a port of one
+    /// pool of one that is made is not defined, or its name is taken there, or a reservation of that pool overlaps, or a service instance has a port of one
     /// that is made and that is not among those `known` to be allocated; nothing has been changed then. Ports already
     /// allocated stay with their service instances.
     async fn change_reservations(
@@ -303,6 +305,10 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Defines pools, for all nodes. `None` when one of them was defined after the revision `read_at`; nothing has been
     /// changed then.
     async fn define_pools(&self, pools: &[Pool], read_at: Revision) -> Result<Option<Revision>>;
+
+    /// Drops pools that nobody needs, for all nodes. `None` when one of them is not there, was defined after the revision
+    /// `read_at`, is served by a node, or has a reservation or a service instance; nothing has been changed then.
+    async fn drop_pools(&self, pools: &[PoolName], by: &By, read_at: Revision) -> Result<Option<Revision>>;
 
     /// Makes a node known, in place of what was known of it; only an operator's wish to have it drained stays. Nodes are
     /// no part of the desired state: the revision stays.

@@ -123,6 +123,7 @@ fn answer(outcome: Result<impl serde::Serialize, ReservationRefusal>) -> Respons
         ReservationRefusal::Refused(_)
         | ReservationRefusal::NotABlock { .. }
         | ReservationRefusal::BlockOverlaps { .. }
+        | ReservationRefusal::BlocksOverlap { .. }
         | ReservationRefusal::Twice(_)
         | ReservationRefusal::Contended => StatusCode::CONFLICT,
         ReservationRefusal::Fault(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -211,6 +212,7 @@ fn applied(done: Applied, dry_run: bool) -> wire::Applied {
     wire::Applied {
         dry_run,
         blocks: done.defined.into_iter().map(block).collect(),
+        dropped_blocks: done.dropped.into_iter().map(block).collect(),
         names: done.steps.into_iter().map(step).collect(),
         others: done.others,
     }

@@ -8,9 +8,11 @@ use super::{
 };
 use crate::model::{
     PoolName, PortSet, Revision,
+    allocation::{PortRow, PortState},
     pool::{Pool, Pools},
     port_plan::{Leave, Step},
     registry::Wish,
+    setting::By,
 };
 
 /// A section of a file.
@@ -29,6 +31,8 @@ pub struct WantedPool {
 pub struct Applied {
     /// The blocks that are new, or have another range.
     pub defined: Vec<Pool>,
+    /// The blocks that are gone.
+    pub dropped: Vec<Pool>,
     /// What becomes of each name, by pool and name.
     pub steps: Vec<Step>,
     /// How many names are not in the file and stay as they are.
@@ -37,7 +41,8 @@ pub struct Applied {
 
 impl Control {
     /// Makes the reservations of the pools in `wanted` what it says, whatever the order. With `dry_run` only tells what that
-    /// would be. Blocks that are new are defined before, as a change of their own: a repeat finds them.
+    /// would be. Blocks that nobody needs are dropped before, and those that are new defined, each as a change
+    /// of its own: a repeat goes on from there.
     ///
     /// # Errors
     /// [`ReservationRefusal`]: all that is wrong with any wish.
@@ -54,10 +59,10 @@ impl Control {
                 return Err(ReservationRefusal::Twice(section.name.clone()));
             }
         }
-        let mut defined = Vec::new();
+        let (mut defined, mut dropped) = (Vec::new(), Vec::new());
         for _ in 0..MAX_ATTEMPTS {
-            let (read_at, pools) = self.pools_with(sections.values().copied()).await?;
-            let mut applied = Applied { defined: pools.defined, ..Applied::default() };
+            let (read_at, pools) = self.pools_with(&sections, leave).await?;
+            let mut applied = Applied { defined: pools.defined, dropped: pools.dropped, ..Applied::default() };
             let mut refusals = Vec::new();
             for section in sections.values() {
                 match self.plan_reservations(&pools.all[&section.name], &section.wishes, leave).await {
@@ -75,9 +80,20 @@ impl Control {
             if dry_run {
                 return Ok(applied);
             }
+            let by = by_operator(who);
+            if !applied.dropped.is_empty() {
+                let names = applied.dropped.iter().map(|pool| pool.name.clone()).collect::<Vec<_>>();
+                let at = By { who: who.to_owned(), at: self.clock.wall() };
+                let Some(revision) = self.store.drop_pools(&names, &at, read_at).await? else { continue };
+                for pool in &applied.dropped {
+                    audit::note(&by, audit::Change::PoolDropped { pool, revision });
+                }
+                self.look_again().await;
+                dropped.append(&mut applied.dropped);
+            }
             if !applied.defined.is_empty() {
                 let Some(revision) = self.store.define_pools(&applied.defined, read_at).await? else { continue };
-                let (by, node) = (by_operator(who), &self.node);
+                let node = &self.node;
                 for pool in &applied.defined {
                     audit::note(&by, audit::Change::PoolDefined { pool, node, revision });
                 }
@@ -85,7 +101,7 @@ impl Control {
                 defined.append(&mut applied.defined);
             }
             if self.carry_out(&applied.steps, who).await? {
-                applied.defined = defined;
+                (applied.defined, applied.dropped) = (defined, dropped);
                 return Ok(applied);
             }
         }
@@ -93,15 +109,25 @@ impl Control {
     }
 
     /// All pools as they would be with the blocks of these sections, and the revision at which they are what they are.
-    async fn pools_with<'a>(
+    async fn pools_with(
         &self,
-        sections: impl Iterator<Item = &'a WantedPool> + Clone,
+        sections: &BTreeMap<&PoolName, &WantedPool>,
+        leave: Leave,
     ) -> Result<(Revision, Blocks), ReservationRefusal> {
         let (read_at, pools) = self.store.pools().await?;
         let members = self.store.members().await?;
         let is_served = |name: &PoolName| members.iter().any(|member| member.pools.contains(name));
-        let mut blocks = Blocks { all: by_name(pools), defined: Vec::new() };
-        for WantedPool { name, range, .. } in sections.clone() {
+        let is_block = |pool: &Pool| pool.is_like_a_block() && !is_served(&pool.name);
+        let mut blocks = Blocks { all: by_name(pools), defined: Vec::new(), dropped: Vec::new() };
+        if leave.prune {
+            for pool in blocks.all.values().filter(|pool| is_block(pool) && !sections.contains_key(&pool.name)) {
+                if self.is_empty(&pool.name).await? {
+                    blocks.dropped.push(pool.clone());
+                }
+            }
+            blocks.all.retain(|name, _| !blocks.dropped.iter().any(|pool| pool.name == *name));
+        }
+        for WantedPool { name, range, .. } in sections.values() {
             let known = blocks.all.get(name);
             let is_served = is_served(name);
             match (range, known) {
@@ -119,21 +145,32 @@ impl Control {
                 }
             }
         }
-        let wanted = sections.map(|section| &blocks.all[&section.name]);
-        for block in wanted.filter(|pool| pool.is_like_a_block() && !is_served(&pool.name)) {
+        let wanted = sections.keys().map(|name| &blocks.all[*name]);
+        for block in wanted.filter(|pool| is_block(pool)) {
             for other in blocks.all.values().filter(|other| other.name != block.name) {
                 if let Some(port) = block.ports.first_common(&other.ports) {
+                    let is_block = is_block(other);
                     let (pool, other) = (block.name.clone(), other.name.clone());
-                    return Err(ReservationRefusal::BlockOverlaps { pool, other, port });
+                    return Err(match is_block {
+                        true => ReservationRefusal::BlocksOverlap { pool, other, port },
+                        false => ReservationRefusal::BlockOverlaps { pool, other, port },
+                    });
                 }
             }
         }
         Ok((read_at, blocks))
     }
+
+    /// Whether nobody has a port of a pool, by a name or otherwise.
+    async fn is_empty(&self, pool: &PoolName) -> Result<bool, ReservationRefusal> {
+        let is_allocated = |row: &PortRow| row.state == PortState::Allocated;
+        Ok(self.store.reservations(pool).await?.is_empty() && !self.store.ports(pool).await?.iter().any(is_allocated))
+    }
 }
 
-/// Pools, and which of them have to be defined.
+/// Pools, which of them have to be defined, and which others have to be dropped.
 struct Blocks {
     all: Pools,
     defined: Vec<Pool>,
+    dropped: Vec<Pool>,
 }

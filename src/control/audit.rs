@@ -64,6 +64,13 @@ pub enum Change<'a> {
         /// The revision of the change.
         revision: Revision,
     },
+    /// A block that has no names is dropped, for all nodes.
+    PoolDropped {
+        /// As it was.
+        pool: &'a Pool,
+        /// The revision of the change.
+        revision: Revision,
+    },
     /// A live setting is set, or unset.
     Set {
         /// Which, and to what.
@@ -149,6 +156,13 @@ pub fn note(by: &Requester, change: Change<'_>) {
                 ports: Some(&pool.ports),
                 revision: Some(revision),
                 ..Line::of_node("define_pool", node)
+            },
+            Change::PoolDropped { pool, revision } => Line {
+                action: "drop_pool",
+                pool: Some(&pool.name),
+                ports: Some(&pool.ports),
+                revision: Some(revision),
+                ..Line::default()
             },
             Change::Set { setting, revision } => Line {
                 action: if setting.value.is_some() { "set" } else { "unset" },

@@ -50,12 +50,25 @@ pub enum ReservationRefusal {
         /// What it would have.
         wanted: String,
     },
-    /// A block would have a port of another pool.
+    /// A block would have a port of a pool.
     #[error("port {port} would be in the ranges of both {pool} and {other}: change one")]
     BlockOverlaps {
         /// The block.
         pool: PoolName,
-        /// The pool or block that has the port.
+        /// The pool that has the port.
+        other: PoolName,
+        /// The first such port.
+        port: u16,
+    },
+    /// The same, where that one is a block too.
+    #[error(
+        "port {port} would be in the ranges of both {pool} and {other}: change one, or drop {other}, which --prune does once \
+         it has no names and is not in the file"
+    )]
+    BlocksOverlap {
+        /// The block.
+        pool: PoolName,
+        /// The block that has the port.
         other: PoolName,
         /// The first such port.
         port: u16,

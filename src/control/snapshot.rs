@@ -291,8 +291,9 @@ impl State {
     }
 
     fn apply(&mut self, changes: Changes) {
-        if !changes.pools.is_empty() {
+        if !changes.pools.is_empty() || !changes.dropped_pools.is_empty() {
             let mut facts = Facts::clone(&self.facts);
+            facts.pools.retain(|name, _| !changes.dropped_pools.contains(name));
             facts.pools.extend(changes.pools.into_iter().map(|pool| (pool.name.clone(), pool)));
             self.facts = Arc::new(facts);
             self.show_all();
@@ -592,6 +593,25 @@ mod tests {
         let directory = snapshot.directory().borrow().clone();
         assert!(directory.instance("deleted").is_none() && directory.binding("deleted").is_none());
         assert!(directory.binding("unbound").is_none() && directory.binding("kept").is_some());
+    }
+
+    #[tokio::test]
+    async fn a_pool_that_was_dropped_is_none_of_the_pools_any_more() {
+        let store = Arc::new(MemoryStore::new());
+        let snapshot = open(&store).await;
+        let block = Pool::block(PoolName::new("block").unwrap(), "45000-45999".parse().unwrap());
+        let (read_at, _) = store.pools().await.unwrap();
+        let defined = store.define_pools(std::slice::from_ref(&block), read_at).await.unwrap().unwrap();
+        snapshot.refresh().await.unwrap();
+        assert!(snapshot.facts().pools.contains_key(&block.name));
+        let by = crate::model::setting::By::deprovision(Timestamp::default());
+        store.drop_pools(std::slice::from_ref(&block.name), &by, defined).await.unwrap().unwrap();
+        snapshot.refresh().await.unwrap();
+        let names = |pools: &Pools| pools.keys().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(
+            (names(&snapshot.facts().pools), names(&snapshot.pools().borrow())),
+            (vec!["default".into()], vec!["default".into()])
+        );
     }
 
     #[tokio::test]

@@ -1,8 +1,8 @@
 //! Live settings: what operators have set for all nodes while they run, and its history.
 //!
 //! A setting is of a scope: a section of the configuration, such as `harbor_node` or `pools.games`; [`SUSPENDED`], whose
-//! keys are service instances; or [`BLOCKED`], whose keys are networks of clients. The history knows two scopes more, of
-//! what is kept elsewhere: [`reservations_of`] a pool, and [`SECRETS`].
+//! keys are service instances; or [`BLOCKED`], whose keys are networks of clients. The history knows scopes more, of
+//! what is kept elsewhere: [`reservations_of`] a pool, [`BLOCKS`] and [`SECRETS`].
 
 use super::{PoolName, Revision, Timestamp};
 
@@ -17,6 +17,9 @@ pub const SECRETS: &str = "secrets";
 
 /// What [`reservations_of`] begins with.
 pub const RESERVATIONS: &str = "reservations.";
+
+/// Scope in the history of blocks that were dropped. The key is the name.
+pub const BLOCKS: &str = "blocks";
 
 /// Most live settings of all scopes together.
 pub const MAX_SETTINGS: usize = 10_000;

@@ -114,6 +114,7 @@ impl State {
         Changes {
             deleted_instances: Vec::new(),
             deleted_bindings: Vec::new(),
+            dropped_pools: Vec::new(),
             freed: Vec::new(),
             reserved: Vec::new(),
             settings: Some(self.settings.values().cloned().collect()),
@@ -127,7 +128,12 @@ impl State {
         let changed = self.settings_history.iter().filter(|change| change.revision > after);
         let changed = changed.map(|change| change.scope.as_str()).collect::<BTreeSet<_>>();
         let reserved = changed.iter().filter_map(|scope| scope.strip_prefix(setting::RESERVATIONS));
-        let is_setting = |scope: &&str| *scope != setting::SECRETS && !scope.starts_with(setting::RESERVATIONS);
+        let is_setting = |scope: &&str| {
+            ![setting::SECRETS, setting::BLOCKS].contains(scope) && !scope.starts_with(setting::RESERVATIONS)
+        };
+        let dropped = self.settings_history.iter().filter(|c| c.revision > after && c.scope == setting::BLOCKS);
+        let dropped = dropped.map(|change| PoolName::new(change.key.clone()).expect("it was the name of one"));
+        let dropped = dropped.filter(|pool| !self.pools.contains_key(pool)).collect::<BTreeSet<_>>();
         let mut changes = Changes {
             revision: self.revision,
             instances: self.instances.values().filter(|instance| instance.revision > after).cloned().collect(),
@@ -135,6 +141,7 @@ impl State {
             deleted_instances: deleted_after(&self.deleted_instances, after),
             deleted_bindings: deleted_after(&self.deleted_bindings, after),
             pools: self.pools.values().filter(|(_, at)| *at > after).map(|(pool, _)| pool.clone()).collect(),
+            dropped_pools: dropped.into_iter().collect(),
             freed: freed
                 .filter_map(|((pool, port), known)| {
                     let release = known.last_release.clone()?;
@@ -369,6 +376,9 @@ impl Store for MemoryStore {
             }
             let revision = Revision(state.revision.0 + 1);
             for reservation in made {
+                if !state.pools.contains_key(&reservation.pool) {
+                    return Ok(false);
+                }
                 let clashes = |r: &Reservation| r.name == reservation.name || r.overlaps(reservation);
                 if reservations.values().any(|(r, _)| r.pool == reservation.pool && clashes(r)) {
                     return Ok(false);
@@ -616,6 +626,26 @@ impl Store for MemoryStore {
             }
             let revision = state.raise();
             state.pools.extend(pools.iter().map(|pool| (pool.name.clone(), (pool.clone(), revision))));
+            Ok(Some(revision))
+        })
+    }
+
+    async fn drop_pools(&self, pools: &[PoolName], by: &By, read_at: Revision) -> Result<Option<Revision>> {
+        self.with(|state| {
+            let can_go = |name: &PoolName| {
+                state.pools.get(name).is_some_and(|(_, at)| *at <= read_at)
+                    && !state.members.values().any(|member| member.pools.contains(name))
+                    && !state.reservations.keys().any(|(pool, _)| pool == name)
+                    && !state.instances.values().any(|instance| instance.pool == *name)
+            };
+            if !pools.iter().all(can_go) {
+                return Ok(None);
+            }
+            let gone =
+                |name: &PoolName| SettingChange { scope: setting::BLOCKS.into(), key: name.to_string(), value: None };
+            state.pools.retain(|name, _| !pools.contains(name));
+            let revision = state.raise();
+            state.note(&pools.iter().map(gone).collect::<Vec<_>>(), by);
             Ok(Some(revision))
         })
     }

@@ -171,6 +171,7 @@ impl<E: Engine> Store for Relational<E> {
                 instances: instances_after(&mut tx, revision).await?,
                 bindings: bindings_after(&mut tx, revision).await?,
                 pools: pools_after(&mut tx, revision).await?,
+                dropped_pools: dropped_pools_after(&mut tx, revision).await?,
                 freed: decode_all(tx.rows::<FreedRow>(sql::FREED_AFTER, values![revision]).await?)?,
                 reserved: reservations::changed_after(&mut tx, revision).await?,
                 ..Changes::default()
@@ -522,6 +523,24 @@ impl<E: Engine> Store for Relational<E> {
         .await
     }
 
+    async fn drop_pools(&self, pools: &[PoolName], by: &By, read_at: Revision) -> Result<Option<Revision>> {
+        self.run("dropping pools from", async {
+            let mut tx = self.engine.write().await?;
+            let mut history = Vec::with_capacity(pools.len());
+            for pool in pools {
+                let is_needed = tx.number(sql::COUNT_NEEDS_OF_POOL, values![pool.as_str(), read_at]).await? > 0;
+                if is_needed || tx.execute(sql::DELETE_POOL, values![pool.as_str()]).await? == 0 {
+                    return leave(tx, None).await;
+                }
+                history.push(SettingChange { scope: setting::BLOCKS.into(), key: pool.to_string(), value: None });
+            }
+            let revision = raise_revision(&mut tx).await?;
+            note_changes(&mut tx, &history, by, revision).await?;
+            self.commit(tx, DESIRED, Some(revision)).await
+        })
+        .await
+    }
+
     async fn join(&self, member: &Member) -> Result<()> {
         self.run("joining in", async {
             let Member { id, incarnation, version, pools, report, drain, joined_at, seen_at } = member;
@@ -811,6 +830,11 @@ async fn pools_after(tx: &mut impl Session, revision: Revision) -> Sql<Vec<Pool>
     let definitions = tx.rows::<(Text,)>(sql::POOLS_AFTER, values![revision]).await?;
     let pools = definitions.iter().map(|(definition,)| row::pool_from_json(definition));
     Ok(pools.filter_map(known).collect())
+}
+
+async fn dropped_pools_after(tx: &mut impl Session, revision: Revision) -> Sql<Vec<PoolName>> {
+    let names = tx.rows::<(Text,)>(sql::POOLS_DROPPED_AFTER, values![revision]).await?;
+    names.into_iter().map(|(name,)| decode_id(PoolName::new(String::from(name)))).collect()
 }
 
 /// Whether an operation on the service instance is under way on that node.

@@ -109,6 +109,14 @@ statements! {
     POOLS = "SELECT name, definition, revision FROM pools ORDER BY name";
     POOLS_AFTER = "SELECT definition FROM pools WHERE revision > $1 ORDER BY name";
     COUNT_POOL_AFTER = "SELECT count(*) FROM pools WHERE name = $1 AND revision > $2";
+    COUNT_POOL = "SELECT count(*) FROM pools WHERE name = $1";
+    /// What keeps a pool from being dropped.
+    COUNT_NEEDS_OF_POOL = "SELECT (SELECT count(*) FROM pools WHERE name = $1 AND revision > $2) \
+        + (SELECT count(*) FROM node_pools WHERE pool = $1) + (SELECT count(*) FROM reservations WHERE pool = $1) \
+        + (SELECT count(*) FROM allocations WHERE pool = $1 AND service_instance_id IS NOT NULL)";
+    DELETE_POOL = "DELETE FROM pools WHERE name = $1";
+    POOLS_DROPPED_AFTER = "SELECT DISTINCT key FROM settings_history WHERE revision > $1 AND scope = 'blocks' \
+        AND key NOT IN (SELECT name FROM pools) ORDER BY key";
     PUT_POOL = "INSERT INTO pools (name, definition, revision) VALUES ($1, $2, $3) \
         ON CONFLICT (name) DO UPDATE SET definition = excluded.definition, revision = excluded.revision";
 
@@ -168,7 +176,7 @@ statements! {
     DELETE_SETTING = "DELETE FROM settings WHERE scope = $1 AND key = $2";
     /// Of those that are kept in the table of settings.
     COUNT_SETTINGS_CHANGED_AFTER = "SELECT count(*) FROM settings_history \
-        WHERE revision > $1 AND scope <> 'secrets' AND scope NOT LIKE 'reservations.%'";
+        WHERE revision > $1 AND scope NOT IN ('secrets', 'blocks') AND scope NOT LIKE 'reservations.%'";
     COUNT_SECRETS_CHANGED_AFTER = "SELECT count(*) FROM settings_history WHERE revision > $1 AND scope = 'secrets'";
     LAST_SETTING_CHANGES = "SELECT scope, key, value, changed_by, changed_at, revision FROM settings_history \
         ORDER BY revision DESC, scope, key LIMIT $1";

@@ -8,6 +8,7 @@ use harbor::{
         BindingId, NodeId, OrganizationId, PlanId, PoolName, Protocol, Revision, ServiceInstanceId, SpaceId, Timestamp,
         binding::Binding,
         parameters::Settings,
+        pool::Pool,
         service_instance::ServiceInstance,
         setting::{By, SettingChange},
     },
@@ -24,6 +25,8 @@ async fn dump() -> Dump {
     let pool = PoolName::new("default").unwrap();
     let root = By { who: "root".into(), at: now };
     store.announce_secret().await.unwrap();
+    let ports = "5060-5090".parse().unwrap();
+    store.define_pools(&[Pool::block(pool.clone(), ports)], Revision::default()).await.unwrap().unwrap();
     store
         .change_reservations(
             &[],

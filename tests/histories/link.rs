@@ -364,6 +364,10 @@ impl Store for Link {
         self.call("pools", "", self.store.pools()).await
     }
 
+    async fn drop_pools(&self, pools: &[PoolName], by: &By, read_at: Revision) -> store::Result<Option<Revision>> {
+        self.call("drop_pools", "", self.store.drop_pools(pools, by, read_at)).await
+    }
+
     async fn define_pools(&self, pools: &[Pool], read_at: Revision) -> store::Result<Option<Revision>> {
         self.call("define_pools", "", self.store.define_pools(pools, read_at)).await
     }

@@ -146,7 +146,8 @@ fn each_change(write: impl Fn(Change<'_>)) {
             Change::Undone { .. } => Some(Change::Bound(&instance, &binding)),
             Change::Bound(..) => Some(Change::Unbound(&binding)),
             Change::Unbound(_) => Some(Change::PoolDefined { pool: &pool, node: &node, revision: Revision(9) }),
-            Change::PoolDefined { .. } => Some(Change::Set { setting: &set, revision: Revision(10) }),
+            Change::PoolDefined { .. } => Some(Change::PoolDropped { pool: &pool, revision: Revision(12) }),
+            Change::PoolDropped { .. } => Some(Change::Set { setting: &set, revision: Revision(10) }),
             Change::Set { setting: SettingChange { value: Some(_), .. }, .. } => {
                 Some(Change::Set { setting: &unset, revision: Revision(11) })
             }

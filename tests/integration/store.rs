@@ -83,6 +83,7 @@ macro_rules! contract_on {
                 a_node_is_known_by_its_last_word,
                 an_operators_wish_outlives_the_process_and_ends_with_the_node,
                 pools_are_defined_for_all_but_not_over_a_change_that_was_not_seen,
+                a_pool_is_dropped_that_nobody_needs,
                 an_operation_is_under_way_until_it_ends,
                 an_operation_that_failed_is_told_for_a_day,
                 changes_tell_which_ports_were_freed_and_where_some_were_reserved,
@@ -203,9 +204,10 @@ fn root() -> By {
     By { who: "root".into(), at: NOW }
 }
 
-/// Whatever service instances have there.
+/// Whatever service instances have there, and in a pool that is defined for it where it is not.
 async fn reserve(store: &AnyStore, reservation: &Reservation) -> bool {
     let Reservation { pool, first_port, last_port, .. } = reservation;
+    define(store, pool).await;
     let known = (*first_port..=*last_port).map(|port| (pool.clone(), port)).collect();
     store.change_reservations(&[], std::slice::from_ref(reservation), &known, &root()).await.unwrap()
 }
@@ -525,6 +527,8 @@ async fn every_change_raises_the_revision_by_one_and_a_refusal_does_not(store: A
     check("unbind", true).await;
     store.unbind(&id("i"), &binding_id("b")).await.unwrap();
     check("an unknown binding", false).await;
+    define(&store, &pool()).await;
+    check("define", true).await;
     reserve(&store, &reservation("block", 20_010, 20_011)).await;
     check("reserve", true).await;
     reserve(&store, &reservation("block", 20_020, 20_021)).await;
@@ -581,18 +585,19 @@ async fn what_was_deleted_and_made_again_is_not_deleted(store: AnyStore) {
 }
 
 async fn changes_too_far_back_or_ahead_are_not_told(store: AnyStore) {
+    define(&store, &pool()).await;
     made(&store, &instance("i", 20_000)).await;
     bound(&store, &key("old", "i")).await;
-    store.unbind(&id("i"), &binding_id("old")).await.unwrap(); // 3
+    store.unbind(&id("i"), &binding_id("old")).await.unwrap(); // 4
     assert!(reserve(&store, &reservation("block", 20_010, 20_010)).await);
-    while revision(&store).await < 2 + CHANGES_KEPT {
+    while revision(&store).await < 3 + CHANGES_KEPT {
         bound(&store, &key("b", "i")).await;
         store.unbind(&id("i"), &binding_id("b")).await.unwrap();
     }
     let told = async |since: u64| store.changes_since(Revision(since)).await.unwrap();
     let current = revision(&store).await;
     let oldest = current - CHANGES_KEPT;
-    assert_eq!(oldest, 2);
+    assert_eq!(oldest, 3);
     assert_eq!(told(oldest - 1).await, None);
     assert_eq!(told(oldest).await.unwrap().deleted_bindings, [binding_id("old"), binding_id("b")]);
     assert_eq!(told(current + 1).await, None);

@@ -42,6 +42,7 @@ enum Step {
     Drain { node: u8, drain: bool },
     RemoveNode { node: u8 },
     DefinePool { pool: u8, quarantine_minutes: u64, stale: bool },
+    DropPools { pools: BTreeSet<u8>, stale: bool },
     Wait { minutes: u64 },
 }
 
@@ -90,6 +91,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..2_u8).prop_map(|node| Step::RemoveNode { node }),
         1 => (0..2_u8, 0..3_u64, prop::bool::weighted(0.3))
             .prop_map(|(pool, quarantine_minutes, stale)| Step::DefinePool { pool, quarantine_minutes, stale }),
+        1 => (prop::collection::btree_set(0..3_u8, 1..3), prop::bool::weighted(0.2))
+            .prop_map(|(pools, stale)| Step::DropPools { pools, stale }),
         2 => prop_oneof![Just(1), Just(15), Just(24 * 60)].prop_map(|minutes| Step::Wait { minutes }),
     ]
 }
@@ -275,6 +278,12 @@ async fn act(store: &AnyStore, step: &Step, now: Timestamp) -> String {
             let read_at = Revision(read_at.0.saturating_sub(5 * u64::from(stale)));
             shown(store.define_pools(&[pool], read_at).await)
         }
+        Step::DropPools { ref pools, stale } => {
+            let pools = pools.iter().map(|pool| pool_name(*pool)).collect::<Vec<_>>();
+            let read_at = store.everything().await.unwrap().revision;
+            let read_at = Revision(read_at.0.saturating_sub(5 * u64::from(stale)));
+            shown(store.drop_pools(&pools, &root(now), read_at).await)
+        }
         Step::Wait { .. } => String::new(),
     }
 }
@@ -313,7 +322,9 @@ fn fast_directory() -> tempfile::TempDir {
 async fn agree(store: AnyStore, empty: AnyStore, steps: Vec<Step>) -> Result<(), TestCaseError> {
     let reference: AnyStore = Arc::new(MemoryStore::new());
     let mut now = Timestamp::from_seconds(1_700_000_000);
-    for step in steps {
+    // There is a pool to reserve of from the beginning.
+    let first = Step::DefinePool { pool: 0, quarantine_minutes: 0, stale: false };
+    for step in std::iter::once(first).chain(steps) {
         if let Step::Wait { minutes } = step {
             now = now.plus(Duration::from_secs(60 * minutes));
         }

@@ -200,7 +200,7 @@ pub struct WantedPorts {
 pub struct Apply {
     /// Only tell what would be done.
     pub dry_run: bool,
-    /// Release the reservations of these pools that have other names.
+    /// Release the reservations of these pools that have other names, and drop blocks beside them that have none.
     pub prune: bool,
     /// Whether ports that service instances have may be asked for: they are held back once those are gone.
     pub when_free: bool,
@@ -245,6 +245,9 @@ pub struct Applied {
     pub dry_run: bool,
     /// Blocks that are new or have another range.
     pub blocks: Vec<Block>,
+    /// Blocks that are gone, as they had no names and are not asked for.
+    #[serde(default)]
+    pub dropped_blocks: Vec<Block>,
     /// What becomes of each name, by pool and name.
     pub names: Vec<Step>,
     /// How many other names of these pools stay as they are.

@@ -21,7 +21,7 @@ use crate::{
 
 /// Make the reservations of pools what a file says: all of it, or nothing.
 ///
-/// Only pools that have a section in the file are looked at. A section with a range is a block: ports of the machine that no
+/// Only pools that have a section in the file are looked at, but for blocks that --prune drops. A section with a range is a block: ports of the machine that no
 /// pool gives out; it is defined where there is none. Names without a port keep what they have. The exit code is 0 whether
 /// there is something to do or not, 1 when it cannot be done, and 2 when the file is wrong in itself.
 #[derive(Debug, clap::Args)]
@@ -33,7 +33,7 @@ pub struct ApplyFile {
     #[arg(long)]
     dry_run: bool,
 
-    /// Release the reservations of these pools that are not in the file.
+    /// Release the reservations of these pools that are not in the file, and drop blocks that are not in it and have no names.
     #[arg(long)]
     prune: bool,
 
@@ -88,6 +88,9 @@ fn words(applied: &Applied, file: &Path) -> String {
     for block in &applied.blocks {
         let _ = writeln!(text, "+ block {} {}", block.name, block.range);
     }
+    for block in &applied.dropped_blocks {
+        let _ = writeln!(text, "- block {} {}", block.name, block.range);
+    }
     for step in &applied.names {
         let Step { pool, name, before, after, .. } = step;
         let _ = match (before, after) {
@@ -133,10 +136,11 @@ mod tests {
 
     #[test]
     fn a_plan_is_a_line_for_each_change_and_a_count() {
-        let block = Block { name: "infrastructure".into(), range: "25000-25999".into() };
+        let block = |name: &str, range: &str| Block { name: name.into(), range: range.into() };
         let applied = Applied {
             dry_run: true,
-            blocks: vec![block],
+            blocks: vec![block("infrastructure", "25000-25999")],
+            dropped_blocks: vec![block("infrastructre", "25000-25999")],
             names: vec![
                 step("a", "add", None, Some(2000)),
                 step("b", "change", Some(2001), Some(2002)),
@@ -148,13 +152,19 @@ mod tests {
         assert_eq!(
             words(&applied, Path::new("ports.toml")),
             "+ block infrastructure 25000-25999\n\
+             - block infrastructre 25000-25999\n\
              + default a 2000 (both)\n\
              ~ default b 2001 (both) -> 2002 (both)\n\
              - default d 2004 (both)\n\
              1 to add, 1 to change, 1 to remove, 1 as they are; nothing was changed\n"
         );
-        let done =
-            Applied { dry_run: false, blocks: vec![], names: vec![step("c", "keep", Some(1), Some(1))], others: 2 };
+        let done = Applied {
+            dry_run: false,
+            blocks: vec![],
+            dropped_blocks: vec![],
+            names: vec![step("c", "keep", Some(1), Some(1))],
+            others: 2,
+        };
         assert_eq!(
             words(&done, Path::new("ports.toml")),
             "0 added, 0 changed, 0 removed, 1 as they were\n\

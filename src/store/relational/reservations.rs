@@ -24,7 +24,7 @@ pub(super) async fn change(
     known: &BTreeSet<(PoolName, u16)>,
     by: &By,
 ) -> Sql<Option<bool>> {
-    if is_allocated(tx, made, known).await? {
+    if !can_have(tx, made, known).await? {
         return Ok(None);
     }
     let revision = raise_revision(tx).await?;
@@ -53,14 +53,17 @@ pub(super) async fn change(
     Ok(Some(true))
 }
 
-/// Whether a service instance has a port of these, beside those that are `known`.
-async fn is_allocated(tx: &mut impl Session, made: &[Reservation], known: &BTreeSet<(PoolName, u16)>) -> Sql<bool> {
+/// Whether the pools of these are there, and no service instance has one of their ports beside those that are `known`.
+async fn can_have(tx: &mut impl Session, made: &[Reservation], known: &BTreeSet<(PoolName, u16)>) -> Sql<bool> {
     let mut spans = BTreeMap::new();
     for Reservation { pool, first_port, last_port, .. } in made {
         let (first, last) = spans.entry(pool).or_insert((*first_port, *last_port));
         (*first, *last) = ((*first).min(*first_port), (*last).max(*last_port));
     }
     for (pool, (first, last)) in spans {
+        if tx.number(sql::COUNT_POOL, values![pool.as_str()]).await? == 0 {
+            return Ok(false);
+        }
         // In one go: they may be thousands.
         let allocated = tx.rows::<(i64,)>(sql::ALLOCATED_PORTS, values![pool.as_str(), first, last]).await?;
         let allocated = allocated.into_iter().map(|(port,)| port).collect::<BTreeSet<_>>();
@@ -68,11 +71,11 @@ async fn is_allocated(tx: &mut impl Session, made: &[Reservation], known: &BTree
             let ports = i64::from(reservation.first_port)..=i64::from(reservation.last_port);
             let mut ports = allocated.range(ports).filter_map(|port| u16::try_from(*port).ok());
             if ports.any(|port| !known.contains(&(pool.clone(), port))) {
-                return Ok(true);
+                return Ok(false);
             }
         }
     }
-    Ok(false)
+    Ok(true)
 }
 
 /// The pools whose reservations have changed.

@@ -547,6 +547,10 @@ impl Store for Breakable {
         self.inner.pools().await
     }
 
+    async fn drop_pools(&self, pools: &[PoolName], by: &By, read_at: Revision) -> store::Result<Option<Revision>> {
+        self.inner.drop_pools(pools, by, read_at).await
+    }
+
     async fn define_pools(&self, pools: &[Pool], read_at: Revision) -> store::Result<Option<Revision>> {
         self.inner.define_pools(pools, read_at).await
     }

@@ -80,7 +80,8 @@ Options:
       --config <FILE>      The configuration file; every key can also come from the environment
                            [env: HARBOR_CONFIG]
       --dry-run            Only tell what would be done
-      --prune              Release the reservations of these pools that are not in the file
+      --prune              Release the reservations of these pools that are not in the file, and
+                           drop blocks that are not in it and have no names
       --when-free          Take ports that service instances have, too: they keep them, and nobody
                            gets them after
       --json               Print JSON
@@ -274,7 +275,8 @@ async fn a_file_is_applied_whole_or_not_at_all() {
         (
             "[default.ports]\nfine = 24719\n[rack]\nrange = \"25999-26100\"\n",
             1,
-            "harbor: Port 25999 would be in the ranges of both rack and infrastructure: change one.\n",
+            "harbor: Port 25999 would be in the ranges of both rack and infrastructure: change one, or drop infrastructure, \
+             which --prune does once it has no names and is not in the file.\n",
         ),
         (
             "[default.ports]\nfine = 24719\n[games.ports]\na = 24800\n",
@@ -303,6 +305,39 @@ async fn a_file_is_applied_whole_or_not_at_all() {
     let why = "Port 26099 would be in the ranges of both default and the block infrastructure: change one";
     assert!(refused.code == 1 && refused.stderr.contains(why), "{refused:?}");
     assert_eq!(asked(&site, &node, &["list"])["pools"][0]["ports"], "24710-24719");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mistyped_block_goes_as_soon_as_it_has_no_names() {
+    let site = Site::new("24790-24799", "");
+    let node = site.serve().await;
+    let block = |name: &str| format!("[{name}]\nrange = \"45000-45999\"\n[{name}.ports]\nrgw = 45080\n");
+    write(&site, "wrong.toml", &block("rakc"));
+    assert_eq!(ask(&site, &node, &["apply", "wrong.toml"]).code, 0);
+    write(&site, "right.toml", &block("rack"));
+    let overlaps = "harbor: Port 45000 would be in the ranges of both rack and rakc: change one, or drop rakc, which --prune does \
+                    once it has no names and is not in the file.\n";
+    check(&site, &node, &["apply", "right.toml", "--prune"], 1, "", overlaps);
+    let released = "rgw has given 45080 (both) of the pool rakc back\n";
+    check(&site, &node, &["release", "rgw", "--pool", "rakc"], 0, released, "");
+    check(&site, &node, &["apply", "right.toml"], 1, "", overlaps);
+    let plan = "+ block rack 45000-45999\n- block rakc 45000-45999\n+ rack rgw 45080 (both)\n";
+    let dry = format!("{plan}1 to add, 0 to change, 0 to remove, 0 as they are; nothing was changed\n");
+    check(&site, &node, &["apply", "right.toml", "--prune", "--dry-run"], 0, &dry, "");
+    let done = format!("{plan}1 added, 0 changed, 0 removed, 0 as they were\n");
+    check(&site, &node, &["apply", "right.toml", "--prune"], 0, &done, "");
+    let again = "0 added, 0 changed, 0 removed, 1 as they were\n";
+    check(&site, &node, &["apply", "right.toml", "--prune"], 0, again, "");
+    let pools = asked(&site, &node, &["list"])["pools"].as_array().unwrap().clone();
+    assert_eq!(pools.iter().map(|pool| &pool["name"]).collect::<Vec<_>>(), ["default", "rack"]);
+    let audited = node.logged("\"action\":\"drop_pool\"");
+    assert!(audited.contains(r#""pool":"rakc""#) && audited.contains(r#""user":"ana@"#), "{audited}");
+    let history = said(site.command(&["config", "history"]).env("HARBOR_ADMIN_URL", reach(&node)));
+    assert!(history.code == 0 && history.stdout.contains("blocks.rakc"), "{history:?}");
+    // What has a name stays, though the file does not speak of it.
+    write(&site, "other.toml", "[default.ports]\nmqtt = 24790\n");
+    let applied = ask(&site, &node, &["apply", "other.toml", "--prune"]);
+    assert_eq!(applied.stdout, "+ default mqtt 24790 (both)\n1 added, 0 changed, 0 removed, 0 as they were\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

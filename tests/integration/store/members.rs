@@ -6,11 +6,12 @@ use harbor::{
         member::{Member, PortFailure, Report},
         observed::Mode,
         pool::{Pool, PoolNames},
+        setting::BLOCKS,
     },
-    store::{AnyStore, Change, Ending, FAILURES_KEPT, Freed, Heard, Hint, Operation, Provision, Release},
+    store::{AnyStore, Change, Ending, FAILURES_KEPT, Freed, Heard, Hint, Operation, Provision, Release, Reservation},
 };
 
-use super::{NOW, QUARANTINE, id, instance, made, pool, reservation, reserve, revision, space};
+use super::{NOW, QUARANTINE, id, instance, made, pool, reservation, reserve, revision, root, space};
 
 fn node(text: &str) -> NodeId {
     NodeId::new(text).unwrap()
@@ -98,6 +99,58 @@ pub(super) async fn pools_are_defined_for_all_but_not_over_a_change_that_was_not
     assert_eq!(told.pools, [pool("default", "21000-21010"), pool("more", "40000-40001")]);
 }
 
+/// Defines a pool that is not defined.
+pub(super) async fn define(store: &AnyStore, name: &PoolName) {
+    let (read_at, pools) = store.pools().await.unwrap();
+    if pools.iter().all(|pool| pool.name != *name) {
+        let pool = Pool::block(name.clone(), "20000-20100".parse().unwrap());
+        store.define_pools(&[pool], read_at).await.unwrap().expect("nobody was faster");
+    }
+}
+
+pub(super) async fn a_pool_is_dropped_that_nobody_needs(store: AnyStore) {
+    let name = |name: &str| PoolName::new(name).unwrap();
+    for pool in ["empty", "other", "served", "reserved", "default"] {
+        define(&store, &name(pool)).await;
+    }
+    store.join(&member("a", &["served"])).await.unwrap();
+    let held = Reservation { pool: name("reserved"), ..reservation("held", 20_010, 20_010) };
+    assert!(reserve(&store, &held).await);
+    made(&store, &instance("i", 20_000)).await;
+    let read_at = store.pools().await.unwrap().0;
+    let drop = async |pools: &[&str], read_at| {
+        let pools = pools.iter().map(|pool| name(pool)).collect::<Vec<_>>();
+        store.drop_pools(&pools, &root(), read_at).await.unwrap()
+    };
+    for needed in ["served", "reserved", "default", "nowhere"] {
+        assert_eq!(drop(&["empty", needed], read_at).await, None, "{needed}");
+    }
+    assert_eq!(drop(&["empty"], Revision(0)).await, None, "it was defined after that");
+    assert_eq!(store.pools().await.unwrap().0, read_at, "nothing was changed");
+
+    let dropped = drop(&["empty", "other"], read_at).await.unwrap();
+    assert_eq!((dropped, drop(&["empty"], dropped).await), (Revision(read_at.0 + 1), None));
+    let told = async |since| store.changes_since(since).await.unwrap().unwrap();
+    let changes = told(read_at).await;
+    assert_eq!(
+        (changes.dropped_pools, changes.settings, changes.reserved),
+        (vec![name("empty"), name("other")], None, vec![])
+    );
+    assert_eq!(told(dropped).await.dropped_pools, []);
+    let last = store.settings_history(1).await.unwrap().remove(0);
+    assert_eq!((&*last.scope, &*last.key, last.value, last.changed_by), (BLOCKS, "empty", None, root().who));
+
+    // Defined again it is none of those that were dropped; one that was used can be dropped once that is over.
+    define(&store, &name("empty")).await;
+    assert_eq!(told(read_at).await.dropped_pools, [name("other")]);
+    store.remove_node(&node("a")).await.unwrap();
+    store.deprovision(&id("i"), NOW, Ending::Rest(NOW)).await.unwrap();
+    let read_at = store.pools().await.unwrap().0;
+    assert!(drop(&["empty", "served", "default"], read_at).await.is_some());
+    let left = store.pools().await.unwrap().1.into_iter().map(|pool| pool.name).collect::<Vec<_>>();
+    assert_eq!(left, [name("reserved")]);
+}
+
 pub(super) async fn an_operation_is_under_way_until_it_ends(store: AnyStore) {
     let under_way =
         |by: &str, changed_at| Operation { service_instance_id: id("i"), node_id: node(by), failure: None, changed_at };
@@ -161,7 +214,7 @@ pub(super) async fn changes_tell_which_ports_were_freed_and_where_some_were_rese
     };
     let told = async |since| store.changes_since(Revision(since)).await.unwrap().unwrap();
     assert_eq!((told(3).await.freed, told(3).await.reserved), (vec![freed], vec![pool()]));
-    assert_eq!((told(4).await.freed, told(8).await.reserved), (vec![], vec![]));
+    assert_eq!((told(4).await.freed, told(9).await.reserved), (vec![], vec![]));
     let all = store.everything().await.unwrap();
     assert_eq!((all.freed, all.reserved), (vec![], vec![]));
 }

@@ -12,7 +12,7 @@ use harbor::{
     store::{AnyStore, CHANGES_KEPT, Dump, Ending, Reservation},
 };
 
-use super::{NOW, id, instance, made, pool, reservation, reserve, revision, root};
+use super::{NOW, define, id, instance, made, pool, reservation, reserve, revision, root};
 
 fn change(scope: &str, key: &str, value: Option<&str>) -> SettingChange {
     SettingChange { scope: scope.into(), key: key.into(), value: value.map(Into::into) }
@@ -78,6 +78,7 @@ pub(super) async fn reservations_are_changed_together_or_not_at_all(store: AnySt
 
 pub(super) async fn a_port_that_was_allocated_meanwhile_is_not_held_back_unsaid(store: AnyStore) {
     let games = PoolName::new("games").unwrap();
+    define(&store, &pool()).await;
     let elsewhere = ServiceInstance { pool: games.clone(), ..instance("elsewhere", 20_012) };
     for made_of in [elsewhere, instance("first", 20_010), instance("between", 20_020), instance("last", 20_031)] {
         made(&store, &made_of).await;
@@ -98,6 +99,11 @@ pub(super) async fn a_port_that_was_allocated_meanwhile_is_not_held_back_unsaid(
     }
     assert_eq!((revision(&store).await, store.reservations(&pool()).await.unwrap()), (before, vec![]));
     // What is known stays with whoever has it, what is known in vain is nothing, and what is not asked for is in nobody's way.
+    let elsewhere = Reservation { pool: games, ..free.clone() };
+    assert!(
+        !store.change_reservations(&[], &[elsewhere], &known(&[]), &root()).await.unwrap(),
+        "there is no such pool"
+    );
     let all = [first, run, free];
     assert!(store.change_reservations(&[], &all, &known(&[20_010, 20_030, 20_031]), &root()).await.unwrap());
     assert_eq!(store.instance(&id("last")).await.unwrap().map(|kept| kept.port), Some(20_031));
@@ -106,6 +112,7 @@ pub(super) async fn a_port_that_was_allocated_meanwhile_is_not_held_back_unsaid(
 pub(super) async fn what_is_listed_of_a_pool_tells_whose_each_port_is(store: AnyStore) {
     let ana = By { who: "ana@desk".into(), ..root() };
     let block = reservation("block", 20_020, 20_021);
+    define(&store, &pool()).await;
     assert!(store.change_reservations(&[], std::slice::from_ref(&block), &BTreeSet::new(), &ana).await.unwrap());
     assert!(reserve(&store, &reservation("a", 20_030, 20_030)).await);
     // What was made anew is told with who has done that.
