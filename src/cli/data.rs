@@ -11,7 +11,12 @@ use std::{
 use anyhow::{Context as _, anyhow, bail};
 use clap::{Subcommand, ValueEnum};
 
-use super::{FINE, Failure, Outcome, clean, listing::Listing, load, print, rotate_secret::RotateSecret};
+use super::{
+    FINE, Failure, Outcome, clean,
+    listing::{Known, Listing},
+    load, print,
+    rotate_secret::RotateSecret,
+};
 use crate::{app, model::service_instance::ServiceInstance};
 
 /// Export and import what the store holds, and rotate its secret.
@@ -61,8 +66,8 @@ struct Import {
     file: PathBuf,
 
     /// What the platform knows, as `cf curl "/v3/service_instances?per_page=5000"` lists it: service instances that are not
-    /// in it were deleted since the export, so they are left out, and their ports rest from now on. Without it, ports that
-    /// were freed since the export are allocated again.
+    /// in it were deleted since the export, so they are left out, and their ports rest from now on. What is younger than the
+    /// listing, or than the newest in it, is kept. Without it, ports that were freed since the export are allocated again.
     #[arg(long, value_name = "LISTING")]
     known_to: Option<PathBuf>,
 }
@@ -131,12 +136,10 @@ impl Import {
         let (config, file) = (load(config)?, self.file);
         let listing = self.known_to.as_deref().map(Listing::load).transpose()?;
         let exported = read(&file).map_err(Failure::Problem)?;
-        let is_unknown = |instance: &ServiceInstance| {
-            listing.as_ref().is_some_and(|listing| !listing.ids.contains(instance.id.as_str()))
-        };
-        let is_forgotten = |instance: &ServiceInstance| {
-            is_unknown(instance) && listing.as_ref().is_some_and(|listing| time_of(instance) < listing.until)
-        };
+        let knows =
+            |listing: &Listing, instance: &ServiceInstance| listing.knows(instance.id.as_str(), time_of(instance));
+        let is_forgotten =
+            |instance: &ServiceInstance| listing.as_ref().is_some_and(|listing| knows(listing, instance) == Known::No);
         let imported = app::import(&config, &exported, is_forgotten);
         let imported = imported.with_context(|| format!("cannot import {}", file.display()));
         let app::Imported { dump, forgotten } = imported.map_err(Failure::Problem)?;
@@ -152,8 +155,9 @@ impl Import {
             }
             None => {}
             Some(listing) => {
-                let too_new = dump.instances.iter().filter(|instance| is_unknown(instance)).count();
-                text += &left_out(&forgotten, too_new, listing);
+                let too_young = |instance: &&ServiceInstance| knows(listing, instance) == Known::TooYoung;
+                let too_young = dump.instances.iter().filter(too_young).count();
+                text += &left_out(&forgotten, too_young, listing);
             }
         }
         print(&text)?;
@@ -166,10 +170,10 @@ fn time_of(instance: &ServiceInstance) -> SystemTime {
 }
 
 /// Which service instances the platform knows no more.
-fn left_out(forgotten: &[ServiceInstance], too_new: usize, listing: &Listing) -> String {
+fn left_out(forgotten: &[ServiceInstance], too_young: usize, listing: &Listing) -> String {
     let file = clean(&listing.file);
     let mut text = match forgotten.len() {
-        0 if too_new == 0 => format!("{file} has all of them: none was left out.\n"),
+        0 if too_young == 0 => format!("{file} has all of them: none was left out.\n"),
         0 => String::new(),
         count => format!("{count} were left out, as {file} does not have them; their ports rest from now on:\n"),
     };
@@ -179,8 +183,10 @@ fn left_out(forgotten: &[ServiceInstance], too_new: usize, listing: &Listing) ->
     if forgotten.len() > MAX_TOLD {
         text += &format!("  and {} more\n", forgotten.len() - MAX_TOLD);
     }
-    if too_new > 0 {
-        text += &format!("{too_new} were kept that {file} does not have, as they may be younger than it.\n");
+    if too_young > 0 {
+        text += &format!(
+            "{too_young} were kept that {file} does not have, as they may be younger than it, or than the newest in it.\n"
+        );
     }
     text
 }

@@ -68,8 +68,9 @@ pub struct List {
 
     /// Show those of service instances that are not in this listing of the platform; the exit code is 1 when there are some.
     ///
-    /// It is made by `cf curl "/v3/service_instances?per_page=5000"`, by an admin; several pages may follow one another. One
-    /// that is cut short is refused. Nothing is deleted.
+    /// It is made by `cf curl "/v3/service_instances?per_page=5000"`, by an admin; several pages may follow one another, also of
+    /// several platforms. One that is cut short is refused. What is younger than the file, or than the newest in it, is only
+    /// counted: it may have come later. Nothing is deleted.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["state", "free", "limit"])]
     unknown_to: Option<PathBuf>,
 
@@ -129,14 +130,14 @@ impl List {
 
 fn unknown(known: &Listing, mut listed: Ports, json: bool) -> Outcome {
     let asked = listed.ports.len();
-    let too_new = unknown::retain(known, &mut listed.ports);
+    let too_young = unknown::retain(known, &mut listed.ports);
     let found = listed.ports.len();
     if json {
         print_json(&listed)?;
     } else {
         listed.pools.clear();
         let table = if found == 0 { String::new() } else { screen::table(&listed) };
-        print(&(table + &unknown::words(known, &listed.ports, asked, too_new)))?;
+        print(&(table + &unknown::words(known, &listed.ports, asked, too_young)))?;
     }
     Ok(if found == 0 { FINE } else { FOUND_A_PROBLEM })
 }

@@ -492,7 +492,8 @@ async fn what_the_platform_has_forgotten_is_found_and_left_alone() {
     let command = told.lines().find(|line| line.trim_start().starts_with("curl")).expect("it is told").to_owned();
     let mut curl = Command::new("sh");
     let broker = format!("http://{}", node.address("broker"));
-    curl.args(["-c", &format!("{command} -sf -o answer.json")]).env("PASSWORD", "secret").env("BROKER", broker);
+    write(&site, "broker.netrc", "default login harbor password secret");
+    curl.args(["-c", &format!("{command} -sf -o answer.json")]).env("BROKER", broker);
     assert!(curl.current_dir(site.path()).status().expect("there is a shell").success(), "{command}");
     check(&site, &node, &unknown, 0, "platform.json has 1 service instances, and each of the 1 here among them\n", "");
 }
