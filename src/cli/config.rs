@@ -40,10 +40,11 @@ enum Action {
     },
     /// Set a key live, for all nodes.
     ///
-    /// Lists have commas between their items, durations a unit. What is read at the start alone is refused.
+    /// Lists have commas between their items, durations a unit; a value that begins with a hyphen comes after `--`. What is read
+    /// at the start alone is refused.
     Set {
         /// The key and its value: `harbor_node port_range 35000-40000` or `harbor_node.port_range 35000-40000`.
-        #[arg(required = true, num_args = 2..=3, value_name = "KEY VALUE", allow_hyphen_values = true)]
+        #[arg(required = true, num_args = 2..=3, value_name = "KEY VALUE")]
         key_and_value: Vec<String>,
 
         #[command(flatten)]

@@ -230,6 +230,29 @@ async fn every_node_takes_a_live_setting_over_and_keeps_what_its_file_has_beside
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn options_come_where_they_like_and_a_value_with_a_hyphen_after_two() {
+    let site = Site::new("29695-29699", "");
+    let node = site.serve().await;
+    let file = site.config().display().to_string();
+    let said = fine(&site, &node, &["set", "harbor_node.hostname_external", "one.example.com", "--config", &file]);
+    assert!(said.starts_with("harbor_node.hostname_external is one.example.com (live by "), "{said}");
+    let told = json_of(&site, &node, &["set", "harbor_node", "hostname_external", "two.example.com", "--json"]);
+    assert_eq!(told["keys"][0]["value"], "two.example.com");
+    for words in [&["forwarder.max_connections_per_port"][..], &["forwarder", "max_connections_per_port"]] {
+        let (code, _, stderr) = config(&site, &node, &[&["set"], words, &["-1"]].concat());
+        assert!(code == 2 && stderr.contains("unexpected argument '-1'") && stderr.contains("'-- -1'"), "{stderr}");
+        let words = [&["set"], words, &["--", "-1"]].concat();
+        refused(
+            &site,
+            &node,
+            &words,
+            2,
+            "Live setting forwarder.max_connections_per_port: this must be a number from 1 to 4294967295.",
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn settings_that_many_change_at_once_are_all_kept() {
     let trio = Trio::start(Postgres::shared(), 2, "29640-29644").await;
     let keys = ["connect_timeout", "idle_timeout_tcp", "idle_timeout_udp", "drain_wait", "drain_timeout"];
