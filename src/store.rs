@@ -219,10 +219,10 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// made before the history begins.
     async fn reservation_changes(&self, pool: &PoolName) -> Result<Vec<Setting>>;
 
-    /// Releases reservations, by pool and name, then holds ports back. `false` when there is none of a name to release, or a
-    /// pool of one that is made is not defined, or its name is taken there, or a reservation of that pool overlaps, or a service instance has a port of one
-    /// that is made and that is not among those `known` to be allocated; nothing has been changed then. Ports already
-    /// allocated stay with their service instances.
+    /// Releases reservations, by pool and name, then holds ports back. `false` when there is none of a name to release, or
+    /// the pool of one that is made is not defined, or its name is taken there, or a reservation of that pool overlaps, or a
+    /// service instance has a port of one that is made and that is not among those `known` to be allocated; nothing has been
+    /// changed then. Ports already allocated stay with their service instances.
     async fn change_reservations(
         &self,
         released: &[(PoolName, String)],

@@ -58,7 +58,7 @@ impl Node {
             backends: backends.clone(),
             clock: Arc::<Gate>::clone(&gate),
             metrics: Arc::clone(&Metrics::new().forwarder),
-            holder: Box::new(|_, _| None),
+            holders: Box::new(|places| vec![None; places.len()]),
             observe: Box::new({
                 let seen = Arc::clone(&seen);
                 move |observations| {

@@ -21,9 +21,10 @@ use crate::{
 
 /// Make the reservations of pools what a file says: all of it, or nothing.
 ///
-/// Only pools that have a section in the file are looked at, but for blocks that --prune drops. A section with a range is a block: ports of the machine that no
-/// pool gives out; it is defined where there is none. Names without a port keep what they have. The exit code is 0 whether
-/// there is something to do or not, 1 when it cannot be done, and 2 when the file is wrong in itself.
+/// Only pools that have a section in the file are looked at, but for blocks that --prune drops. A section with a range is
+/// a block: ports of the machine that no pool gives out; it is defined where there is none. Names without a port keep what
+/// they have. The exit code is 0 whether there is something to do or not, 1 when it cannot be done, and 2 when the file is
+/// wrong in itself.
 #[derive(Debug, clap::Args)]
 pub struct ApplyFile {
     /// The file, such as ports.toml.
