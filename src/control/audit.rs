@@ -80,6 +80,10 @@ pub enum Change<'a> {
     },
     /// Ports are held back under a name, or released.
     Reservation(&'a SettingChange),
+    /// There is a new announce secret, beside the one before.
+    SecretRotated,
+    /// The announce secret before it is gone.
+    RotationFinished,
     /// A node is wanted drained.
     Drained(&'a NodeId),
     /// A node is wanted to take part again.
@@ -175,6 +179,8 @@ pub fn note(by: &Requester, change: Change<'_>) {
                 setting: Some(change),
                 ..Line::default()
             },
+            Change::SecretRotated => Line { action: "rotate_secret", ..Line::default() },
+            Change::RotationFinished => Line { action: "finish_rotation", ..Line::default() },
             Change::Drained(node) => Line::of_node("drain_node", node),
             Change::Resumed(node) => Line::of_node("resume_node", node),
             Change::Removed(node) => Line::of_node("remove_node", node),

@@ -1,9 +1,13 @@
 //! The announce secret: rotated in two steps, so that no token ends before its holder has another one.
 
-use super::Control;
+use super::{
+    Control,
+    audit::{self, Change},
+};
 use crate::{
     model::{
         NodeId,
+        requester::{Requester, Said},
         setting::{By, HISTORY_KEPT, SECRETS, Setting},
     },
     store,
@@ -46,8 +50,7 @@ impl Control {
         if !self.store.rotate_announce_secret(&self.by(who)).await? {
             return Err(SecretRefusal::UnderWay);
         }
-        tracing::info!(by = who, "the announce secret is being rotated: tokens of both count");
-        self.publish_secret().await
+        self.publish_secret(who, Change::SecretRotated).await
     }
 
     /// Ends the rotation: tokens of the former secret count no more.
@@ -58,11 +61,11 @@ impl Control {
         if !self.store.drop_former_secret(&self.by(who)).await? {
             return Err(SecretRefusal::NoneUnderWay);
         }
-        tracing::info!(by = who, "the announce secret has been rotated: tokens of the former one count no more");
-        self.publish_secret().await
+        self.publish_secret(who, Change::RotationFinished).await
     }
 
-    async fn publish_secret(&self) -> Result<Vec<NodeId>, SecretRefusal> {
+    async fn publish_secret(&self, who: &str, change: Change<'_>) -> Result<Vec<NodeId>, SecretRefusal> {
+        audit::note(&Requester::Operator { name: Said::new(who) }, change);
         self.snapshot.refresh().await?;
         Ok(self.applied_everywhere(self.snapshot.revision().await).await)
     }

@@ -153,7 +153,9 @@ fn each_change(write: impl Fn(Change<'_>)) {
             }
             Change::Set { .. } => Some(Change::Reservation(&set)),
             Change::Reservation(SettingChange { value: Some(_), .. }) => Some(Change::Reservation(&unset)),
-            Change::Reservation(_) => Some(Change::Drained(&node)),
+            Change::Reservation(_) => Some(Change::SecretRotated),
+            Change::SecretRotated => Some(Change::RotationFinished),
+            Change::RotationFinished => Some(Change::Drained(&node)),
             Change::Drained(_) => Some(Change::Resumed(&node)),
             Change::Resumed(_) => Some(Change::Removed(&node)),
             Change::Removed(_) => Some(Change::Restarted { node: &node, process: 7 }),
@@ -308,8 +310,16 @@ async fn a_node_writes_who_has_changed_what_and_how_each_flow_ended() {
 
     ports_that_others_hold(&harbor).await;
     let nodes = "/admin/v1/nodes/harbor_node_1";
+    let operator = harbor.admin().with("x-harbor-operator", "duke@one");
+    for (wish, action) in [("rotate", "rotate_secret"), ("finish", "finish_rotation")] {
+        let path = format!("/admin/v1/announce-secret/{wish}");
+        assert_eq!(operator.send(Method::POST, &path, None).await.status, 200);
+        // Another time it is refused, and changes nothing.
+        assert_eq!(operator.send(Method::POST, &path, None).await.status, 409);
+        let line = json!({ "message": "durable change", "action": action, "by": "admin token", "user": "duke@one" });
+        assert_eq!(audited(&harbor, action, "admin token").await, line);
+    }
     for (wish, action) in [("drain", "drain_node"), ("resume", "resume_node")] {
-        let operator = harbor.admin().with("x-harbor-operator", "duke@one");
         assert_eq!(operator.send(Method::POST, &format!("{nodes}/{wish}"), None).await.status, 200);
         let line = json!({
             "message": "durable change", "action": action, "by": "admin token", "user": "duke@one",
@@ -329,7 +339,9 @@ async fn a_node_writes_who_has_changed_what_and_how_each_flow_ended() {
     let seen = changes(&all);
     assert!(fields(&seen).is_subset(&audit_fields), "{:?}", fields(&seen));
     let of = |action: &str| seen.iter().filter(|line| line["action"] == action).count();
-    assert_eq!((of("update"), of("bind"), of("unbind"), of("define_pool")), (1, 1, 1, 1), "{seen:?}");
+    for action in ["update", "bind", "unbind", "define_pool", "rotate_secret", "finish_rotation"] {
+        assert_eq!(of(action), 1, "{action}: {seen:?}");
+    }
     assert!(seen.iter().all(|line| actions.contains(line["action"].as_str().unwrap())), "{seen:?}");
     frames_are_as_listed(&all);
     examples_are_as_written(&all);
