@@ -67,7 +67,9 @@ struct Import {
 
     /// What the platform knows, as `cf curl "/v3/service_instances?per_page=5000"` lists it: service instances that are not
     /// in it were deleted since the export, so they are left out, and their ports rest from now on. What is younger than the
-    /// listing, or than the newest in it, is kept. Without it, ports that were freed since the export are allocated again.
+    /// listing, or than the newest in it, is kept. Without it, ports that were freed since the export are allocated again. It
+    /// says nothing of bindings: apps that were unbound since the export are bound again, and where it has the secret their
+    /// tokens count, until `harbor data rotate-secret` is finished.
     #[arg(long, value_name = "LISTING")]
     known_to: Option<PathBuf>,
 }
