@@ -8,10 +8,11 @@ use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     extract::State,
-    http::StatusCode,
+    handler::Handler,
+    http::{Method, StatusCode},
     middleware,
     response::{IntoResponse as _, Response},
-    routing::{delete, get, post, put},
+    routing::{MethodFilter, MethodRouter, on},
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -129,33 +130,74 @@ impl fmt::Debug for Sources {
     }
 }
 
+/// A method at a path, and what answers there.
+struct Route {
+    method: Method,
+    path: String,
+    handler: MethodRouter<Arc<Sources>>,
+}
+
+impl Route {
+    fn new<H: Handler<T, Arc<Sources>>, T: 'static>(method: Method, path: impl Into<String>, handler: H) -> Self {
+        let filter = MethodFilter::try_from(method.clone()).expect("it is a common method");
+        Self { method, path: path.into(), handler: on(filter, handler) }
+    }
+}
+
+/// What anybody may ask, but for metrics that are not public.
+fn open() -> Vec<Route> {
+    vec![
+        Route::new(Method::GET, "/healthz", healthz),
+        Route::new(Method::GET, "/readyz", readyz),
+        Route::new(Method::GET, "/metrics", metrics::show),
+        Route::new(Method::GET, "/metrics/instances", metrics::show_instances),
+    ]
+}
+
+/// What wants the token.
+fn for_operators() -> Vec<Route> {
+    use wire::{
+        ANNOUNCE_SECRET_PATH, BLOCKED_PATH, CONFIG_PATH, NODES_PATH, RESTART_PATH, STATUS_PATH, SUSPENSIONS_PATH,
+    };
+    let mut routes = vec![
+        Route::new(Method::GET, STATUS_PATH, show_status),
+        Route::new(Method::GET, NODES_PATH, nodes::list),
+        Route::new(Method::DELETE, format!("{NODES_PATH}/{{node_id}}"), nodes::remove),
+        Route::new(Method::POST, format!("{NODES_PATH}/{{node_id}}/drain"), nodes::drain),
+        Route::new(Method::POST, format!("{NODES_PATH}/{{node_id}}/resume"), nodes::resume),
+        Route::new(Method::GET, CONFIG_PATH, config::list),
+        Route::new(Method::PATCH, CONFIG_PATH, config::change),
+        Route::new(Method::GET, format!("{CONFIG_PATH}/history"), config::history),
+        Route::new(Method::GET, ANNOUNCE_SECRET_PATH, secret::show),
+        Route::new(Method::POST, format!("{ANNOUNCE_SECRET_PATH}/rotate"), secret::rotate),
+        Route::new(Method::POST, format!("{ANNOUNCE_SECRET_PATH}/finish"), secret::finish),
+        Route::new(Method::GET, SUSPENSIONS_PATH, restraints::suspensions),
+        Route::new(Method::PUT, format!("{SUSPENSIONS_PATH}/{{suspended_id}}"), restraints::suspend),
+        Route::new(Method::DELETE, format!("{SUSPENSIONS_PATH}/{{suspended_id}}"), restraints::resume),
+        Route::new(Method::GET, BLOCKED_PATH, restraints::blocked),
+        Route::new(Method::PUT, format!("{BLOCKED_PATH}/{{network}}"), restraints::block),
+        Route::new(Method::DELETE, format!("{BLOCKED_PATH}/{{network}}"), restraints::unblock),
+        Route::new(Method::POST, RESTART_PATH, restart),
+    ];
+    routes.extend(ports::routes());
+    routes
+}
+
+/// Every method and path that the API answers.
+#[must_use]
+pub fn routes() -> Vec<(Method, String)> {
+    open().into_iter().chain(for_operators()).map(|route| (route.method, route.path)).collect()
+}
+
 /// The operators' API.
 pub fn router(sources: Sources) -> Router {
     let sources = Arc::new(sources);
-    let open = Router::new()
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics::show))
-        .route("/metrics/instances", get(metrics::show_instances));
-    let for_operators = Router::new()
-        .route(wire::STATUS_PATH, get(show_status))
-        .route(wire::NODES_PATH, get(nodes::list))
-        .route(&format!("{}/{{id}}", wire::NODES_PATH), delete(nodes::remove))
-        .route(&format!("{}/{{id}}/drain", wire::NODES_PATH), post(nodes::drain))
-        .route(&format!("{}/{{id}}/resume", wire::NODES_PATH), post(nodes::resume))
-        .route(wire::CONFIG_PATH, get(config::list).patch(config::change))
-        .route(&format!("{}/history", wire::CONFIG_PATH), get(config::history))
-        .route(wire::ANNOUNCE_SECRET_PATH, get(secret::show))
-        .route(&format!("{}/rotate", wire::ANNOUNCE_SECRET_PATH), post(secret::rotate))
-        .route(&format!("{}/finish", wire::ANNOUNCE_SECRET_PATH), post(secret::finish))
-        .route(wire::SUSPENSIONS_PATH, get(restraints::suspensions))
-        .route(&format!("{}/{{id}}", wire::SUSPENSIONS_PATH), put(restraints::suspend).delete(restraints::resume))
-        .route(wire::BLOCKED_PATH, get(restraints::blocked))
-        .route(&format!("{}/{{network}}", wire::BLOCKED_PATH), put(restraints::block).delete(restraints::unblock))
-        .route(wire::RESTART_PATH, post(restart))
-        .merge(ports::routes())
-        .route_layer(middleware::from_fn_with_state(Arc::clone(&sources), request::gate));
-    with_fallbacks(open.merge(for_operators).with_state(sources))
+    let routed = |routes: Vec<Route>| {
+        routes.into_iter().fold(Router::new(), |router, route| router.route(&route.path, route.handler))
+    };
+    let gate = middleware::from_fn_with_state(Arc::clone(&sources), request::gate);
+    let routes = routed(open()).merge(routed(for_operators()).route_layer(gate));
+    with_fallbacks(routes.with_state(sources))
 }
 
 /// The process lives: it answers.

@@ -83,15 +83,19 @@ pub(super) async fn change(State(sources): State<Arc<Sources>>, operator: Operat
         }
         Err(TrySendError::Closed(_)) => Err(ends()),
     };
-    let status = match &outcome {
-        Ok(configuration) => return Json(configuration).into_response(),
-        Err(SettingsError::Unknown(_)) => StatusCode::NOT_FOUND,
-        Err(SettingsError::Refused(_)) => StatusCode::UNPROCESSABLE_ENTITY,
-        Err(SettingsError::Conflict(_)) => StatusCode::CONFLICT,
-        Err(SettingsError::Unavailable(_)) => StatusCode::SERVICE_UNAVAILABLE,
+    let refused = match outcome {
+        Ok(wire::Configuration { keys }) => {
+            let lagging = sources.control.heard_everywhere().await.iter().map(ToString::to_string).collect();
+            return Json(wire::ConfigurationChanged { keys, lagging }).into_response();
+        }
+        Err(refused) => refused,
     };
-    let words = outcome.map_or_else(|refused| refused.to_string(), |_| String::new());
-    refusal(status, None, sentence(&words))
+    let status = match &refused {
+        SettingsError::Unknown(_) | SettingsError::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        SettingsError::Conflict(_) => StatusCode::CONFLICT,
+        SettingsError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    refusal(status, None, sentence(&refused.to_string()))
 }
 
 #[derive(Debug, Deserialize)]
@@ -105,10 +109,13 @@ pub(super) async fn history(
     State(sources): State<Arc<Sources>>,
     query: Result<Query<HistoryQuery>, QueryRejection>,
 ) -> Response {
-    let Ok(Query(HistoryQuery { limit })) = query else {
-        return refusal(StatusCode::BAD_REQUEST, None, "The query may say limit, a number, and nothing else.");
+    let limit = match query {
+        Ok(Query(HistoryQuery { limit })) if limit != Some(0) => limit.unwrap_or(DEFAULT_LIMIT).min(HISTORY_KEPT),
+        _ => {
+            let said = "The query may say limit, a number from 1 on, and nothing else.";
+            return refusal(StatusCode::BAD_REQUEST, None, said);
+        }
     };
-    let limit = limit.unwrap_or(DEFAULT_LIMIT).min(HISTORY_KEPT);
     match sources.control.settings_history(limit).await {
         Ok(changes) => {
             let changes = changes.into_iter().map(change_of).collect();

@@ -3,16 +3,15 @@
 use std::{ops::RangeInclusive, str::FromStr as _, sync::Arc};
 
 use axum::{
-    Json, Router,
+    Json,
     body::Body,
     extract::{Path, Query, State, rejection::QueryRejection},
-    http::StatusCode,
+    http::{Method, StatusCode},
     response::{IntoResponse as _, Response},
-    routing::{get, post, put},
 };
 
 use super::{
-    Sources,
+    Route, Sources,
     request::{Operator, read},
     restraints, status,
     wire::{
@@ -36,11 +35,14 @@ use crate::{
     },
 };
 
-pub(super) fn routes() -> Router<Arc<Sources>> {
-    Router::new()
-        .route(PORTS_PATH, get(list))
-        .route(APPLY_PATH, post(apply))
-        .route(&format!("{RESERVATIONS_PATH}/{{pool}}/{{name}}"), put(reserve).delete(release))
+pub(super) fn routes() -> [Route; 4] {
+    let reservation = || format!("{RESERVATIONS_PATH}/{{pool}}/{{name}}");
+    [
+        Route::new(Method::GET, PORTS_PATH, list),
+        Route::new(Method::POST, APPLY_PATH, apply),
+        Route::new(Method::PUT, reservation(), reserve),
+        Route::new(Method::DELETE, reservation(), release),
+    ]
 }
 
 async fn list(State(sources): State<Arc<Sources>>, query: Result<Query<wire::PortsQuery>, QueryRejection>) -> Response {

@@ -125,8 +125,7 @@ impl Mode {
     }
 }
 
-/// `GET /admin/v1/config`: what each key of the configuration is on this node. The answer to `PATCH` has those that were
-/// changed.
+/// `GET /admin/v1/config`: what each key of the configuration is on this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configuration {
     /// In the order of the documentation.
@@ -164,6 +163,16 @@ pub struct ConfigurationKey {
 pub struct ConfigurationChange {
     /// What to change.
     pub changes: Vec<SettingWanted>,
+}
+
+/// The answer to [`ConfigurationChange`]: it holds on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigurationChanged {
+    /// The keys that were changed, as they are on this node then.
+    pub keys: Vec<ConfigurationKey>,
+    /// Live nodes that have not said in time that they have heard of it.
+    #[serde(default)]
+    pub lagging: Vec<String>,
 }
 
 /// A live setting as it is wanted.

@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, path::PathBuf};
 
 use anyhow::Context as _;
-use clap::Subcommand;
+use clap::{Subcommand, builder::RangedU64ValueParser};
 use hyper::Method;
 use serde::Serialize;
 
@@ -13,7 +13,8 @@ use super::{
     print,
 };
 use crate::admin::wire::{
-    CONFIG_PATH, Configuration, ConfigurationChange, ConfigurationKey, SettingChanged, SettingWanted, SettingsHistory,
+    CONFIG_PATH, Configuration, ConfigurationChange, ConfigurationChanged, ConfigurationKey, SettingChanged,
+    SettingWanted, SettingsHistory,
 };
 
 /// Show the configuration, and change live settings for all nodes.
@@ -78,7 +79,7 @@ enum Action {
         key: Vec<String>,
 
         /// The most changes to show.
-        #[arg(long, value_name = "COUNT", default_value_t = 50)]
+        #[arg(long, value_name = "COUNT", default_value_t = 50, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
         limit: usize,
 
         #[command(flatten)]
@@ -161,13 +162,20 @@ async fn change(words: &[String], value: Option<String>, asked: Asked, file: Opt
     let (section, key) = split(words)?;
     let node = Node::find(asked.reach, file)?;
     let wanted = ConfigurationChange { changes: vec![SettingWanted { section, key, value }] };
-    let changed = node.ask_with::<Configuration>(Method::PATCH, CONFIG_PATH, &wanted).await?;
-    show(asked.json, &changed, |changed| {
-        let line = |key: &ConfigurationKey| {
-            format!("{}.{} is {} ({})\n", clean(&key.section), clean(&key.key), value_of(key), source_of(key))
-        };
-        changed.keys.iter().map(line).collect()
-    })
+    let changed = node.ask_with::<ConfigurationChanged>(Method::PATCH, CONFIG_PATH, &wanted).await?;
+    show(asked.json, &changed, said)
+}
+
+fn said(changed: &ConfigurationChanged) -> String {
+    let line = |key: &ConfigurationKey| {
+        format!("{}.{} is {} ({})\n", clean(&key.section), clean(&key.key), value_of(key), source_of(key))
+    };
+    let mut text = changed.keys.iter().map(line).collect::<String>();
+    if !changed.lagging.is_empty() {
+        let lagging = changed.lagging.iter().map(|node| clean(node)).collect::<Vec<_>>().join(", ");
+        let _ = writeln!(text, "  ! not heard by {lagging} yet: see `harbor node list`");
+    }
+    text
 }
 
 fn show<T: Serialize>(json: bool, told: &T, words: impl Fn(&T) -> String) -> Outcome {
@@ -244,5 +252,33 @@ fn is_asked_for(change: &SettingChanged, key: &[String]) -> bool {
         [] => true,
         [section, key] => (&change.section, &change.key) == (section, key),
         [one, ..] => change.section == *one || format!("{}.{}", change.section, change.key) == *one,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_told_with_who_has_not_heard_of_it() {
+        let key = ConfigurationKey {
+            section: "log".into(),
+            key: "level".into(),
+            value: Some("debug".into()),
+            source: "live".into(),
+            place: None,
+            default: Some("info".into()),
+            change: "live".into(),
+            after_restart: None,
+            changed_by: Some("root@a".into()),
+            changed_at: Some("2026-11-21T09:15:18Z".into()),
+        };
+        let told = |lagging: &[&str]| {
+            let lagging = lagging.iter().map(ToString::to_string).collect();
+            said(&ConfigurationChanged { keys: vec![key.clone()], lagging })
+        };
+        let line = "log.level is debug (live by root@a at 2026-11-21T09:15:18Z)\n";
+        assert_eq!(told(&[]), line);
+        assert_eq!(told(&["b", "c"]), format!("{line}  ! not heard by b, c yet: see `harbor node list`\n"));
     }
 }

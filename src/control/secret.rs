@@ -67,7 +67,7 @@ impl Control {
     async fn publish_secret(&self, who: &str, change: Change<'_>) -> Result<Vec<NodeId>, SecretRefusal> {
         audit::note(&Requester::Operator { name: Said::new(who) }, change);
         self.snapshot.refresh().await?;
-        Ok(self.applied_everywhere(self.snapshot.revision().await).await)
+        Ok(self.heard_everywhere().await)
     }
 
     fn by(&self, who: &str) -> By {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     model::{
-        Revision,
+        NodeId, Revision,
         requester::{Requester, Said},
         setting::{By, MAX_SETTINGS, Setting, SettingChange},
     },
@@ -71,6 +71,12 @@ impl Control {
             tracing::warn!(error = %super::failure::chain(&fault), "a live setting was changed, and cannot be read yet");
         }
         Ok(revision)
+    }
+
+    /// Waits, for a bounded time, until every live node has heard of all that this one knows. Returns those that have not said
+    /// so.
+    pub async fn heard_everywhere(&self) -> Vec<NodeId> {
+        self.applied_everywhere(self.snapshot.revision().await).await
     }
 
     /// What operators have changed, the latest first; at most `limit`.

@@ -51,12 +51,15 @@ fn panicked(panic: Box<dyn Any + Send>) -> Response {
     refusal(StatusCode::INTERNAL_SERVER_ERROR, None, "Harbor made a mistake: its log says more.")
 }
 
-/// An error's words as a sentence for people.
+/// An error's words as a sentence for people. A key or an id that it begins with, such as `harbor_node.host`, stays as it is.
 #[must_use]
 pub fn sentence(text: &str) -> String {
     let mut characters = text.chars();
     let first = characters.next().map(char::to_uppercase).into_iter().flatten();
-    let mut sentence = first.chain(characters).collect::<String>();
+    let mut sentence = match text.split([' ', ':']).next() {
+        Some(word) if word.trim_end_matches('.').contains(['.', '_']) => text.to_owned(),
+        _ => first.chain(characters).collect::<String>(),
+    };
     if !sentence.ends_with('.') {
         sentence.push('.');
     }
@@ -108,5 +111,20 @@ mod tests {
         assert_eq!(with.headers()["content-type"], "application/json");
         assert_eq!(body(with).await, r#"{"error":"ConcurrencyError","description":"Try again."}"#);
         assert_eq!(body(refusal(StatusCode::GONE, None, "It is gone.")).await, r#"{"description":"It is gone."}"#);
+    }
+
+    #[test]
+    fn a_sentence_begins_with_a_capital_but_for_a_key_or_an_id() {
+        for (text, expected) in [
+            ("the store is away", "The store is away."),
+            ("busy.", "Busy."),
+            ("port: taken", "Port: taken."),
+            ("nats.token cannot be changed so", "nats.token cannot be changed so."),
+            ("harbor_node_2 lives", "harbor_node_2 lives."),
+            ("max_connections: 0 is none", "max_connections: 0 is none."),
+            ("", "."),
+        ] {
+            assert_eq!(sentence(text), expected);
+        }
     }
 }

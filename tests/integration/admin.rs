@@ -59,6 +59,9 @@ pub struct Node {
     durable: Arc<MemoryStore>,
     /// Restarts that were asked for.
     pub restarts: mpsc::Receiver<admin::RestartRequest>,
+    /// Changes of live settings that were asked for.
+    pub settings: mpsc::Receiver<admin::SettingsRequest>,
+    pub configuration: watch::Sender<Arc<[wire::ConfigurationKey]>>,
     directory: tempfile::TempDir,
     _shutdown: DropGuard,
 }
@@ -134,6 +137,8 @@ impl Node {
         let (nats, nats_receiver) = watch::channel(Link::Absent);
         let (store, store_receiver) = watch::channel(Link::Up(THEN));
         let (restart, restarts) = mpsc::channel(1);
+        let (change_settings, settings) = mpsc::channel(1);
+        let configuration = watch::Sender::new(Arc::from([]));
         let router = admin::router(admin::Sources {
             node: NodeId::new("harbor_node_1").unwrap(),
             started_at: THEN,
@@ -149,8 +154,8 @@ impl Node {
             nats: nats_receiver,
             restart,
             settings_behind: watch::channel(None).1,
-            configuration: watch::Sender::new(Arc::from([])).subscribe(),
-            change_settings: mpsc::channel(1).0,
+            configuration: configuration.subscribe(),
+            change_settings,
             metrics,
             port_counts: Box::new(HashMap::new),
             token: admin::Token::load_or_make(&token_file).unwrap(),
@@ -163,7 +168,21 @@ impl Node {
         let serve = http::serve(listener, None, router, http::Limits::default(), shutdown.clone());
         TaskTracker::new().spawn(serve);
         let _shutdown = shutdown.drop_guard();
-        Self { address, token_file, mode, observations, nats, store, restarts, members, durable, directory, _shutdown }
+        Self {
+            address,
+            token_file,
+            mode,
+            observations,
+            nats,
+            store,
+            restarts,
+            settings,
+            configuration,
+            members,
+            durable,
+            directory,
+            _shutdown,
+        }
     }
 
     /// The token, as operators read it.

@@ -4,14 +4,24 @@ mod judged;
 
 use std::process::Stdio;
 
-use harbor::config::{Change, KEYS};
+use harbor::{
+    config::{Change, KEYS},
+    model::plan::SERVICE_ID,
+};
 use serde_json::{Value, json};
+
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::net::TcpStream;
 
 use crate::{
     cluster::trio::{Trio, port_of, put, reach},
+    end_to_end::{PLAN_TCP, at, bind, provision},
+    openapi::is_of_the_configuration,
     support::{
+        echo::{Echo, over_tcp, tell},
         eventually::eventually_async,
         harbor::{Harbor, Site},
+        http::Client,
         postgres::Postgres,
     },
 };
@@ -59,6 +69,7 @@ async fn key(node: &Harbor, section: &str, key: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_live_setting_holds_at_once_outlives_a_restart_and_is_taken_back() {
+    let began = OffsetDateTime::now_utc().replace_nanosecond(0).unwrap();
     let site = Site::new("29600-29604", "");
     let node = site.serve().await;
     assert_eq!(fine(&site, &node, &["get", "harbor_node", "port_range"]), "29600-29604\n");
@@ -68,8 +79,8 @@ async fn a_live_setting_holds_at_once_outlives_a_restart_and_is_taken_back() {
     assert!(said.starts_with("harbor_node.port_range is 29605 - 29609 (live by tester@"), "{said}");
     put(&node, "a", "").await;
     assert!((29_605..=29_609).contains(&port_of(&node, "a").await));
-    fine(&site, &node, &["set", "harbor_node.hostname_external", "new.example.com"]);
-    // A fetch shows the new name, and so does a repeat of the bind.
+    let named = json_of(&site, &node, &["set", "harbor_node.hostname_external", "new.example.com", "--json"]);
+    is_of_the_configuration("ConfigurationChanged", &named);
     let binding = "/v2/service_instances/a/service_bindings/key-a";
     let name = |answer: Value| answer["credentials"]["hostname_external"].clone();
     assert_eq!(name(node.broker().get(binding).await.json()), "new.example.com");
@@ -85,6 +96,8 @@ async fn a_live_setting_holds_at_once_outlives_a_restart_and_is_taken_back() {
         (&json!("live"), &json!("live"), &json!("35000-40000"))
     );
     assert!(live["changed_by"].as_str().unwrap().starts_with("tester@") && live["changed_at"].is_string(), "{live}");
+    is_of_the_configuration("ConfigurationKey", &live);
+    is_of_the_configuration("Configuration", &json_of(&site, &node, &["list", "--json"]));
 
     fine(&site, &node, &["unset", "harbor_node", "hostname_external"]);
     assert_eq!(name(node.broker().get(binding).await.json()), "ext-services.example.com");
@@ -94,6 +107,13 @@ async fn a_live_setting_holds_at_once_outlives_a_restart_and_is_taken_back() {
     assert!((29_600..=29_604).contains(&port_of(&node, "b").await));
 
     let history = json_of(&site, &node, &["history", "--json"]);
+    is_of_the_configuration("SettingsHistory", &history);
+    let ended = OffsetDateTime::now_utc();
+    for change in history["changes"].as_array().unwrap() {
+        assert!(change["by"].as_str().unwrap().starts_with("tester@"), "{change}");
+        let at = OffsetDateTime::parse(change["at"].as_str().unwrap(), &Rfc3339).unwrap();
+        assert!((began..=ended).contains(&at), "{change}, between {began} and {ended}");
+    }
     let told =
         |change: &Value| (change["key"].as_str().unwrap().to_owned(), change["value"].as_str().map(str::to_owned));
     let changes = history["changes"].as_array().unwrap().iter().map(told).collect::<Vec<_>>();
@@ -128,23 +148,23 @@ async fn what_cannot_be_set_is_refused_with_what_to_do_and_changes_nothing() {
         ),
         (
             &["set", "harbor_node", "colour", "red"],
-            1,
+            2,
             "There is no key harbor_node.colour: `harbor config list` shows all.",
         ),
         (
             &["set", "harbor_node.data_dir", "/tmp"],
             2,
-            "Harbor_node.data_dir is read at the start alone: change it in the file or the environment, and restart Harbor.",
+            "harbor: harbor_node.data_dir is read at the start alone: change it in the file or the environment, and restart Harbor.",
         ),
         (
             &["set", "broker", "password", "hunter2"],
             2,
-            "Broker.password cannot be changed so: change it in the file or the environment, and send SIGHUP.",
+            "harbor: broker.password cannot be changed so: change it in the file or the environment, and send SIGHUP.",
         ),
         (
             &["unset", range],
-            1,
-            "Harbor_node.port_range is not set live: `harbor config get harbor_node port_range` says where it comes from.",
+            2,
+            "harbor: harbor_node.port_range is not set live: `harbor config get harbor_node port_range` says where it comes from.",
         ),
         (
             &["set", "forwarder.drain_timeout", "soon"],
@@ -156,7 +176,9 @@ async fn what_cannot_be_set_is_refused_with_what_to_do_and_changes_nothing() {
             2,
             "which key? Write for example `harbor_node port_range` or `harbor_node.port_range`",
         ),
+        (&["unset", "harbor_node.colour"], 2, "There is no key harbor_node.colour: `harbor config list` shows all."),
         (&["get", "harbor_node.colour"], 2, "there is no key harbor_node.colour: `harbor config list` shows all"),
+        (&["history", "--limit", "0"], 2, "error: invalid value '0' for '--limit <COUNT>'"),
         (&["list", "harbour"], 2, "there is no section \"harbour\": `harbor config list` shows all"),
     ] {
         let (found, stdout, stderr) = config(&site, &node, arguments);
@@ -170,7 +192,7 @@ async fn what_cannot_be_set_is_refused_with_what_to_do_and_changes_nothing() {
 
     // Nobody without the token gets an answer, and nothing else than the form is taken.
     let address = node.address("admin");
-    let bare = crate::support::http::Client::new(address);
+    let bare = Client::new(address);
     assert_eq!(bare.get("/admin/v1/config").await.status, 401);
     for body in [json!({}), json!({ "changes": [] }), json!({ "changes": [{ "section": "log" }] })] {
         let answer = node.admin().patch("/admin/v1/config", &body).await;
@@ -321,4 +343,69 @@ async fn every_live_key_is_taken_over_without_a_restart() {
     node.logged("taken over in part");
     let workers = key(&node, "forwarder", "workers").await;
     assert_eq!((&workers["value"], &workers["after_restart"]), (&json!("0"), &json!("3")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_set_live_shows_in_what_the_running_node_does() {
+    let more = "[pools.games]\nport_range = \"29675-29679\"\nhost = \"10.0.0.5\"\n[plans.games]\npool = \"games\"\n";
+    let site = Site::new("29670-29674", more).with("log.level", "info");
+    let node = site.serve().await;
+    let set = |key: &str, value: &str| fine(&site, &node, &["set", key, value]);
+    let unset = |key: &str| fine(&site, &node, &["unset", key]);
+    let games = async || {
+        let catalog = node.broker().get("/v2/catalog").await.json();
+        let plans = catalog["services"][0]["plans"].as_array().unwrap().clone();
+        plans.into_iter().find(|plan| plan["name"] == "games").unwrap()
+    };
+
+    // The log: a request is a line at the level debug alone.
+    let answered = r#""message":"answered""#;
+    let plan = games().await;
+    set("log.level", "debug");
+    node.logged(r#""setting":"log.level","value":"debug""#);
+    assert!(!node.log().contains(answered), "{}", node.log());
+    games().await;
+    node.logged(answered);
+
+    // A plan, and a pool: what the platform and whoever is bound are told.
+    assert_ne!(plan["description"], "A port for games");
+    set("plans.games.description", "A port for games");
+    assert_eq!(games().await["description"], "A port for games");
+    provision(&node, "g", plan["id"].as_str().unwrap()).await;
+    let told = bind(&node, "g", "of-g", plan["id"].as_str().unwrap()).await;
+    assert_eq!(told.get("hostname_external"), None);
+    set("pools.games.hostname_external", "games.example.com");
+    let path = "/v2/service_instances/g/service_bindings/of-g";
+    let again = json!({ "service_id": SERVICE_ID, "plan_id": plan["id"], "bind_resource": { "app_guid": "app" } });
+    let (again, fetched) = (node.broker().put(path, &again).await, node.broker().get(path).await);
+    assert_eq!((again.status.as_u16(), fetched.status.as_u16()), (200, 200), "{again:?}");
+    for answer in [again, fetched] {
+        assert_eq!(answer.json()["credentials"]["hostname_external"], "games.example.com");
+    }
+
+    // Discovery: where a backend may be.
+    provision(&node, "a", PLAN_TCP).await;
+    let credentials = bind(&node, "a", "of-a", PLAN_TCP).await;
+    let app = Echo::start("app").await;
+    let token = format!("Bearer {}", credentials["announce"]["token"].as_str().unwrap());
+    let announcer = Client::new(node.address("announce")).with("authorization", &token);
+    let announcement = json!({ "binding_id": "of-a", "port": app.tcp.port() });
+    let announce = async || announcer.put("/announce/v1/instances/a", &announcement).await.status.as_u16();
+    assert_eq!(announce().await, 200);
+    set("discovery.backend_networks", "10.9.0.0/16");
+    assert_eq!(announce().await, 403);
+    unset("discovery.backend_networks");
+    assert_eq!(announce().await, 200);
+
+    // The forwarder: how many connections a port may have.
+    let port = at(&credentials);
+    let mut first = TcpStream::connect(port).await.unwrap();
+    assert_eq!(tell(&mut first, "a").await.as_deref(), Some("app: a"));
+    assert_eq!(over_tcp(port, "b").await.as_deref(), Some("app: b"));
+    set("forwarder.max_connections_per_port", "1");
+    eventually_async("a second connection is refused", || async { over_tcp(port, "c").await.is_none().then_some(()) })
+        .await;
+    assert_eq!(tell(&mut first, "d").await.as_deref(), Some("app: d"));
+    unset("forwarder.max_connections_per_port");
+    eventually_async("a second connection is let in", || async { over_tcp(port, "e").await }).await;
 }

@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use harbor::{
-    admin::{RestartError, wire},
+    admin::{self, RestartError, SettingsError, wire},
     broker::ROUTES,
     discovery::source::{Action, Source},
     model::{
@@ -52,11 +52,23 @@ pub fn is_a_status(value: &Value) {
     judge(&document, &document["components"]["schemas"]["Status"], value).unwrap();
 }
 
+/// Whether it is what `harbor config … --json` prints, as one of these schemas describes it.
+#[track_caller]
+pub fn is_of_the_configuration(schema: &str, value: &Value) {
+    assert!(CONFIGURATION.contains(&schema), "{schema}");
+    let document = document();
+    judge(&document, &document["components"]["schemas"][schema], value).unwrap();
+}
+
+const CONFIGURATION: [&str; 4] = ["Configuration", "ConfigurationKey", "ConfigurationChanged", "SettingsHistory"];
+
 #[test]
 fn what_operators_are_shown_can_hold_nothing_that_it_does_not_describe() {
     let document = document();
-    let mut left =
-        ["Status", "Nodes", "Restarted", "Readiness"].map(|name| format!("/components/schemas/{name}")).to_vec();
+    let operations = described_of_operators(&document).into_iter();
+    let mut left = operations
+        .map(|(method, path)| format!("/paths/{}/{}", path.replace('/', "~1"), method.to_lowercase()))
+        .collect::<Vec<_>>();
     let mut seen = BTreeSet::new();
     while let Some(path) = left.pop() {
         if !seen.insert(path.clone()) {
@@ -157,6 +169,25 @@ fn it_describes_every_route_of_the_broker_and_no_other() {
         .iter()
         .map(|route| (route.method.into(), route.path.into(), json!(route.operation.as_str()).to_string()));
     assert_eq!(described, routes.collect());
+}
+
+/// The methods and paths that operators have, as they are described.
+fn described_of_operators(document: &Value) -> BTreeSet<(String, String)> {
+    let mut described = BTreeSet::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            if operation["tags"].as_array().is_some_and(|tags| tags.contains(&json!("admin"))) {
+                described.insert((method.to_uppercase(), path.clone()));
+            }
+        }
+    }
+    described
+}
+
+#[test]
+fn it_describes_every_route_of_operators_and_no_other() {
+    let routes = admin::routes().into_iter().map(|(method, path)| (method.to_string(), path));
+    assert_eq!(described_of_operators(&document()), routes.collect());
 }
 
 #[test]
@@ -449,6 +480,96 @@ async fn what_operators_are_shown_is_what_it_describes() {
                 let statuses = operation["responses"].as_object().unwrap().keys();
                 described.extend(statuses.map(|status| (format!("{} {path}", method.to_uppercase()), status.clone())));
             }
+        }
+    }
+    assert_eq!(seen, described);
+}
+
+#[tokio::test]
+async fn what_operators_are_told_of_settings_is_what_it_describes() {
+    let document = document();
+    let mut seen = BTreeSet::new();
+    let mut node = Node::new(true).await;
+    let (config, history) = ("/admin/v1/config", "/admin/v1/config/history");
+    let mut tell = async |client: Client, method: Method, path: &'static str, query: &str, body: Value, status: u16| {
+        let operation = &document["paths"][path][method.as_str().to_lowercase()];
+        let body = (!body.is_null()).then_some(body);
+        if let Some(body) = &body {
+            let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
+            let judged = judge(&document, schema, body);
+            assert_eq!(judged.is_err(), status == 400, "{judged:?}: {body}");
+        }
+        let answer = client.send(method.clone(), &format!("{path}{query}"), body.as_ref()).await;
+        assert_eq!(answer.status, status, "{method} {path}{query}: {answer:?}");
+        let described = resolve(&document, &operation["responses"][answer.status.as_str()]);
+        let (schema, body) = (&described["content"]["application/json"]["schema"], answer.json());
+        judge(&document, schema, &body).unwrap_or_else(|error| panic!("{path} {status}: {error}: {body}"));
+        seen.insert((method.to_string(), path, status.to_string()));
+        body
+    };
+    let (get, patch) = (Method::GET, Method::PATCH);
+    for (method, path) in [(&get, config), (&patch, config), (&get, history)] {
+        tell(node.anonymous(), method.clone(), path, "", Value::Null, 401).await;
+    }
+
+    let key = |source: &str, place: Option<&str>, live: Option<&str>, change: &str| wire::ConfigurationKey {
+        section: "forwarder".into(),
+        key: "workers".into(),
+        value: place.map(str::to_owned),
+        source: source.into(),
+        place: place.map(str::to_owned),
+        default: live.map(str::to_owned),
+        change: change.into(),
+        after_restart: live.map(str::to_owned),
+        changed_by: live.map(str::to_owned),
+        changed_at: live.map(|_| "2026-11-21T09:15:18Z".to_owned()),
+    };
+    let keys = vec![
+        key("default", None, None, "restart"),
+        key("file", Some("harbor.toml:3:1"), None, "reload"),
+        key("environment", Some("HARBOR_FORWARDER__WORKERS"), None, "live"),
+        key("live", None, Some("root@one"), "live"),
+    ];
+    node.configuration.send_replace(keys.clone().into());
+    let told = tell(node.operator(), get.clone(), config, "", Value::Null, 200).await;
+    assert_eq!(told["keys"].as_array().map(Vec::len), Some(keys.len()));
+
+    let wish = |value: Value| json!({ "changes": [{ "section": "log", "key": "level", "value": value }] });
+    let words = || "why not".to_owned();
+    node.observations.send_modify(|seen| Arc::make_mut(seen).applied = Some(Revision(1_000)));
+    for (outcome, status) in [
+        (Ok(wire::Configuration { keys }), 200),
+        (Err(SettingsError::Unknown(words())), 422),
+        (Err(SettingsError::Refused(words())), 422),
+        (Err(SettingsError::Conflict(words())), 409),
+        (Err(SettingsError::Unavailable(words())), 503),
+    ] {
+        let operator = node.operator();
+        let answer = async {
+            let asked = node.settings.recv().await.expect("it was asked for");
+            asked.reply.send(outcome).unwrap();
+        };
+        tokio::join!(tell(operator, patch.clone(), config, "", wish("debug".into()), status), answer);
+    }
+    for wrong in [json!({}), json!({ "changes": [] }), json!({ "changes": [{ "section": "log" }] })] {
+        tell(node.operator(), patch.clone(), config, "", wrong, 400).await;
+    }
+    tell(node.operator(), patch, config, "", wish("x".repeat(1024 * 1024).into()), 413).await;
+
+    node.fill_settings().await;
+    let told = tell(node.operator(), get.clone(), history, "?limit=2", Value::Null, 200).await;
+    assert_eq!(told["changes"].as_array().map(Vec::len), Some(2));
+    for wrong in ["?limit=0", "?limit=-1", "?key=level"] {
+        tell(node.operator(), get.clone(), history, wrong, Value::Null, 400).await;
+    }
+    node.close_store().await;
+    tell(node.operator(), get, history, "", Value::Null, 503).await;
+
+    let mut described = BTreeSet::new();
+    for path in [config, history] {
+        for (method, operation) in document["paths"][path].as_object().unwrap() {
+            let statuses = operation["responses"].as_object().into_iter().flat_map(|responses| responses.keys());
+            described.extend(statuses.map(|status| (method.to_uppercase(), path, status.clone())));
         }
     }
     assert_eq!(seen, described);

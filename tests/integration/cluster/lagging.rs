@@ -48,11 +48,15 @@ async fn a_node_that_lives_and_lags_is_waited_for_a_bounded_time_and_named_in_th
     let broker = asked.broker();
     let patch = json!({ "service_id": SERVICE_ID, "plan_id": PLAN_BOTH });
     let path = format!("/v2/service_instances/deleted?service_id={SERVICE_ID}&plan_id={PLAN_TCP}");
-    let (made, changed, gone) = tokio::join!(
+    let setting = json!({ "changes": [{ "section": "forwarder", "key": "idle_timeout_udp", "value": "7s" }] });
+    let admin = asked.admin();
+    let (made, changed, gone, set) = tokio::join!(
         waited_for(put(asked, "made", "")),
         waited_for(broker.patch("/v2/service_instances/changed", &patch)),
         waited_for(broker.delete(&path)),
+        waited_for(admin.patch("/admin/v1/config", &setting)),
     );
+    assert_eq!((set.status.as_u16(), &set.json()["lagging"]), (200, &json!([name(1)])), "{set:?}");
     assert_eq!(made.parts(), (201, json!({})));
     assert_eq!(changed.parts(), (200, json!({})));
     assert_eq!(gone.parts(), (200, json!({})));
