@@ -42,13 +42,10 @@ pub struct SettingsRequest {
 /// Why live settings were not changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
-    /// There is no such key.
-    #[error("{0}")]
-    Unknown(String),
     /// The value is not right, or the key is none that can be changed so.
     #[error("{0}")]
     Refused(String),
-    /// What the nodes have, or somebody else changes at the same time, stands in the way.
+    /// What this node or the nodes have, or somebody else changes at the same time, stands in the way.
     #[error("{0}")]
     Conflict(String),
     /// The store is away, or the process is busy.
@@ -91,7 +88,7 @@ pub(super) async fn change(State(sources): State<Arc<Sources>>, operator: Operat
         Err(refused) => refused,
     };
     let status = match &refused {
-        SettingsError::Unknown(_) | SettingsError::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        SettingsError::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
         SettingsError::Conflict(_) => StatusCode::CONFLICT,
         SettingsError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
     };

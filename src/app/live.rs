@@ -92,7 +92,7 @@ fn check_reach(changes: &[SettingChange], config: &Config, explained: &[Explaine
     for SettingChange { scope, key, .. } in changes.iter().filter(|change| change.value.is_some()) {
         let is_there = explained.iter().any(|known| (&known.section, &known.key) == (scope, key));
         if !is_there {
-            return Err(SettingsError::Unknown(format!(
+            return Err(SettingsError::Conflict(format!(
                 "this node has no [{scope}] in its configuration: ask a node that has"
             )));
         }
@@ -103,7 +103,7 @@ fn check_reach(changes: &[SettingChange], config: &Config, explained: &[Explaine
             Some(pool) => pool,
         };
         if !config.node.pools.iter().any(|served| served.name.as_str() == pool) {
-            return Err(SettingsError::Unknown(format!(
+            return Err(SettingsError::Conflict(format!(
                 "this node does not serve the pool {pool}: ask a node that does"
             )));
         }
@@ -154,7 +154,7 @@ fn check_keys(changes: &[SettingChange]) -> Result<(), SettingsError> {
     let mut seen = BTreeSet::new();
     for SettingChange { scope, key, value } in changes {
         let Some(known) = Key::of(scope, key) else {
-            return Err(SettingsError::Unknown(format!(
+            return Err(SettingsError::Refused(format!(
                 "there is no key {scope}.{key}: `harbor config list` shows all"
             )));
         };
@@ -189,7 +189,7 @@ fn laid_over(present: &[Setting], changes: &[SettingChange]) -> Result<Vec<Setti
         let before = before.map(|index| wanted.remove(index));
         match (value, before) {
             (None, None) => {
-                return Err(SettingsError::Unknown(format!(
+                return Err(SettingsError::Conflict(format!(
                     "{scope}.{key} is not set live: `harbor config get {scope} {key}` says where it comes from"
                 )));
             }

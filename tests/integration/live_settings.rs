@@ -163,7 +163,7 @@ async fn what_cannot_be_set_is_refused_with_what_to_do_and_changes_nothing() {
         ),
         (
             &["unset", range],
-            2,
+            1,
             "harbor: harbor_node.port_range is not set live: `harbor config get harbor_node port_range` says where it comes from.",
         ),
         (

@@ -539,7 +539,6 @@ async fn what_operators_are_told_of_settings_is_what_it_describes() {
     node.observations.send_modify(|seen| Arc::make_mut(seen).applied = Some(Revision(1_000)));
     for (outcome, status) in [
         (Ok(wire::Configuration { keys }), 200),
-        (Err(SettingsError::Unknown(words())), 422),
         (Err(SettingsError::Refused(words())), 422),
         (Err(SettingsError::Conflict(words())), 409),
         (Err(SettingsError::Unavailable(words())), 503),
