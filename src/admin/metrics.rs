@@ -97,6 +97,9 @@ fn state(status: &Status) -> Registry {
     let store = Gauge::<i64>::default();
     store.set(i64::from(!matches!(status.store, Link::Down { .. })));
     registry.register("store_up", "1 while the store answers", store);
+    let nats = Gauge::<i64>::default();
+    nats.set(i64::from(!matches!(status.nats, Link::Absent)));
+    registry.register("nats_configured", "1 where there are NATS servers to connect to", nats);
     let listeners = Family::<StateLabels, Gauge>::default();
     let counts = status.listeners;
     for (state, listener_count) in [

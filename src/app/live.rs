@@ -126,7 +126,9 @@ async fn take_back(
     let former = changes.iter().map(former).collect::<Vec<_>>();
     let taken_back = reach.control.change_settings(&former, &format!("harbor, for {who}"), read_at).await;
     if let Err(refusal) = &taken_back {
-        tracing::error!(%refusal, changes = told(changes), "live settings that cannot be taken over were not taken back");
+        let changes = changes.iter().map(|change| format!("{}.{}", change.scope, change.key)).collect::<Vec<_>>();
+        let changes = changes.join(", ");
+        tracing::error!(%refusal, changes, "live settings that cannot be taken over were not taken back");
     }
     taken_back.map(drop)
 }
@@ -140,11 +142,11 @@ fn refused(refusal: ReloadRefusal) -> SettingsError {
     }
 }
 
-/// For the log: live settings hold no secrets.
-fn told(changes: &[SettingChange]) -> String {
-    let told = changes.iter().map(|SettingChange { scope, key, value }| match value {
-        Some(value) => format!("{scope}.{key} = {value:?}"),
-        None => format!("{scope}.{key} unset"),
+/// Those of the configuration, for messages: live settings hold no secrets.
+pub(super) fn told(settings: &[Setting]) -> String {
+    let told = of_configuration(settings).into_iter().map(|Setting { scope, key, value, .. }| {
+        let value = value.unwrap_or_default();
+        format!("{scope}.{key} = {value:?}")
     });
     told.collect::<Vec<_>>().join(", ")
 }

@@ -231,10 +231,13 @@ async fn with_live_settings(
     let patient = patient && store.serves_many();
     let (_, settings) = ask(patient, store::Fault::passes, async || store.settings().await).await?;
     let text = config::Text::of(sources)?;
-    let (config, explained) = config::load_from(text.as_ref(), &live::with_settings(sources, &settings)).context(
-        "the configuration cannot be used with the live settings of this store: change it so that it can, start, and \
-         see `harbor config list`",
-    )?;
+    let loaded = config::load_from(text.as_ref(), &live::with_settings(sources, &settings));
+    let (config, explained) = loaded.with_context(|| {
+        format!(
+            "the configuration cannot be used with the live settings of this store ({}): change it so that it can, and start",
+            live::told(&settings)
+        )
+    })?;
     Ok((config, (live::told_keys(explained, &settings, &[]), text)))
 }
 

@@ -66,8 +66,9 @@ pub(super) async fn reload(running: &mut Config, reach: &Reloadable<'_>) {
     let (text, (wanted, explained)) = match read {
         Ok(read) => read,
         Err(error) => {
+            let live = Some(live::told(&settings)).filter(|live| !live.is_empty());
             for problem in &error.problems {
-                tracing::error!(%problem, "the configuration was not taken over");
+                tracing::error!(%problem, live = live.as_deref(), "the configuration was not taken over");
             }
             return;
         }

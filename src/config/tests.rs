@@ -743,6 +743,7 @@ fn other_values_are_checked() {
         ("discovery.trusted = 3", "this is a whole number, but must be a list of sections"),
         ("discovery.trusted = [3]", "this is a whole number, but must be a section"),
         ("harbor_node.host = \"a b\"", "\"a b\" is neither a host name nor an address"),
+        ("harbor_node.hostname = \"--json\"", "\"--json\" is neither a host name nor an address"),
         ("harbor_node.listen = [\"eth0\"]", "\"eth0\" is not an IP address: write for example \"0.0.0.0\" or \"::\""),
         ("harbor_node.listen = []", "this list is empty: write at least one address, or leave the key out"),
         ("harbor_node.int_port = 0", "this must be a number from 1 to 65535"),

@@ -141,7 +141,7 @@ pub fn ports(entry: &Entry) -> Read<PortSet> {
 pub fn host(entry: &Entry) -> Read<String> {
     let text = text(entry)?;
     let strange = |c: char| c.is_whitespace() || c.is_control() || "/@?#[]\"".contains(c);
-    if text.len() > 253 || text.contains(strange) {
+    if text.len() > 253 || text.contains(strange) || text.starts_with('-') {
         return Err(entry.problem(format!("{text:?} is neither a host name nor an address")));
     }
     Ok(text)

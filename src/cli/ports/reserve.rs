@@ -61,6 +61,12 @@ impl Reserve {
         if !is_name(&self.name) {
             return Err(Failure::Usage(format!("{:?} is no name for ports: {NAME_RULE}", self.name)));
         }
+        if self.port.is_none() && run_of_ports(&self.name).is_ok() {
+            return Err(Failure::Usage(format!(
+                "{0:?} would be the name: write `harbor ports reserve NAME {0}` for these ports, or a name with a letter",
+                self.name
+            )));
+        }
         let wanted = WantedPorts {
             port: self.port.as_ref().map(shown),
             count: self.ports,

@@ -136,3 +136,22 @@ async fn the_machine_is_held_against_the_range_that_holds() {
     assert_eq!((code, stderr.as_str()), (0, ""));
     assert_eq!(checked(), None);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_live_settings_keep_from_starting_names_them() {
+    let site = Site::new("29710-29714", "");
+    let node = site.serve().await;
+    fine(&site, &node, &["set", "harbor_node", "port_range", "29710-29719"]);
+    let games = "[pools.games]\nport_range = \"29715-29719\"\nhost = \"10.0.0.5\"\n";
+    let text = fs::read_to_string(site.config()).unwrap() + games;
+    fs::write(site.config(), text).unwrap();
+    let live = "harbor_node.port_range = \\\"29710-29719\\\"";
+    node.signal(Signal::HUP);
+    let told = node.logged("the configuration was not taken over");
+    assert!(told.contains(live) && told.contains("port 29715"), "{told}");
+    assert!(node.terminate().success());
+    let output = site.command(&["serve"]).output().expect("it is built");
+    let told = String::from_utf8(output.stderr).expect("text");
+    assert!(!output.status.success() && told.contains("port 29715"), "{told}");
+    assert!(told.contains("harbor_node.port_range = \"29710-29719\""), "{told}");
+}

@@ -368,6 +368,17 @@ async fn what_one_node_reserves_no_other_gives_out() {
     .await;
 }
 
+#[test]
+fn a_port_is_no_name() {
+    for port in ["21001", "21001-21005"] {
+        let words = format!(
+            "harbor: {port:?} would be the name: write `harbor ports reserve NAME {port}` for these ports, or a name with a \
+             letter\n"
+        );
+        cli::check(&[], &["ports", "reserve", port], 2, "", &words);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_port_is_told_page_by_page() {
     let site = Site::new("24740-24759", "").with("harbor_node.quarantine", "1h");
