@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    FINE, FOUND_A_PROBLEM, Failure, Outcome,
+    FINE, FOUND_A_PROBLEM, Failure, Outcome, complain,
     operator::{Node, Reach},
     print,
 };
@@ -62,6 +62,11 @@ impl Status {
                 };
                 let (text, code) = match looked {
                     // It may be restarted a moment later.
+                    Err(Failure::Problem(error)) if self.json => {
+                        complain(&format!("{error:#}"));
+                        last = FOUND_A_PROBLEM;
+                        continue;
+                    }
                     Err(Failure::Problem(error)) => (format!("{error:#}\n"), FOUND_A_PROBLEM),
                     looked => looked?,
                 };

@@ -151,12 +151,14 @@ fn build(settings: &Settings) -> Result<(impl Subscriber + Send + Sync, Log), Lo
     let mut log = Log { level, reopen: Vec::new(), writers: Vec::new() };
     // Both outputs would share one formatting of a span's fields, so colour is only for a terminal alone.
     let colour = io::stdout().is_terminal() && settings.directory.is_none() && std::env::var_os("NO_COLOR").is_none();
-    let (output, guard) = queue("log-stdout", io::stdout(), colour);
+    let (output, guard) = queue("log-stdout", io::stdout(), settings.format, colour);
     log.writers.push(guard);
     let output = layer(settings.format, output, colour);
     let files = match &settings.directory {
         None => None,
-        Some(directory) => Some(layer(settings.format, ComponentFiles::open(directory, &mut log)?, false)),
+        Some(directory) => {
+            Some(layer(settings.format, ComponentFiles::open(directory, settings.format, &mut log)?, false))
+        }
     };
     Ok((tracing_subscriber::registry().with(filter).with(output).with(files), log))
 }
@@ -173,8 +175,13 @@ where
     }
 }
 
-fn queue(thread: &str, output: impl Write + Send + 'static, colour: bool) -> (NonBlocking, WorkerGuard) {
-    let output = OneLine { output, colour };
+fn queue(
+    thread: &str,
+    output: impl Write + Send + 'static,
+    format: Format,
+    colour: bool,
+) -> (NonBlocking, WorkerGuard) {
+    let output = OneLine { output, format, colour };
     NonBlockingBuilder::default().buffered_lines_limit(MAX_WAITING_LINES).thread_name(thread).finish(output)
 }
 
@@ -184,6 +191,8 @@ struct OneLine<W> {
     output: W,
     /// Whether events hold colours of our own; then escape characters stay.
     colour: bool,
+    /// JSON knows one way to write any character.
+    format: Format,
 }
 
 impl<W: Write> Write for OneLine<W> {
@@ -191,7 +200,11 @@ impl<W: Write> Write for OneLine<W> {
         let is_unfit = |byte: u8| byte.is_ascii_control() && byte != b'\t' && !(self.colour && byte == b'\x1b');
         let line = event.strip_suffix(b"\n").unwrap_or(event);
         if line.iter().any(|byte| is_unfit(*byte)) {
-            let escape = |byte: &u8| if is_unfit(*byte) { byte.escape_ascii().collect() } else { vec![*byte] };
+            let escape = |byte: &u8| match (is_unfit(*byte), self.format) {
+                (false, _) => vec![*byte],
+                (true, Format::Text) => byte.escape_ascii().collect(),
+                (true, Format::Json) => format!("\\u{byte:04x}").into_bytes(),
+            };
             let mut escaped: Vec<u8> = line.iter().flat_map(escape).collect();
             escaped.push(b'\n');
             self.output.write_all(&escaped)?;
@@ -242,7 +255,7 @@ impl Component {
 struct ComponentFiles([NonBlocking; 4]);
 
 impl ComponentFiles {
-    fn open(directory: &Path, log: &mut Log) -> Result<Self, LogError> {
+    fn open(directory: &Path, format: Format, log: &mut Log) -> Result<Self, LogError> {
         let failed = |path: &Path, source| LogError::File { path: path.into(), source };
         DirBuilder::new()
             .recursive(true)
@@ -253,7 +266,7 @@ impl ComponentFiles {
             let path = directory.join(component.file_name());
             let reopen = Arc::new(AtomicBool::new(false));
             let file = open_file(&path).map_err(|error| failed(&path, error))?;
-            let (writer, guard) = queue("log-file", LogFile { path, file, reopen: Arc::clone(&reopen) }, false);
+            let (writer, guard) = queue("log-file", LogFile { path, file, reopen: Arc::clone(&reopen) }, format, false);
             log.reopen.push(reopen);
             log.writers.push(guard);
             Ok(writer)
@@ -345,6 +358,23 @@ mod tests {
         assert_eq!(messages("harbor_store.log"), ["first store"]);
         let mode = fs::metadata(logs.join("harbor_node.log")).unwrap().permissions().mode();
         assert_eq!(mode & 0o137, 0, "mode {mode:o}");
+    }
+
+    #[test]
+    fn a_line_of_json_stays_json_whatever_a_caller_sends() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings =
+            Settings { format: Format::Json, level: "info".into(), directory: Some(directory.path().to_path_buf()) };
+        let (subscriber, log) = build(&settings).unwrap();
+        let id = "a\u{7f}b\r\n\u{1b}\u{0}\u{9b}";
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(target: "harbor::broker", service_instance = %id, "provisioned");
+        });
+        drop(log);
+        let text = fs::read_to_string(directory.path().join("harbor_gateway.log")).unwrap();
+        assert!(!text.trim_end().contains(|c: char| c.is_ascii_control()), "{text:?}");
+        let line = serde_json::from_str::<serde_json::Value>(&text).unwrap();
+        assert_eq!(line["fields"]["service_instance"], id);
     }
 
     #[test]

@@ -20,18 +20,21 @@ const WORDS: &[&str] = &[
     "changes",
     "count",
     "histogram_quantile",
+    "ignoring",
     "increase",
     "label_values",
     "max",
+    "max_over_time",
     "or",
     "rate",
     "sum",
     "time",
     "topk",
+    "without",
 ];
 
 /// Words that are followed by labels in parentheses.
-const GROUPING: &[&str] = &["by"];
+const GROUPING: &[&str] = &["by", "ignoring", "without"];
 
 /// What Prometheus adds.
 const OF_PROMETHEUS: &[&str] = &["job", "instance", "le", "__name__"];
