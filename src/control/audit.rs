@@ -9,7 +9,7 @@ use crate::model::{
     pool::Pool,
     requester::{Identity, Requester, Said},
     service_instance::ServiceInstance,
-    setting::SettingChange,
+    setting::{BLOCKED, SUSPENDED, SettingChange},
 };
 
 /// What a filter names to have these lines and no others.
@@ -71,7 +71,7 @@ pub enum Change<'a> {
         /// The revision of the change.
         revision: Revision,
     },
-    /// A live setting is set, or unset.
+    /// A live setting is set, or unset; one of those holds a service instance or a network back.
     Set {
         /// Which, and to what.
         setting: &'a SettingChange,
@@ -169,7 +169,14 @@ pub fn note(by: &Requester, change: Change<'_>) {
                 ..Line::default()
             },
             Change::Set { setting, revision } => Line {
-                action: if setting.value.is_some() { "set" } else { "unset" },
+                action: match (setting.scope.as_str(), setting.value.is_some()) {
+                    (SUSPENDED, true) => "suspend",
+                    (SUSPENDED, false) => "resume",
+                    (BLOCKED, true) => "block",
+                    (BLOCKED, false) => "unblock",
+                    (_, true) => "set",
+                    (_, false) => "unset",
+                },
                 setting: Some(setting),
                 revision: Some(revision),
                 ..Line::default()

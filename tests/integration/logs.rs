@@ -19,7 +19,7 @@ use harbor::{
         pool::{Pool, PoolNames},
         requester::{Identity, Requester, Said},
         service_instance::ServiceInstance,
-        setting::SettingChange,
+        setting::{BLOCKED, SUSPENDED, SettingChange},
     },
 };
 use hyper::Method;
@@ -133,6 +133,8 @@ fn each_change(write: impl Fn(Change<'_>)) {
     };
     let set = SettingChange { scope: "log".into(), key: "level".into(), value: Some("info".into()) };
     let unset = SettingChange { value: None, ..set.clone() };
+    let of = |scope: &str, one: &SettingChange| SettingChange { scope: scope.into(), ..one.clone() };
+    let sets = ["log", SUSPENDED, BLOCKED].map(|scope| [of(scope, &set), of(scope, &unset)]).concat();
     let mut change = Some(Change::Provisioned(&instance));
     while let Some(this) = change {
         write(this);
@@ -147,11 +149,11 @@ fn each_change(write: impl Fn(Change<'_>)) {
             Change::Bound(..) => Some(Change::Unbound(&binding)),
             Change::Unbound(_) => Some(Change::PoolDefined { pool: &pool, node: &node, revision: Revision(9) }),
             Change::PoolDefined { .. } => Some(Change::PoolDropped { pool: &pool, revision: Revision(12) }),
-            Change::PoolDropped { .. } => Some(Change::Set { setting: &set, revision: Revision(10) }),
-            Change::Set { setting: SettingChange { value: Some(_), .. }, .. } => {
-                Some(Change::Set { setting: &unset, revision: Revision(11) })
-            }
-            Change::Set { .. } => Some(Change::Reservation(&set)),
+            Change::PoolDropped { .. } => Some(Change::Set { setting: &sets[0], revision: Revision(10) }),
+            Change::Set { setting, revision } => Some(match sets.iter().skip_while(|one| *one != setting).nth(1) {
+                Some(setting) => Change::Set { setting, revision },
+                None => Change::Reservation(&set),
+            }),
             Change::Reservation(SettingChange { value: Some(_), .. }) => Some(Change::Reservation(&unset)),
             Change::Reservation(_) => Some(Change::SecretRotated),
             Change::SecretRotated => Some(Change::RotationFinished),
@@ -328,6 +330,12 @@ async fn a_node_writes_who_has_changed_what_and_how_each_flow_ended() {
         assert_eq!(audited(&harbor, action, "admin token").await, line);
     }
     harbor.ready().await;
+    let network = "/admin/v1/blocked/203.0.113.0%2F24";
+    for (method, action) in [(Method::PUT, "block"), (Method::DELETE, "unblock")] {
+        assert_eq!(operator.send(method, network, None).await.status, 200);
+        let line = audited(&harbor, action, "admin token").await;
+        assert_eq!((&line["user"], &line["setting"]), (&json!("duke@one"), &json!("blocked.203.0.113.0/24")));
+    }
     let process = harbor.restart();
     let restarted = audited(&harbor, "restart", "signal").await;
     assert_eq!((&restarted["process"], &restarted["node"]), (&json!(process), &json!("harbor_node_1")));
