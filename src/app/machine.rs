@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use tokio::task::spawn_blocking;
 
 use crate::{
     config::Config,
@@ -26,11 +27,15 @@ pub(super) fn make_data_dir(config: &Config) -> anyhow::Result<()> {
     made.with_context(|| format!("{} cannot be made: set harbor_node.data_dir to another directory", path.display()))
 }
 
-/// Takes the descriptors this process may have, and says in the log what of the machine does not fit, as
-/// `harbor ports check` does.
+/// Says in the log what of the machine does not fit, as `harbor ports check` does. Nobody waits for it: where there are
+/// many sockets it takes seconds.
 pub(super) fn judge(config: &Config) {
     let needs = machine_needs(config);
-    for Finding { severity, code, pool, says, mend } in host::judge(&needs, &host::survey(&needs)) {
+    drop(spawn_blocking(move || tell(&needs)));
+}
+
+fn tell(needs: &Needs) {
+    for Finding { severity, code, pool, says, mend } in host::judge(needs, &host::survey(needs)) {
         let (code, pool, mend) = (code.as_str(), pool.as_ref().map(tracing::field::display), mend.as_deref());
         match severity {
             // The configuration has warned of it already.

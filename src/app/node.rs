@@ -43,7 +43,7 @@ use crate::{
     discovery::{self, Discovery, Relays},
     forwarder::{Forwarder, PortSockets, Surroundings},
     health::{checks, last_known, probe::Connect},
-    host::ServiceManager,
+    host::{self, ServiceManager},
     model::{
         Clock, PoolName, ServiceInstanceId,
         desired::DesiredState,
@@ -171,7 +171,7 @@ pub(super) async fn run(
             config = with_live_settings(&store, sources, patient) => config?,
             () = signals.end() => return Ok(()),
         };
-        machine::judge(&config);
+        host::raise_descriptor_limit();
         let manager = Arc::new(ServiceManager::from_environment());
         let apis = Apis::bind(&config, apis, &manager).await?;
         let rest = (program, manager, ports, threads);
@@ -442,6 +442,7 @@ impl Node {
                 self.start_discovery(&mut running, sources, nats_link);
                 self.manager.ready();
                 tracing::info!(node = %running.config.node.id, "ready");
+                machine::judge(&running.config);
                 self.attend(&mut running, signals, &mut requests, &mut settings).await
             }
             Ok(false) => Ok(Left::Ended),

@@ -12,7 +12,6 @@ pub struct DescriptorLimit {
 }
 
 /// Raises this process's limit as far as it may without privileges; on Linux the default is far below that.
-#[must_use]
 pub fn raise_descriptor_limit() -> DescriptorLimit {
     let limit = getrlimit(Resource::Nofile);
     let before = limit.current.unwrap_or(u64::MAX);

@@ -420,7 +420,8 @@ fn held_apis(needs: &Needs, machine: &Machine, found: &mut Vec<Finding>) {
 /// The sockets of others. One whose process cannot be seen is Harbor's where Harbor runs as the same user.
 fn strangers(machine: &Machine) -> impl Iterator<Item = &Held> {
     let harbors = machine.processes.iter().filter(|process| process.is_harbor());
-    let ids = harbors.clone().map(|process| process.id).collect::<BTreeSet<_>>();
+    // One that serves has ports of its own, whatever its program is called.
+    let ids = harbors.clone().map(|process| process.id).chain([machine.own_process]).collect::<BTreeSet<_>>();
     // Who looks may be root, to see more: not each socket of root is Harbor's.
     let others = harbors.filter(|process| process.id != machine.own_process);
     let users = others.map(|process| process.user_id).collect::<BTreeSet<_>>();

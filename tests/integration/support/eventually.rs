@@ -15,13 +15,22 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// # Panics
 /// After [`PATIENCE`], with `what`.
 #[track_caller]
-pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    eventually_for(PATIENCE, what, look)
+}
+
+/// The same for what takes its time by itself.
+///
+/// # Panics
+/// After `patience`, with `what`.
+#[track_caller]
+pub fn eventually_for<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
         #[expect(clippy::disallowed_methods, reason = "the one place where tests look again after a pause")]
         std::thread::sleep(LOOK_EVERY);
     }

@@ -14,16 +14,29 @@ use std::{
         atomic::{AtomicU32, Ordering},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
-use rustix::process::{Pid, Signal, getpgid, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{eventually::PATIENCE, http::Client};
+use super::{
+    eventually::{PATIENCE, eventually, eventually_for},
+    http::Client,
+};
 
 /// `harbor:secret`, as the tests' configurations have it.
 pub const AUTHORIZATION: &str = "Basic aGFyYm9yOnNlY3JldA==";
+
+/// How long a hot restart may take: its own bounds are longer still.
+const RESTARTS_WITHIN: Duration = Duration::from_secs(80);
+
+/// How long a process that was told to end may take: some wait for what is open.
+const ENDS_WITHIN: Duration = Duration::from_secs(120);
+
+/// By this variable, with a value of its own for each [`Harbor`], its processes are known: those that they start inherit it.
+const FAMILY: &str = "FAMILY_OF_A_TEST";
 
 /// A directory with a configuration and the state of one node; processes come and go on it.
 #[derive(Debug)]
@@ -37,6 +50,7 @@ pub struct Site {
 #[derive(Debug)]
 pub struct Harbor {
     child: Child,
+    family: String,
     /// Which of them serves.
     serving: AtomicU32,
     admin_token_file: PathBuf,
@@ -143,8 +157,10 @@ quarantine = "0s"
 
     /// Starts `harbor serve` by this command of the site.
     pub fn start_with(&self, mut command: Command) -> Harbor {
-        // In a group of their own, so that whoever it hands over to ends with it.
-        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let family = format!("{}-{}", std::process::id(), STARTED.fetch_add(1, Ordering::SeqCst));
+        // In a group of its own: what a terminal tells the tests is not for it.
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).env(FAMILY, &family);
         let mut child = command.spawn().expect("the binary is built with the tests");
         let log = Arc::new(Log::default());
         let stdout = child.stdout.take().expect("piped");
@@ -162,6 +178,7 @@ quarantine = "0s"
         Harbor {
             serving: AtomicU32::new(child.id()),
             child,
+            family,
             admin_token_file: self.data().join("admin.token"),
             _directory: Arc::clone(&self.directory),
             log,
@@ -199,17 +216,22 @@ impl Log {
 
     #[track_caller]
     fn wait_for<T>(&self, what: &str, look: impl FnMut(&LogState) -> Option<T>) -> T {
-        let (found, last) = self.look_for(look);
+        self.wait_longer_for(what, PATIENCE, look)
+    }
+
+    #[track_caller]
+    fn wait_longer_for<T>(&self, what: &str, patience: Duration, look: impl FnMut(&LogState) -> Option<T>) -> T {
+        let (found, last) = self.look_for(patience, look);
         found.unwrap_or_else(|| panic!("harbor: no {what}; its log ends:\n{last}"))
     }
 
     /// Waits until `look` finds something, or there is nothing more to come. Returns the end of the log too.
-    fn look_for<T>(&self, mut look: impl FnMut(&LogState) -> Option<T>) -> (Option<T>, String) {
+    fn look_for<T>(&self, patience: Duration, mut look: impl FnMut(&LogState) -> Option<T>) -> (Option<T>, String) {
         let state = self.state.lock().expect("no panic under the lock");
         let mut found = None;
         let (state, _) = self
             .grown
-            .wait_timeout_while(state, PATIENCE, |state| {
+            .wait_timeout_while(state, patience, |state| {
                 found = look(state);
                 found.is_none() && !state.ended
             })
@@ -239,7 +261,7 @@ impl Harbor {
     /// Whether it becomes ready, rather than ending before.
     pub fn comes_up(&self) -> bool {
         let ready = |line: &String| line.contains(r#""message":"ready""#);
-        self.log.look_for(|state| state.lines.iter().any(ready).then_some(())).0.is_some()
+        self.log.look_for(PATIENCE, |state| state.lines.iter().any(ready).then_some(())).0.is_some()
     }
 
     /// All that it has logged so far.
@@ -285,10 +307,12 @@ impl Harbor {
         let serves = |line: &String| line.contains("hot restart: another process serves");
         let before = self.log.state.lock().expect("no panic under the lock").lines.iter().filter(|l| serves(l)).count();
         self.signal(Signal::USR2);
-        let line = self.log.wait_for("process that has taken over", |state| {
-            assert!(!state.lines.iter().any(|line| line.contains("the hot restart failed")), "{:?}", state.lines);
-            state.lines.iter().filter(|line| serves(line)).nth(before).cloned()
+        let line = self.log.wait_longer_for("process that has taken over", RESTARTS_WITHIN, |state| {
+            let failed = |line: &&String| line.contains("the hot restart failed");
+            let failure = state.lines.iter().find(failed).cloned();
+            failure.or_else(|| state.lines.iter().filter(|line| serves(line)).nth(before).cloned())
         });
+        assert!(serves(&line), "{line}");
         let event: Value = serde_json::from_str(&line).expect("the log is JSON");
         let process = event["fields"]["process"].as_u64().and_then(|id| u32::try_from(id).ok()).expect("a process id");
         self.serves_now(process);
@@ -313,21 +337,36 @@ impl Harbor {
 
     /// Waits for its end.
     pub fn wait(mut self) -> ExitStatus {
-        let status = self.child.wait().expect("it is our child");
+        let ended = || self.child.try_wait().expect("it is our child");
+        let status = eventually_for(ENDS_WITHIN, "harbor ends", ended);
         self.join();
         status
     }
 
     fn end(&mut self) {
-        // Whoever has taken over has a group of its own; its number may be another's by now. They may have ended by themselves.
-        let is_ours = std::fs::read_link(format!("/proc/{}/exe", self.pid()))
-            .is_ok_and(|program| program == Path::new(env!("CARGO_BIN_EXE_harbor")));
-        if let (true, Ok(group)) = (is_ours, getpgid(Some(pid(self.pid())))) {
-            let _ = kill_process_group(group, Signal::KILL);
-        }
-        let _ = kill_process_group(pid(self.child.id()), Signal::KILL);
+        // Whoever has the log open keeps its reader: all that take over, all that were to, and all that finish what is open.
+        eventually("all processes have ended", || {
+            let left = self.relatives();
+            for process in &left {
+                let _ = kill_process(*process, Signal::KILL);
+            }
+            let _ = self.child.try_wait();
+            left.is_empty().then_some(())
+        });
         let _ = self.child.wait();
         self.join();
+    }
+
+    /// Its processes that have not ended, by what they were started with.
+    fn relatives(&self) -> Vec<Pid> {
+        let mark = format!("{FAMILY}={}", self.family);
+        let has_it = |process: &Pid| {
+            let variables = std::fs::read(format!("/proc/{}/environ", process.as_raw_nonzero())).unwrap_or_default();
+            variables.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+        };
+        let entries = std::fs::read_dir("/proc").expect("there is /proc");
+        let ids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        ids.filter_map(Pid::from_raw).filter(has_it).collect()
     }
 
     fn join(&mut self) {
