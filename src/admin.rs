@@ -114,11 +114,15 @@ pub struct Sources {
     pub change_settings: mpsc::Sender<SettingsRequest>,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// How many lines of the log were lost.
+    pub log_lines_lost: Box<dyn Fn() -> u64 + Send + Sync>,
     /// What has been counted of each port.
     pub port_counts: Box<dyn Fn() -> HashMap<ServiceInstanceId, PortCounts> + Send + Sync>,
     /// What operators show.
     pub token: Token,
-    /// Whether metrics are shown without it.
+    /// What shows the metrics too, and nothing else.
+    pub metrics_token: Option<Token>,
+    /// Whether metrics are shown without a token.
     pub metrics_public: bool,
     /// Whether `/metrics` has the series of each service instance too.
     pub metrics_instances: bool,

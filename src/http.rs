@@ -50,6 +50,9 @@ pub struct Limits {
     pub max_headers: usize,
     /// Bytes of one request head.
     pub max_head_bytes: usize,
+    /// How long a caller may take nothing of an answer, or acknowledge nothing: the connection is reset then. It holds what
+    /// the answer is made of.
+    pub stall_timeout: Duration,
     /// How long requests may take to finish after shutdown.
     pub shutdown_grace: Duration,
 }
@@ -62,6 +65,7 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(30),
             max_headers: 64,
             max_head_bytes: 32 * 1024,
+            stall_timeout: Duration::from_secs(30),
             shutdown_grace: Duration::from_secs(10),
         }
     }

@@ -11,9 +11,10 @@ use axum::{
 use futures_util::stream;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
-    metrics::{family::Family, gauge::Gauge, info::Info},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
     registry::{Registry, Unit},
 };
+use tokio::task::spawn_blocking;
 
 use super::{
     Sources,
@@ -47,7 +48,10 @@ pub(super) async fn show(State(sources): State<Arc<Sources>>, headers: HeaderMap
     if let Some(refused) = metrics_refused(&sources, &headers) {
         return refused;
     }
-    let text = encode(&sources, &status::summary(&sources).await);
+    let status = status::summary(&sources).await;
+    // What the kernel says of a process may take it milliseconds.
+    let asked = Arc::clone(&sources);
+    let text = spawn_blocking(move || encode(&asked, &status)).await.expect("writing does not panic");
     let instances = sources.metrics_instances.then(|| instances::pieces(&sources));
     answer(iter::once(text).chain(instances.into_iter().flatten()))
 }
@@ -61,7 +65,10 @@ pub(super) async fn show_instances(State(sources): State<Arc<Sources>>, headers:
 }
 
 fn metrics_refused(sources: &Sources, headers: &HeaderMap) -> Option<Response> {
-    if sources.metrics_public { None } else { refused(headers, &sources.token) }
+    if sources.metrics_public {
+        return None;
+    }
+    refused(headers, iter::once(&sources.token).chain(&sources.metrics_token))
 }
 
 /// Each piece is made when the one who asks has taken those before.
@@ -73,7 +80,7 @@ fn answer(pieces: impl Iterator<Item = String> + Send + 'static) -> Response {
 /// Counters and state as one text, without its last line.
 fn encode(sources: &Sources, status: &Status) -> String {
     let mut text = sources.metrics.encode();
-    for registry in [&state(status), &process(sources.started_at)] {
+    for registry in [&state(status), &log(sources), &process(sources.started_at)] {
         text::encode_registry(&mut text, registry).expect("writing to a String cannot fail");
     }
     text
@@ -153,6 +160,18 @@ fn state(status: &Status) -> Registry {
         }
     }
     registry.register("pool_ports", "Ports of a pool by state", ports);
+    registry
+}
+
+fn log(sources: &Sources) -> Registry {
+    let mut registry = Registry::with_prefix("harbor");
+    let lost = Counter::<u64>::default();
+    lost.inc_by((sources.log_lines_lost)());
+    registry.register(
+        "log_lines_lost",
+        "Lines of the log that were lost, as they came faster than they were written",
+        lost,
+    );
     registry
 }
 

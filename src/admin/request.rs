@@ -28,20 +28,20 @@ const UNNAMED: &str = "operator";
 
 /// Lets those in who show the token.
 pub(super) async fn gate(State(sources): State<Arc<Sources>>, request: Request, next: Next) -> Response {
-    match refused(request.headers(), &sources.token) {
+    match refused(request.headers(), [&sources.token]) {
         None => next.run(request).await,
         Some(refused) => refused,
     }
 }
 
-/// The refusal of a request that does not show the token.
-pub(super) fn refused(headers: &HeaderMap, token: &Token) -> Option<Response> {
+/// The refusal of a request that shows none of the tokens.
+pub(super) fn refused<'a>(headers: &HeaderMap, tokens: impl IntoIterator<Item = &'a Token>) -> Option<Response> {
     let presented = headers.get(header::AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
     let presented = match presented.split_first_chunk::<7>() {
         Some((scheme, presented)) if scheme.eq_ignore_ascii_case(b"bearer ") => presented,
         _ => b"",
     };
-    if token.matches(presented) {
+    if tokens.into_iter().any(|token| token.matches(presented)) {
         return None;
     }
     let mut refused = refusal(

@@ -57,7 +57,7 @@ impl FlowLines {
         let [to_backend, to_client] = record.datagrams.map_or([None; 2], |datagrams| datagrams.map(Some));
         tracing::info!(
             target: TARGET,
-            service_instance = %record.service_instance_id,
+            service_instance = record.service_instance_id.as_str(),
             pool = %record.pool,
             port = record.port,
             transport = record.end.transport().as_str(),

@@ -110,6 +110,7 @@ struct Node {
     relays: Option<Relays>,
     passwords: Arc<broker::Passwords>,
     admin_token: admin::Token,
+    metrics_token: Option<admin::Token>,
     mode: watch::Sender<Mode>,
 }
 
@@ -290,6 +291,7 @@ impl Node {
         let token_file = config.admin.token_file.clone();
         let token_file = token_file.unwrap_or_else(|| config.node.data_dir.join(admin::wire::TOKEN_FILE_NAME));
         let admin_token = admin::Token::load_or_make(&token_file)?;
+        let metrics_token = config.admin.metrics_token_file.as_deref().map(admin::Token::load_or_make).transpose()?;
         let backends = Backends::new(config.discovery.max_backends);
         let (observe, observations) = watch::channel(Arc::new(Observations::default()));
         let sockets = Arc::new(Sockets::new(ports, Arc::clone(&manager)));
@@ -372,6 +374,7 @@ impl Node {
             relays: Some(relays),
             passwords: Arc::new(broker::Passwords::new(&username, &passwords)),
             admin_token,
+            metrics_token,
             mode: watch::Sender::new(Mode::Starting),
         })
     }
@@ -657,6 +660,8 @@ impl Node {
                 move || forwarder.port_counts()
             }),
             token: self.admin_token.clone(),
+            metrics_token: self.metrics_token.clone(),
+            log_lines_lost: Box::new(reach.log.lost()),
             metrics_public: config.admin.metrics_public,
             metrics_instances: config.admin.metrics_instances,
         })

@@ -11,7 +11,9 @@ pub struct Admin {
     pub listen: SocketAddr,
     /// Where the token is; absent: `admin.token` in the data directory, made once.
     pub token_file: Option<PathBuf>,
-    /// Whether metrics are shown without the token.
+    /// Where a token is that shows metrics and nothing else.
+    pub metrics_token_file: Option<PathBuf>,
+    /// Whether metrics are shown without a token.
     pub metrics_public: bool,
     /// Whether `/metrics` has the series of each service instance too.
     pub metrics_instances: bool,
@@ -22,6 +24,7 @@ impl Admin {
         let listen =
             section.get("listen", value::socket_address).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8081)));
         let token_file = section.get("token_file", value::path);
+        let metrics_token_file = section.get("metrics_token_file", value::path);
         let metrics_public = section.get("metrics_public", value::flag);
         let metrics_instances = section.get("metrics_instances", value::flag).unwrap_or(false);
         let loopback = listen.ip().to_canonical().is_loopback();
@@ -32,6 +35,7 @@ impl Admin {
             );
         }
         section.finish();
-        Self { listen, token_file, metrics_public: metrics_public.unwrap_or(loopback), metrics_instances }
+        let metrics_public = metrics_public.unwrap_or(loopback);
+        Self { listen, token_file, metrics_token_file, metrics_public, metrics_instances }
     }
 }

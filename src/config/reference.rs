@@ -147,6 +147,12 @@ pub const KEYS: &[Key] = &[
         "whether `/metrics` and `/metrics/instances` need no token",
     ),
     key(
+        "admin.metrics_token_file",
+        Default::Absent,
+        Change::Restart,
+        "where a token is that shows the metrics and nothing else, for Prometheus; made once, mode 0600, when it is not there",
+    ),
+    key(
         "admin.metrics_instances",
         Default::Value("false"),
         Change::Restart,

@@ -31,7 +31,11 @@ fn lines(config: &Config) -> Vec<(&'static str, String)> {
         },
     );
     let admin = &config.admin;
-    let metrics = if admin.metrics_public { "public" } else { "with the token" };
+    let metrics = match (admin.metrics_public, &admin.metrics_token_file) {
+        (true, _) => "public",
+        (false, None) => "with the token",
+        (false, Some(_)) => "with a token of their own",
+    };
     line("admin", format!("{}, metrics {metrics}", listens(admin.listen, false)));
     line("store", config.store.to_string());
     line(

@@ -61,6 +61,7 @@ fn a_password_alone_is_a_configuration() {
         admin: Admin {
             listen: address("127.0.0.1:8081"),
             token_file: None,
+            metrics_token_file: None,
             metrics_public: true,
             metrics_instances: false,
         },
@@ -122,6 +123,7 @@ fn every_section_is_read() {
         [admin]
         listen = "0.0.0.0:8081"
         token_file = "/run/harbor/admin.token"
+        metrics_token_file = "/run/harbor/metrics.token"
         metrics_instances = true
         [store]
         url = "sqlite:/srv/harbor.db"
@@ -197,6 +199,7 @@ fn every_section_is_read() {
     let announce = config.announce.unwrap();
     assert_eq!((announce.public_url.as_str(), announce.tls), ("https://harbor-announce.example.com", None));
     assert_eq!(config.admin.token_file, Some("/run/harbor/admin.token".into()));
+    assert_eq!(config.admin.metrics_token_file, Some("/run/harbor/metrics.token".into()));
     assert!(config.admin.metrics_instances);
     assert!(!config.admin.metrics_public, "beyond loopback metrics are not public by default");
     assert_eq!(config.store.to_string(), "sqlite:/srv/harbor.db");
@@ -297,7 +300,7 @@ fn all_problems_are_told_at_once_with_their_places() {
              HARBOR_BROKER__PASSWORD",
             "harbor.toml:2:10: broker.listen: \"localhost\" is not an address with a port: write for example \
              \"127.0.0.1:8080\" or \"[::]:8080\"",
-            "harbor.toml:5:3: [admin] has no key \"lisen\": it has listen, metrics_instances, metrics_public, token_file",
+            "harbor.toml:5:3: [admin] has no key \"lisen\": it has listen, metrics_instances, metrics_public, metrics_token_file, token_file",
             "harbor.toml:7:11: forwarder.workers: this must be a number from 0 to 1024",
             "harbor.toml:8:20: forwarder.idle_timeout_tcp: a duration is text with a unit: write for example \"120s\" \
              or \"15m\"",

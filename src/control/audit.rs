@@ -210,6 +210,7 @@ fn write(by: &Requester, line: &Line<'_>) {
         }
     };
     let Line { instance, binding, .. } = line;
+    // What comes from outside is text, which is quoted where lines are for people: it cannot pass for other fields.
     let id = line.service_instance_id.or(instance.map(|instance| &instance.id));
     tracing::info!(
         target: TARGET,
@@ -219,12 +220,12 @@ fn write(by: &Requester, line: &Line<'_>) {
         user = user.map(Said::as_str),
         identity,
         request_id = request_id.map(Said::as_str),
-        organization = instance.map(|instance| display(&instance.organization_id)),
-        space = instance.map(|instance| display(&instance.space_id)),
-        service_instance = id.map(display),
-        binding = binding.map(|binding| display(&binding.id)),
-        app = binding.and_then(|binding| binding.app_id.as_ref()).map(display),
-        plan = instance.map(|instance| display(&instance.plan_id)),
+        organization = instance.map(|instance| instance.organization_id.as_str()),
+        space = instance.map(|instance| instance.space_id.as_str()),
+        service_instance = id.map(|id| id.as_str()),
+        binding = binding.map(|binding| binding.id.as_str()),
+        app = binding.and_then(|binding| binding.app_id.as_ref()).map(|app| app.as_str()),
+        plan = instance.map(|instance| instance.plan_id.as_str()),
         pool = line.pool.or(instance.map(|instance| &instance.pool)).map(display),
         port = instance.map(|instance| instance.port),
         from_port = line.from_port,

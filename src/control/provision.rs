@@ -198,6 +198,10 @@ impl Control {
                 tracing::warn!(service_instance = %instance.id, why, "a provision has failed");
                 let ending = if shared { Ending::Failed { by: &self.node, why: &why } } else { Ending::Unused };
                 if self.undo(&instance, ending, &why).await? {
+                    // A port that its user chose, and somebody else has, is the user's to choose again.
+                    if !matches!(failure, Failure::Refused(ProvisionRefusal::PortHeld(_))) {
+                        self.metrics.provisions_undone.inc();
+                    }
                     return Err(failure);
                 }
                 None

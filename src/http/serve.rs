@@ -10,6 +10,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -126,6 +127,8 @@ async fn converse(
 ) {
     // Answers are small and complete: waiting to fill a segment only delays them. A failure costs only that.
     let _ = stream.set_nodelay(true);
+    // The kernel's time for data that is not acknowledged is also that for a window that stays closed (tcp(7)).
+    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(limits.stall_timeout));
     let Some(tls) = tls else { return exchange(stream, caller, counted, router, limits, shutdown).await };
     let handshake = TlsAcceptor::from(tls.current()).accept(stream);
     let unbegun = CancellationToken::new();

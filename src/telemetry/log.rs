@@ -15,7 +15,7 @@ use std::{
 };
 
 use tracing::{Metadata, Subscriber};
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry, fmt, fmt::MakeWriter, layer::SubscriberExt as _, registry::LookupSpan, reload,
     util::SubscriberInitExt as _,
@@ -90,9 +90,16 @@ pub struct Log {
     level: reload::Handle<EnvFilter, Registry>,
     reopen: Vec<Arc<AtomicBool>>,
     writers: Vec<WorkerGuard>,
+    lost: Vec<ErrorCounter>,
 }
 
 impl Log {
+    /// Says how many lines were lost, as they came faster than they were written.
+    pub fn lost(&self) -> impl Fn() -> u64 + Send + Sync + use<> {
+        let lost = self.lost.clone();
+        move || lost.iter().map(|output| output.dropped_lines() as u64).sum()
+    }
+
     /// Opens the component files again before their next line: after they have been moved away.
     pub fn reopen(&self) {
         for flag in &self.reopen {
@@ -148,11 +155,12 @@ pub fn start(settings: &Settings) -> Result<Log, LogError> {
 
 fn build(settings: &Settings) -> Result<(impl Subscriber + Send + Sync, Log), LogError> {
     let (filter, level) = reload::Layer::new(filter(&settings.level)?);
-    let mut log = Log { level, reopen: Vec::new(), writers: Vec::new() };
+    let mut log = Log { level, reopen: Vec::new(), writers: Vec::new(), lost: Vec::new() };
     // Both outputs would share one formatting of a span's fields, so colour is only for a terminal alone.
     let colour = io::stdout().is_terminal() && settings.directory.is_none() && std::env::var_os("NO_COLOR").is_none();
     let (output, guard) = queue("log-stdout", io::stdout(), settings.format, colour);
     log.writers.push(guard);
+    log.lost.push(output.error_counter());
     let output = layer(settings.format, output, colour);
     let files = match &settings.directory {
         None => None,
@@ -197,25 +205,40 @@ struct OneLine<W> {
 
 impl<W: Write> Write for OneLine<W> {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        let is_unfit = |byte: u8| byte.is_ascii_control() && byte != b'\t' && !(self.colour && byte == b'\x1b');
         let line = event.strip_suffix(b"\n").unwrap_or(event);
-        if line.iter().any(|byte| is_unfit(*byte)) {
-            let escape = |byte: &u8| match (is_unfit(*byte), self.format) {
-                (false, _) => vec![*byte],
-                (true, Format::Text) => byte.escape_ascii().collect(),
-                (true, Format::Json) => format!("\\u{byte:04x}").into_bytes(),
-            };
-            let mut escaped: Vec<u8> = line.iter().flat_map(escape).collect();
-            escaped.push(b'\n');
-            self.output.write_all(&escaped)?;
-        } else {
+        if !line.iter().any(|byte| byte.is_ascii_control() || !byte.is_ascii()) {
             self.output.write_all(event)?;
+            return Ok(event.len());
         }
+        let mut escaped = String::with_capacity(event.len() + 16);
+        for character in String::from_utf8_lossy(line).chars() {
+            match (character, self.format) {
+                ('\x1b', _) if self.colour => escaped.push(character),
+                (fit, _) if is_fit(fit) => escaped.push(fit),
+                (unfit, Format::Json) => escaped.extend([format!("\\u{:04x}", u32::from(unfit))]),
+                (unfit, Format::Text) if unfit.is_ascii() => {
+                    escaped.extend((unfit as u8).escape_ascii().map(char::from))
+                }
+                (unfit, Format::Text) => escaped.extend(unfit.escape_unicode()),
+            }
+        }
+        escaped.push('\n');
+        self.output.write_all(escaped.as_bytes())?;
         Ok(event.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.output.flush()
+    }
+}
+
+/// Neither a control character nor one that ends a line or turns the direction of what follows; those are all of four
+/// hexadecimal digits.
+fn is_fit(character: char) -> bool {
+    match character {
+        '\t' => true,
+        '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => false,
+        _ => !character.is_control(),
     }
 }
 
@@ -269,6 +292,7 @@ impl ComponentFiles {
             let (writer, guard) = queue("log-file", LogFile { path, file, reopen: Arc::clone(&reopen) }, format, false);
             log.reopen.push(reopen);
             log.writers.push(guard);
+            log.lost.push(writer.error_counter());
             Ok(writer)
         };
         let [gateway, node, proxy_connector, store] = Component::ALL;
@@ -366,13 +390,13 @@ mod tests {
         let settings =
             Settings { format: Format::Json, level: "info".into(), directory: Some(directory.path().to_path_buf()) };
         let (subscriber, log) = build(&settings).unwrap();
-        let id = "a\u{7f}b\r\n\u{1b}\u{0}\u{9b}";
+        let id = "ä\u{7f}b\r\n\u{1b}\u{0}\u{9b}\u{2028}\u{202e}";
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!(target: "harbor::broker", service_instance = %id, "provisioned");
         });
         drop(log);
         let text = fs::read_to_string(directory.path().join("harbor_gateway.log")).unwrap();
-        assert!(!text.trim_end().contains(|c: char| c.is_ascii_control()), "{text:?}");
+        assert!(text.trim_end().chars().all(is_fit) && text.contains('ä'), "{text:?}");
         let line = serde_json::from_str::<serde_json::Value>(&text).unwrap();
         assert_eq!(line["fields"]["service_instance"], id);
     }
@@ -384,14 +408,14 @@ mod tests {
             Settings { format: Format::Text, level: "info".into(), directory: Some(directory.path().to_path_buf()) };
         let (subscriber, log) = build(&settings).unwrap();
         tracing::subscriber::with_default(subscriber, || {
-            let id = "a\r\n1970-01-01T00:00:00Z  INFO harbor: all is well\u{1b}[2K";
+            let id = "a\r\n1970-01-01T00:00:00Z  INFO harbor: all is well\u{1b}[2K\u{9b}2K\u{202e}";
             tracing::info!(target: "harbor::broker", service_instance = %id, "provisioned");
         });
         drop(log);
         let text = fs::read_to_string(directory.path().join("harbor_gateway.log")).unwrap();
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(text.contains(r"service_instance=a\r\n1970-01-01T00:00:00Z"), "{text}");
-        assert!(text.ends_with("all is well\\x1b[2K\n"), "{text:?}");
+        assert!(text.ends_with("all is well\\x1b[2K\\u{9b}2K\\u{202e}\n"), "{text:?}");
     }
 
     #[test]
@@ -413,6 +437,36 @@ mod tests {
         OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
         file.write_all(b"truncated\n").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "truncated\n");
+    }
+
+    #[test]
+    fn lines_that_find_no_room_are_counted() {
+        /// A disk that stands still.
+        struct Still(std::sync::mpsc::Receiver<()>);
+        impl Write for Still {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                let _ = self.0.recv();
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let settings =
+            Settings { format: Format::Json, level: "info".into(), directory: Some(directory.path().to_path_buf()) };
+        let (_subscriber, mut log) = build(&settings).unwrap();
+        let (go_on, still) = std::sync::mpsc::sync_channel(0);
+        let (mut output, guard) = queue("log-test", Still(still), Format::Json, false);
+        log.lost.push(output.error_counter());
+        let lost = log.lost();
+        assert_eq!(lost(), 0);
+        for _ in 0..MAX_WAITING_LINES + 10 {
+            output.write_all(b"{}\n").unwrap();
+        }
+        // One or the other is being written.
+        assert!((8..=10).contains(&lost()), "{}", lost());
+        drop((go_on, guard));
     }
 
     #[test]

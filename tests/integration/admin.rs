@@ -43,6 +43,9 @@ use crate::support::http::Client;
 /// A moment, for states that came to be at one.
 const THEN: Timestamp = Timestamp::from_seconds(1_795_252_518);
 
+/// Beside the token of operators.
+const METRICS_TOKEN: &str = "metrics.token";
+
 /// How that is told.
 const THEN_TOLD: &str = "2026-11-21T09:15:18Z";
 
@@ -159,6 +162,8 @@ impl Node {
             metrics,
             port_counts: Box::new(HashMap::new),
             token: admin::Token::load_or_make(&token_file).unwrap(),
+            metrics_token: Some(admin::Token::load_or_make(&directory.path().join(METRICS_TOKEN)).unwrap()),
+            log_lines_lost: Box::new(|| 7),
             metrics_public,
             metrics_instances: false,
         });
@@ -444,6 +449,7 @@ async fn metrics_are_public_or_want_the_token() {
         "harbor_serving 1",
         "harbor_store_up 1",
         "harbor_degraded_reasons 1",
+        "harbor_log_lines_lost_total 7",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }
@@ -454,10 +460,14 @@ async fn metrics_are_public_or_want_the_token() {
     assert_eq!(answer.headers["content-type"], "application/openmetrics-text; version=1.0.0; charset=utf-8");
 
     let private = Node::new(false).await;
+    let token = std::fs::read_to_string(private.token_file.with_file_name(METRICS_TOKEN)).unwrap();
+    let scraper = private.anonymous().with("authorization", &format!("Bearer {}", token.trim()));
     for path in ["/metrics", "/metrics/instances"] {
         assert_eq!(private.anonymous().get(path).await.status, 401);
         assert_eq!(private.operator().get(path).await.status, 200);
+        assert_eq!(scraper.get(path).await.status, 200);
     }
+    assert_eq!(scraper.get("/admin/v1/status").await.status, 401, "it shows metrics and nothing else");
 }
 
 #[tokio::test]

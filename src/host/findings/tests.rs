@@ -177,7 +177,7 @@ fn sockets_of_others_are_found_and_harbors_own_are_not() {
 
 #[test]
 fn many_holders_are_counted() {
-    let held = (0..20).map(|id| socket("0.0.0.0:20001", SocketState::Listening, Some((id, "x"))));
+    let held = (1..=20).map(|id| socket("0.0.0.0:20001", SocketState::Listening, Some((id, "x"))));
     let machine = Machine { held: held.collect(), ..machine() };
     let found = judge(&needs(&[("default", "20000-20099")]), &machine);
     assert_eq!(found.len(), MAX_HOLDERS + 1);

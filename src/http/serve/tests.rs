@@ -303,6 +303,35 @@ async fn shutdown_waits_for_an_answer_that_its_caller_takes_slowly() {
 }
 
 #[tokio::test]
+async fn whoever_takes_nothing_of_an_answer_is_cut_off_and_what_it_holds_with_it() {
+    /// Says when it is dropped.
+    struct Held(Arc<Notify>);
+    impl Drop for Held {
+        fn drop(&mut self) {
+            self.0.notify_one();
+        }
+    }
+    let dropped = Arc::new(Notify::new());
+    let told = Arc::clone(&dropped);
+    let endless = move || {
+        let held = Held(Arc::clone(&told));
+        async move {
+            let pieces = std::iter::repeat_with(move || {
+                let _as_long_as_there_is_more = &held;
+                Ok::<_, io::Error>("#".repeat(1 << 16))
+            });
+            Body::from_stream(futures_util::stream::iter(pieces))
+        }
+    };
+    let limits = Limits { stall_timeout: Duration::from_millis(200), ..Limits::default() };
+    let served = Served::new(Router::new().route("/", get(endless)), limits).await;
+    let stalled = served.send(GET).await;
+    tokio::time::timeout(Duration::from_secs(20), dropped.notified()).await.expect("it is given up");
+    drop(stalled);
+    served.stop().await;
+}
+
+#[tokio::test]
 async fn shutdown_cuts_off_what_does_not_finish_in_time() {
     let (router, entered, _gate, _) = gated();
     let served = Served::new(router, Limits { shutdown_grace: Duration::ZERO, ..Limits::default() }).await;

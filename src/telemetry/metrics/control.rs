@@ -5,6 +5,7 @@ use std::time::Duration;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{
+        counter::Counter,
         family::Family,
         histogram::{Histogram, exponential_buckets},
     },
@@ -16,6 +17,8 @@ use prometheus_client::{
 pub struct ControlMetrics {
     opened: Histogram,
     closed: Histogram,
+    /// Provisions whose port could not be opened on every node, and which were taken back.
+    pub provisions_undone: Counter,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -34,8 +37,14 @@ impl ControlMetrics {
             Unit::Seconds,
             family.clone(),
         );
+        let provisions_undone = Counter::default();
+        registry.register(
+            "provisions_undone",
+            "Provisions that were taken back, as no port could be opened on all nodes",
+            provisions_undone.clone(),
+        );
         let of = |change| family.get_or_create(&ChangeLabel { change }).clone();
-        Self { opened: of("opened"), closed: of("closed") }
+        Self { opened: of("opened"), closed: of("closed"), provisions_undone }
     }
 
     /// A port listens so long after the commit that gave it to a service instance.

@@ -152,6 +152,12 @@ async fn an_operation_that_fails_says_why_on_any_node() {
     let told = told.await;
     assert!(told["description"].as_str().unwrap().contains("no free port"), "{told}");
     assert_eq!(trio.nodes[1].broker().get("/v2/service_instances/a").await.status, 404);
+    eventually_async("it is counted", || async {
+        let metrics = trio.nodes[0].admin().get("/metrics").await;
+        let metrics = std::str::from_utf8(&metrics.body).unwrap();
+        metrics.contains("\nharbor_provisions_undone_total 1\n").then_some(())
+    })
+    .await;
     drop(strangers);
     eventually_async("nothing is left of it", || async {
         nodes(&trio.nodes[0]).await.iter().all(|node| node["ports_failed"] == 0).then_some(())
