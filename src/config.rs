@@ -177,8 +177,9 @@ fn check_explained(text: &str, name: Option<&str>, sources: &Sources) -> Result<
         }
     };
     entry::overlay(&mut table, &sources.variables);
+    let written = explain::explain(&table, sources.own_address);
     entry::overlay_settings(&mut table, &sources.settings);
-    let explained = explain::explain(&table, sources.own_address);
+    let explained = explain::explain_over(written, &table, sources.own_address);
     let findings = Findings::default();
     let config = read(Section::root(table, origin, &findings), sources.own_address);
     find_near_misses(&sources.variables, &findings);

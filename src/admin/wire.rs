@@ -145,6 +145,8 @@ pub struct ConfigurationKey {
     pub source: String,
     /// The place in the file, or the name of the variable.
     pub place: Option<String>,
+    /// What a live setting hides.
+    pub beneath: Option<Beneath>,
     /// What holds where it is not written, or words that say which; `null`: nothing.
     pub default: Option<String>,
     /// When a change holds: `live` (by `harbor config set`), `reload` (by SIGHUP) or `restart`.
@@ -155,6 +157,15 @@ pub struct ConfigurationKey {
     pub changed_by: Option<String>,
     /// When.
     pub changed_at: Option<String>,
+}
+
+/// What file or environment say of a key that is set live: it holds again once that is unset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beneath {
+    /// What it is there; `null`: what is never shown.
+    pub value: Option<String>,
+    /// The place in the file, or the name of the variable.
+    pub place: String,
 }
 
 /// `PATCH /admin/v1/config`: live settings to change, for all nodes; all or none.

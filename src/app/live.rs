@@ -217,7 +217,7 @@ pub(super) fn told_keys(
     before: &[ConfigurationKey],
 ) -> Arc<[ConfigurationKey]> {
     let of = |explained: Explained| {
-        let Explained { section, key, value, origin, default, change } = explained;
+        let Explained { section, key, value, origin, beneath, default, change } = explained;
         let live = settings.iter().find(|setting| (&setting.scope, &setting.key) == (&section, &key));
         let live = live.filter(|_| matches!(origin, Some(Origin::Setting(_))));
         let before = before.iter().find(|before| (&before.section, &before.key) == (&section, &key));
@@ -236,6 +236,7 @@ pub(super) fn told_keys(
             value,
             source: source.into(),
             place,
+            beneath: beneath.map(|(place, value)| wire::Beneath { value, place: place.to_string() }),
             default,
             change: change.as_str().into(),
             after_restart: None,

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::{live, machine, settings};
 use crate::{
-    admin::wire::ConfigurationKey,
+    admin::wire::{Beneath, ConfigurationKey},
     broker::Passwords,
     config::{self, Config, Explained, Sources},
     control::{Control, ReloadRefusal},
@@ -74,12 +74,32 @@ pub(super) async fn reload(running: &mut Config, reach: &Reloadable<'_>) {
         }
     };
     let (username, passwords) = settings::login(&wanted.broker);
+    let before = reach.configuration.borrow().clone();
     if let Err(refusal) = take_over(running, wanted, explained, &settings, reach).await {
         tracing::error!(%refusal, "the configuration was not taken over");
         return;
     }
     reach.passwords.replace(&username, &passwords);
+    tell_hidden(&before, &reach.configuration.borrow());
     *reach.text.lock().unwrap_or_else(PoisonError::into_inner) = text;
+}
+
+/// Says of what was changed in file or environment that it does not hold, where a live setting hides it.
+fn tell_hidden(before: &[ConfigurationKey], now: &[ConfigurationKey]) {
+    for ConfigurationKey { section, key, value, beneath, .. } in now {
+        let known = before.iter().find(|known| (&known.section, &known.key) == (section, key));
+        let was = known.and_then(|known| known.beneath.as_ref()).map(|beneath| &beneath.value);
+        let is_news = |now: &&Beneath| was != Some(&now.value) && now.value != *value;
+        if let Some(Beneath { value: hidden, place }) = beneath.as_ref().filter(is_news) {
+            tracing::warn!(
+                place,
+                written = hidden.as_deref(),
+                live = value.as_deref(),
+                "{section}.{key} is set live, and what was changed here does not hold: `harbor config unset {section}.{key}` has \
+                 it hold"
+            );
+        }
+    }
 }
 
 /// Takes over the live settings as they are now. All else stays as it was read last, secrets too.

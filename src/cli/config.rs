@@ -13,7 +13,7 @@ use super::{
     print,
 };
 use crate::admin::wire::{
-    CONFIG_PATH, Configuration, ConfigurationChange, ConfigurationChanged, ConfigurationKey, SettingChanged,
+    Beneath, CONFIG_PATH, Configuration, ConfigurationChange, ConfigurationChanged, ConfigurationKey, SettingChanged,
     SettingWanted, SettingsHistory,
 };
 
@@ -204,6 +204,9 @@ fn source_of(key: &ConfigurationKey) -> String {
     if let (Some(by), Some(at)) = (&key.changed_by, &key.changed_at) {
         let _ = write!(source, " by {} at {}", clean(by), clean(at));
     }
+    if let Some(Beneath { value, place }) = &key.beneath {
+        let _ = write!(source, "; {} says {}", clean(place), value.as_deref().map_or("another".into(), clean));
+    }
     if let Some(value) = &key.after_restart {
         let _ = write!(source, "; after a restart: {}", clean(value));
     }
@@ -267,6 +270,7 @@ mod tests {
             value: Some("debug".into()),
             source: "live".into(),
             place: None,
+            beneath: Some(Beneath { value: Some("warn".into()), place: "harbor.toml:3:1".into() }),
             default: Some("info".into()),
             change: "live".into(),
             after_restart: None,
@@ -277,7 +281,7 @@ mod tests {
             let lagging = lagging.iter().map(ToString::to_string).collect();
             said(&ConfigurationChanged { keys: vec![key.clone()], lagging })
         };
-        let line = "log.level is debug (live by root@a at 2026-11-21T09:15:18Z)\n";
+        let line = "log.level is debug (live by root@a at 2026-11-21T09:15:18Z; harbor.toml:3:1 says warn)\n";
         assert_eq!(told(&[]), line);
         assert_eq!(told(&["b", "c"]), format!("{line}  ! not heard by b, c yet: see `harbor node list`\n"));
     }

@@ -24,6 +24,8 @@ pub struct Explained {
     pub value: Option<String>,
     /// Where that was written; none: it is the default.
     pub origin: Option<Origin>,
+    /// What a live setting hides, and where that is written.
+    pub beneath: Option<(Origin, Option<String>)>,
     /// What holds where it is not written: a value, or words that say which. None: nothing.
     pub default: Option<String>,
     /// When a change holds.
@@ -48,6 +50,16 @@ pub(super) fn explain(root: &Table, own_address: IpAddr) -> Vec<Explained> {
                 }
             }
         }
+    }
+    all
+}
+
+/// The same, and what live settings hide of what was `written` before them.
+pub(super) fn explain_over(written: Vec<Explained>, root: &Table, own_address: IpAddr) -> Vec<Explained> {
+    let mut all = explain(root, own_address);
+    for key in all.iter_mut().filter(|key| matches!(key.origin, Some(Origin::Setting(_)))) {
+        let before = written.iter().find(|before| (&before.section, &before.key) == (&key.section, &key.key));
+        key.beneath = before.and_then(|before| Some((before.origin.clone()?, before.value.clone())));
     }
     all
 }
@@ -85,7 +97,7 @@ fn one(root: &Table, key: &Key, section: String, own_address: IpAddr) -> Explain
         (None, _) => default.clone(),
     };
     let origin = written.map(|entry| entry.at.clone());
-    Explained { section, key: name.to_owned(), value, origin, default, change: key.change }
+    Explained { section, key: name.to_owned(), value, origin, beneath: None, default, change: key.change }
 }
 
 /// The names in a family of sections.

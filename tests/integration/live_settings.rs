@@ -8,8 +8,8 @@ use harbor::{
     config::{Change, KEYS},
     model::plan::SERVICE_ID,
 };
+use rustix::process::Signal;
 use serde_json::{Value, json};
-
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::net::TcpStream;
 
@@ -127,6 +127,41 @@ async fn a_live_setting_holds_at_once_outlives_a_restart_and_is_taken_back() {
     assert_eq!(changes, expected);
     assert_eq!(fine(&site, &node, &["history", "harbor_node.port_range"]).lines().count(), 3);
     assert_eq!(fine(&site, &node, &["history", "log"]), "Nothing was changed.\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_live_setting_hides_is_shown_and_told_when_it_changes() {
+    let site = Site::new("29690-29694", "");
+    let node = site.serve().await;
+    fine(&site, &node, &["set", "harbor_node", "host_external", "192.0.43.11"]);
+    let place = format!("{}:26:17", site.config().display());
+    let hidden = |text: &str| json!({ "value": text, "place": place });
+    assert_eq!(key(&node, "harbor_node", "host_external").await["beneath"], hidden("192.0.43.10"));
+    let edit = |from: &str, to: &str| {
+        let text = std::fs::read_to_string(site.config()).unwrap();
+        assert!(text.contains(from), "{text}");
+        std::fs::write(site.config(), text.replace(from, to)).unwrap();
+        node.signal(Signal::HUP);
+    };
+    edit("192.0.43.10", "192.0.43.12");
+    let told = serde_json::from_str::<Value>(&node.logged("harbor_node.host_external is set live")).unwrap();
+    let fields = &told["fields"];
+    assert_eq!(
+        (&told["level"], &fields["written"], &fields["live"]),
+        (&json!("WARN"), &json!("192.0.43.12"), &json!("192.0.43.11"))
+    );
+    let shown = fine(&site, &node, &["list", "harbor_node"]);
+    assert!(shown.contains(&format!("; {place} says 192.0.43.12\n")), "{shown}");
+    // What was told is not told again.
+    edit("ext-services.example.com", "new.example.com");
+    eventually_async("the other change is taken over", || async {
+        (key(&node, "harbor_node", "hostname_external").await["value"] == "new.example.com").then_some(())
+    })
+    .await;
+    assert_eq!(node.log().matches("harbor_node.host_external is set live").count(), 1);
+    fine(&site, &node, &["unset", "harbor_node", "host_external"]);
+    let now = key(&node, "harbor_node", "host_external").await;
+    assert_eq!((&now["value"], &now["beneath"]), (&json!("192.0.43.12"), &Value::Null));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -518,6 +518,7 @@ async fn what_operators_are_told_of_settings_is_what_it_describes() {
         value: place.map(str::to_owned),
         source: source.into(),
         place: place.map(str::to_owned),
+        beneath: live.map(|_| wire::Beneath { value: Some("2".into()), place: "harbor.toml:3:1".into() }),
         default: live.map(str::to_owned),
         change: change.into(),
         after_restart: live.map(str::to_owned),
