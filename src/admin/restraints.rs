@@ -101,9 +101,11 @@ fn answer(outcome: Result<Restrained, Failure<RestrainRefusal>>) -> Response {
         Err(Failure::Refused(refused @ RestrainRefusal::NoServiceInstance(_))) => {
             (StatusCode::NOT_FOUND, refused.to_string())
         }
-        Err(Failure::Refused(refused @ (RestrainRefusal::TooManyBlocked | RestrainRefusal::TooManySettings))) => {
-            (StatusCode::CONFLICT, refused.to_string())
-        }
+        Err(Failure::Refused(
+            refused @ (RestrainRefusal::TooManyBlocked
+            | RestrainRefusal::TooManySettings
+            | RestrainRefusal::WithinBlocked(..)),
+        )) => (StatusCode::CONFLICT, refused.to_string()),
         Err(Failure::Refused(refused @ (RestrainRefusal::Network(_) | RestrainRefusal::Reason))) => {
             (StatusCode::BAD_REQUEST, refused.to_string())
         }

@@ -1,6 +1,6 @@
 //! Asking a running node: where its operators' API is, and what to show there.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
@@ -70,8 +70,13 @@ impl Node {
         let token = match (token, token_file) {
             (Some(token), _) => token,
             (None, Some(path)) => std::fs::read_to_string(&path).map_err(|error| {
+                let made = match error.kind() {
+                    io::ErrorKind::NotFound => " the first start of `harbor serve` makes it, or",
+                    io::ErrorKind::PermissionDenied => " ask as Harbor's user or as root, or",
+                    _ => "",
+                };
                 Failure::Usage(format!(
-                    "cannot read the token in {}: {error}; name another by --token-file",
+                    "cannot read the token in {}: {error};{made} name another by --token-file",
                     path.display()
                 ))
             })?,

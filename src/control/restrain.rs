@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::{Control, Failure, Fault, SettingsRefusal};
 use crate::model::{
     NodeId, Revision, ServiceInstanceId,
@@ -26,6 +28,11 @@ pub enum RestrainRefusal {
         "there are {MAX_BLOCKED} blocked networks, the most that can be: unblock one, or block a larger one in their place"
     )]
     TooManyBlocked,
+    /// What is blocked is a network around it.
+    #[error(
+        "the network {0} is not blocked by itself, but {1} is, and refuses its clients: unblock that, and block again what of it is to stay so"
+    )]
+    WithinBlocked(IpNet, IpNet),
     /// [`MAX_SETTINGS`] is reached.
     #[error("there are {MAX_SETTINGS} live settings, the most that can be: resume or unblock something, or unset some")]
     TooManySettings,
@@ -118,6 +125,8 @@ impl Control {
         let outcome = self.let_go((BLOCKED, &network.to_string()), who).await?;
         if outcome.changed {
             tracing::info!(%network, by = who, "unblocked");
+        } else if let Some(around) = self.restraints().blocked.keys().find(|blocked| blocked.contains(&network)) {
+            return Err(Failure::Refused(RestrainRefusal::WithinBlocked(network, *around)));
         }
         Ok(outcome)
     }

@@ -429,8 +429,8 @@ fn status_says_what_to_do_when_no_node_answers() {
         &["status"],
         2,
         "",
-        "harbor: cannot read the token in ./harbor-data/admin.token: No such file or directory (os error 2); name \
-         another by --token-file\n",
+        "harbor: cannot read the token in ./harbor-data/admin.token: No such file or directory (os error 2); the \
+         first start of `harbor serve` makes it, or name another by --token-file\n",
     );
 }
 

@@ -370,6 +370,9 @@ async fn what_operators_are_shown_is_what_it_describes() {
         ask(method.clone(), path, id, None, node.anonymous(), 401).await;
         ask(method.clone(), path, id, None, node.operator(), 200).await;
         if *method == put {
+            if path == network {
+                ask(delete.clone(), network, "10.1.0.0%2F16", None, node.operator(), 409).await;
+            }
             let reason = json!({ "reason": "x".repeat(501) });
             ask(method.clone(), path, id, Some(reason), node.operator(), 400).await;
         }

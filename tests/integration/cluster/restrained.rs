@@ -214,6 +214,8 @@ async fn still_so_and_back(nodes: &Nodes<'_>, [service, other]: [&Service; 2]) {
     let mut untouched = nodes.flows(OTHER, other).await;
     assert!(nodes.listeners(service.id).await.iter().all(|listener| listener["state"] == "suspended"));
     assert_eq!(nodes.told(&["resume", "--service-instance", service.id])["restraint"], Value::Null);
+    let admin = format!("http://{}", node.address("admin"));
+    assert_eq!(told(nodes.site, &["unblock", "127.0.99.7", "--admin", &admin]).0, 1, "all around it is blocked");
     assert_eq!(nodes.told(&["unblock", "127.0.99.0/24"])["changed"], true);
     assert_eq!(nodes.told(&["unblock", "127.0.99.0/24"])["changed"], false);
     nodes.flows(OTHER, service).await;
