@@ -35,8 +35,8 @@ pub struct SettingsRequest {
     pub changes: Vec<SettingChange>,
     /// Who asks.
     pub who: String,
-    /// What the keys are then.
-    pub reply: oneshot::Sender<Result<wire::Configuration, SettingsError>>,
+    /// What the keys are then; which nodes lag is not known yet.
+    pub reply: oneshot::Sender<Result<wire::ConfigurationChanged, SettingsError>>,
 }
 
 /// Why live settings were not changed.
@@ -81,9 +81,9 @@ pub(super) async fn change(State(sources): State<Arc<Sources>>, operator: Operat
         Err(TrySendError::Closed(_)) => Err(ends()),
     };
     let refused = match outcome {
-        Ok(wire::Configuration { keys }) => {
+        Ok(changed) => {
             let lagging = sources.control.heard_everywhere().await.iter().map(ToString::to_string).collect();
-            return Json(wire::ConfigurationChanged { keys, lagging }).into_response();
+            return Json(wire::ConfigurationChanged { lagging, ..changed }).into_response();
         }
         Err(refused) => refused,
     };

@@ -184,6 +184,9 @@ pub struct ConfigurationChanged {
     /// Live nodes that have not said in time that they have heard of it.
     #[serde(default)]
     pub lagging: Vec<String>,
+    /// What is questionable in this node's configuration since.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// A live setting as it is wanted.

@@ -37,12 +37,18 @@ pub(super) fn with_settings(sources: &Sources, settings: &[Setting]) -> Sources 
 /// Changes what an operator asks for, and says what has come of it. Who asked may have gone.
 pub(super) async fn change(asked: SettingsRequest, running: &mut Config, reach: &Reloadable<'_>) {
     let SettingsRequest { changes, who, reply } = asked;
+    let before = running.warnings.clone();
     let outcome = try_change(&changes, &who, running, reach).await;
     let outcome = outcome.map(|()| {
         let is_changed = |key: &&ConfigurationKey| {
             changes.iter().any(|change| (&change.scope, &change.key) == (&key.section, &key.key))
         };
-        wire::Configuration { keys: reach.configuration.borrow().iter().filter(is_changed).cloned().collect() }
+        let warnings = running.warnings.iter().filter(|warning| !before.contains(warning)).cloned();
+        wire::ConfigurationChanged {
+            keys: reach.configuration.borrow().iter().filter(is_changed).cloned().collect(),
+            lagging: Vec::new(),
+            warnings: warnings.collect(),
+        }
     });
     let _ = reply.send(outcome);
 }

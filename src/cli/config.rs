@@ -175,6 +175,9 @@ fn said(changed: &ConfigurationChanged) -> String {
         let lagging = changed.lagging.iter().map(|node| clean(node)).collect::<Vec<_>>().join(", ");
         let _ = writeln!(text, "  ! not heard by {lagging} yet: see `harbor node list`");
     }
+    for warning in &changed.warnings {
+        let _ = writeln!(text, "  ! {}", clean(warning));
+    }
     text
 }
 
@@ -279,10 +282,12 @@ mod tests {
         };
         let told = |lagging: &[&str]| {
             let lagging = lagging.iter().map(ToString::to_string).collect();
-            said(&ConfigurationChanged { keys: vec![key.clone()], lagging })
+            let warnings = vec!["a port stands twice".into()];
+            said(&ConfigurationChanged { keys: vec![key.clone()], lagging, warnings })
         };
         let line = "log.level is debug (live by root@a at 2026-11-21T09:15:18Z; harbor.toml:3:1 says warn)\n";
-        assert_eq!(told(&[]), line);
-        assert_eq!(told(&["b", "c"]), format!("{line}  ! not heard by b, c yet: see `harbor node list`\n"));
+        let warning = "  ! a port stands twice\n";
+        assert_eq!(told(&[]), format!("{line}{warning}"));
+        assert_eq!(told(&["b", "c"]), format!("{line}  ! not heard by b, c yet: see `harbor node list`\n{warning}"));
     }
 }

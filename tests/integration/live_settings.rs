@@ -130,10 +130,14 @@ async fn a_live_setting_holds_at_once_outlives_a_restart_and_is_taken_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_live_setting_hides_is_shown_and_told_when_it_changes() {
-    let site = Site::new("29690-29694", "");
+async fn what_a_live_setting_hides_or_makes_questionable_is_told() {
+    let site = Site::new("29690-29692", "").with("broker.listen", "127.0.0.1:29693");
     let node = site.serve().await;
-    fine(&site, &node, &["set", "harbor_node", "host_external", "192.0.43.11"]);
+    let warned = json_of(&site, &node, &["set", "harbor_node", "port_range", "29690-29694", "--json"]);
+    let own = "broker.listen takes port 29693, which is in the range of pool default: nobody can be given it";
+    assert_eq!(warned["warnings"], json!([own]));
+    let other = json_of(&site, &node, &["set", "harbor_node", "host_external", "192.0.43.11", "--json"]);
+    assert_eq!(other["warnings"], json!([]), "they are told once");
     let place = format!("{}:26:17", site.config().display());
     let hidden = |text: &str| json!({ "value": text, "place": place });
     assert_eq!(key(&node, "harbor_node", "host_external").await["beneath"], hidden("192.0.43.10"));

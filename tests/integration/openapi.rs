@@ -542,7 +542,7 @@ async fn what_operators_are_told_of_settings_is_what_it_describes() {
     let words = || "why not".to_owned();
     node.observations.send_modify(|seen| Arc::make_mut(seen).applied = Some(Revision(1_000)));
     for (outcome, status) in [
-        (Ok(wire::Configuration { keys }), 200),
+        (Ok(wire::ConfigurationChanged { keys, lagging: Vec::new(), warnings: vec!["one".into()] }), 200),
         (Err(SettingsError::Refused(words())), 422),
         (Err(SettingsError::Conflict(words())), 409),
         (Err(SettingsError::Unavailable(words())), 503),
