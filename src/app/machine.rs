@@ -11,10 +11,10 @@ use anyhow::Context as _;
 use tokio::task::spawn_blocking;
 
 use crate::{
-    config::Config,
+    config::{Config, DEFAULT_POOL},
     forwarder::LISTENER_RECEIVE_BUFFER,
     host::{self, Code, Finding, Needs, Severity},
-    model::{Transport, pool::Pool},
+    model::{PoolName, Transport, pool::Pool},
 };
 
 /// Makes the directory of the node's state where it is missing, for the node alone.
@@ -54,9 +54,15 @@ pub fn machine_needs(config: &Config) -> Needs {
     let announce = config.announce.as_ref().map(|announce| ("announce.listen", announce.listen));
     let apis = [("broker.listen", config.broker.listen), ("admin.listen", config.admin.listen)];
     let limits = &config.forwarder.limits;
+    let pools = config.node.pools.iter().map(|pool| &pool.name);
+    let is_live = |pool: &PoolName| {
+        let scope = if pool.as_str() == DEFAULT_POOL { "harbor_node".to_owned() } else { format!("pools.{pool}") };
+        config.settings.iter().any(|setting| setting.scope == scope && setting.key == "port_range")
+    };
     Needs {
         pools: of(&config.node.pools),
         other_pools: of(&config.node.other_pools),
+        live_ranges: pools.filter(|pool| is_live(pool)).cloned().collect(),
         listen: config.node.listen.clone(),
         apis: apis.into_iter().chain(announce).collect(),
         connections_per_port: limits.max_connections_per_port,

@@ -38,6 +38,8 @@ pub struct Needs {
     pub pools: Vec<(PoolName, PortSet)>,
     /// The pools of the same file that others serve.
     pub other_pools: Vec<(PoolName, PortSet)>,
+    /// Those whose ranges are set live: what a file says of them does not hold.
+    pub live_ranges: BTreeSet<PoolName>,
     /// The addresses that ports are bound on.
     pub listen: Vec<IpAddr>,
     /// Harbor's own APIs, by the key that says where.
@@ -209,7 +211,7 @@ pub fn judge(needs: &Needs, machine: &Machine) -> Vec<Finding> {
     outgoing(needs, machine, &mut found);
     privileged(needs, machine, &mut found);
     for (pool, ports) in &needs.pools {
-        of_services(pool, ports, machine, &mut found);
+        of_services(pool, ports, needs, machine, &mut found);
         of_own_apis(pool, ports, needs, &mut found);
         of_other_pools(pool, ports, needs, &mut found);
         held(pool, ports, needs, machine, &mut found);
@@ -289,7 +291,7 @@ fn privileged(needs: &Needs, machine: &Machine, found: &mut Vec<Finding>) {
     }
 }
 
-fn of_services(pool: &PoolName, ports: &PortSet, machine: &Machine, found: &mut Vec<Finding>) {
+fn of_services(pool: &PoolName, ports: &PortSet, needs: &Needs, machine: &Machine, found: &mut Vec<Finding>) {
     let node_ports = ports.filter(|port| NODE_PORTS.contains(&port));
     if !node_ports.is_empty() {
         let seen = machine.processes.iter().map(|process| process.name.as_str());
@@ -303,7 +305,7 @@ fn of_services(pool: &PoolName, ports: &PortSet, machine: &Machine, found: &mut 
                 Some(name) => format!("{what}, and {name} runs here: what comes to one may never reach Harbor"),
                 None => format!("{what}; it does not run here"),
             },
-            mend: without(pool, ports, |port| NODE_PORTS.contains(&port)),
+            mend: needs.without(pool, ports, |port| NODE_PORTS.contains(&port)),
         });
     }
     let common = COMMON_PORTS.iter().filter(|(port, ..)| ports.contains(*port)).collect::<Vec<_>>();
@@ -318,7 +320,7 @@ fn of_services(pool: &PoolName, ports: &PortSet, machine: &Machine, found: &mut 
             code: Code::CommonPort,
             pool: Some(pool.clone()),
             says: format!("common services have ports of it as theirs: {}{more}", shown.collect::<Vec<_>>().join(", ")),
-            mend: without(pool, ports, |port| common.iter().any(|(common, ..)| *common == port)),
+            mend: needs.without(pool, ports, |port| common.iter().any(|(common, ..)| *common == port)),
         });
     }
 }
@@ -330,7 +332,7 @@ fn of_own_apis(pool: &PoolName, ports: &PortSet, needs: &Needs, found: &mut Vec<
             code: Code::OwnListener,
             pool: Some(pool.clone()),
             says: format!("{key} takes port {}, so nobody can be given it", listen.port()),
-            mend: without(pool, ports, |port| port == listen.port()),
+            mend: needs.without(pool, ports, |port| port == listen.port()),
         });
     }
 }
@@ -344,7 +346,7 @@ fn of_other_pools(pool: &PoolName, ports: &PortSet, needs: &Needs, found: &mut V
                 code: Code::PoolsOverlap,
                 pool: Some(pool.clone()),
                 says: format!("the pool {other} has {} too, so no node can serve both", Brief(&common)),
-                mend: without(pool, ports, |port| others.contains(port)),
+                mend: needs.without(pool, ports, |port| others.contains(port)),
             });
         }
     }
@@ -367,7 +369,7 @@ fn held(pool: &PoolName, ports: &PortSet, needs: &Needs, machine: &Machine, foun
         let (says, mend) = match holder.state {
             SocketState::Listening => (
                 format!("{who} listens on {transport} {taken_shown}: Harbor takes a port when it is free"),
-                without(pool, ports, |port| taken.contains(port)),
+                needs.without(pool, ports, |port| taken.contains(port)),
             ),
             SocketState::Connected | SocketState::Ending => (
                 format!("connections of {who} hold {transport} {taken_shown}: Harbor takes a port when it is free"),
@@ -531,11 +533,17 @@ fn tracked(needs: &Needs, machine: &Machine, conntrack: Conntrack, found: &mut V
     }
 }
 
-/// The line of the configuration that gives the pool fewer ports; none where it would have none, or nobody would write it.
-fn without(pool: &PoolName, ports: &PortSet, taken: impl Fn(u16) -> bool) -> Option<String> {
-    let left = ports.filter(|port| !taken(port));
-    let section = if pool.as_str() == "default" { "harbor_node".to_owned() } else { format!("pools.{pool}") };
-    (1..=MAX_RANGES_WRITTEN).contains(&left.ranges().len()).then(|| format!("port_range = \"{left}\" # in [{section}]"))
+impl Needs {
+    /// The line of the configuration, or the command where it would not hold, that gives the pool fewer ports; none where it
+    /// would have none, or nobody would write it.
+    fn without(&self, pool: &PoolName, ports: &PortSet, taken: impl Fn(u16) -> bool) -> Option<String> {
+        let left = ports.filter(|port| !taken(port));
+        let section = if pool.as_str() == "default" { "harbor_node".to_owned() } else { format!("pools.{pool}") };
+        (1..=MAX_RANGES_WRITTEN).contains(&left.ranges().len()).then(|| match self.live_ranges.contains(pool) {
+            true => format!("harbor config set {section} port_range \"{left}\""),
+            false => format!("port_range = \"{left}\" # in [{section}]"),
+        })
+    }
 }
 
 /// A set of ports, of which not all have to be named.

@@ -5,6 +5,7 @@ fn needs(pools: &[(&str, &str)]) -> Needs {
     Needs {
         pools: pools.iter().map(pool).collect(),
         other_pools: Vec::new(),
+        live_ranges: BTreeSet::new(),
         listen: vec!["::".parse().unwrap()],
         apis: vec![("broker.listen", "127.0.0.1:8080".parse().unwrap())],
         connections_per_port: 4096,
@@ -162,6 +163,11 @@ fn sockets_of_others_are_found_and_harbors_own_are_not() {
     let mut needs = needs(&[("default", "20000-20099")]);
     let mut machine = Machine { held, processes: vec![process(9, "harbor", 1000)], ..machine() };
     check(&needs, &machine, &[api, hidden, listening, connected]);
+    needs.live_ranges = [PoolName::new("default").unwrap()].into();
+    let found = judge(&needs, &machine);
+    let mend = found.iter().find(|finding| finding.says.contains("nginx")).unwrap().mend.as_deref();
+    assert_eq!(mend, Some("harbor config set harbor_node port_range \"20000, 20002, 20004-20099\""));
+    needs.live_ranges.clear();
     // Where Harbor runs as that user, what it has cannot be told from the rest.
     machine.processes[0].user_id = 998;
     check(&needs, &machine, &[api, listening, connected]);
