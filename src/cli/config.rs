@@ -30,9 +30,9 @@ pub struct ConfigCommand {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Print the value of a key.
+    /// Print the value of a key, or all keys of a section with their values.
     Get {
-        /// The key: `harbor_node port_range` or `harbor_node.port_range`.
+        /// The key: `harbor_node port_range` or `harbor_node.port_range`; or the section: `harbor_node`.
         #[arg(required = true, num_args = 1..=2, value_name = "KEY")]
         key: Vec<String>,
 
@@ -103,8 +103,14 @@ impl ConfigCommand {
         runtime.block_on(async {
             match self.action {
                 Action::Get { key, asked } => {
+                    let mut all = Node::find(asked.reach, file)?.get::<Configuration>(CONFIG_PATH).await?;
+                    if let [one] = &key[..]
+                        && all.keys.iter().any(|known| known.section == *one)
+                    {
+                        all.keys.retain(|known| known.section == *one);
+                        return show(asked.json, &all, |all| values(&all.keys));
+                    }
                     let (section, key) = split(&key)?;
-                    let all = Node::find(asked.reach, file)?.get::<Configuration>(CONFIG_PATH).await?;
                     let found = all.keys.into_iter().find(|known| (&known.section, &known.key) == (&section, &key));
                     let found = found.ok_or_else(|| {
                         Failure::Usage(format!("there is no key {section}.{key}: `harbor config list` shows all"))
@@ -214,6 +220,15 @@ fn source_of(key: &ConfigurationKey) -> String {
         let _ = write!(source, "; after a restart: {}", clean(value));
     }
     source
+}
+
+/// A line a key, with its value alone.
+fn values(keys: &[ConfigurationKey]) -> String {
+    let line = |key: &ConfigurationKey| {
+        let line = format!("{}: {}", clean(&key.key), clean(key.value.as_deref().unwrap_or_default()));
+        format!("{}\n", line.trim_end())
+    };
+    keys.iter().map(line).collect()
 }
 
 /// A line a key.

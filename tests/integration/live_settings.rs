@@ -74,6 +74,9 @@ async fn a_live_setting_holds_at_once_outlives_a_restart_and_is_taken_back() {
     let node = site.serve().await;
     assert_eq!(fine(&site, &node, &["get", "harbor_node", "port_range"]), "29600-29604\n");
     assert_eq!(fine(&site, &node, &["get", "harbor_node.int_port"]), "4100\n");
+    let section = fine(&site, &node, &["get", "harbor_node"]);
+    assert!(section.starts_with("id: harbor_node_1\n") && section.contains("\nport_range: 29600-29604\n"), "{section}");
+    is_of_the_configuration("Configuration", &json_of(&site, &node, &["get", "harbor_node", "--json"]));
 
     let said = fine(&site, &node, &["set", "harbor_node", "port_range", "29605 - 29609"]);
     assert!(said.starts_with("harbor_node.port_range is 29605 - 29609 (live by tester@"), "{said}");

@@ -251,7 +251,9 @@ async fn a_udp_session_takes_less_than_a_kibibyte() {
     let before = Footprint::of(harbor.pid());
     let _clients = tokio::task::block_in_place(|| begin(SESSIONS));
     let after = Footprint::of(harbor.pid());
-    assert_eq!(after.descriptors - before.descriptors, SESSIONS);
+    // Harbor opens files for a moment, as when it looks at the machine.
+    let taken = after.descriptors - before.descriptors;
+    assert!(taken.abs_diff(SESSIONS) <= 8, "{taken} descriptors for {SESSIONS} sessions");
     let each = (after.kibibytes - before.kibibytes) * 1024 / SESSIONS;
     assert!(each < BYTES_PER_SESSION, "a session takes {each} bytes");
     assert!(harbor.terminate().success());

@@ -121,7 +121,7 @@ pub fn render(status: &Status, colour: bool) -> String {
     }
     let hidden = status.service_instances.len().saturating_sub(MAX_ROWS);
     if hidden > 0 {
-        line(format!("and {hidden} more: --json shows all"));
+        line(format!("and {hidden} more: `harbor ports list` shows all, with names"));
     }
     screen
 }

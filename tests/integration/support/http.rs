@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test module uses the helpers it needs")]
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -11,12 +11,18 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
+/// How long an answer may take: a hot restart is answered when it is done.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(120);
+
 /// A client of one API with its headers.
 #[derive(Debug, Clone)]
 pub struct Client {
     address: SocketAddr,
     headers: HeaderMap,
 }
+
+/// Why nothing came back.
+type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 /// What came back.
 #[derive(Debug)]
@@ -61,13 +67,12 @@ impl Client {
     /// Sends a request with a JSON body, or none.
     ///
     /// # Errors
-    /// When the server is not there or goes away before it has answered.
-    pub async fn try_send(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<&Value>,
-    ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+    /// When the server is not there, or goes away before it has answered, or does not answer.
+    pub async fn try_send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, Failed> {
+        tokio::time::timeout(ANSWERED_WITHIN, self.exchange(method, path, body)).await?
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, Failed> {
         let stream = TcpStream::connect(self.address).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let mut request = Request::new(Full::new(body.map(|body| Bytes::from(body.to_string())).unwrap_or_default()));

@@ -121,7 +121,7 @@ fn what_is_wrong_comes_first() {
         ]
     );
     assert_eq!(lines[12], "35013  both      failed    none                        evil\\u{1b}[2J");
-    assert_eq!(lines.last(), Some(&"and 12 more: --json shows all"));
+    assert_eq!(lines.last(), Some(&"and 12 more: `harbor ports list` shows all, with names"));
     assert!(!screen.contains('\u{1b}'));
     assert!(render(&status, true).contains("\u{1b}[31mdegraded\u{1b}[0m"));
 }
