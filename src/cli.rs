@@ -15,6 +15,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use crate::{
     config::{Config, ConfigError, Sources},
     host,
+    telemetry::log::is_fit,
 };
 
 mod announce;
@@ -141,7 +142,7 @@ fn complain(text: &str) {
     let mut output = io::stderr().lock();
     for line in text.lines() {
         // There is nowhere left to say that this failed.
-        let _ = writeln!(output, "harbor: {line}");
+        let _ = writeln!(output, "harbor: {}", clean(line));
     }
 }
 
@@ -154,7 +155,8 @@ fn print(text: &str) -> io::Result<()> {
 
 /// Ids and reasons may hold any character; a terminal obeys some of them.
 fn clean(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+    let shown = |c: char| if c == '\t' || !is_fit(c) { c.escape_default().collect() } else { vec![c] };
+    text.chars().flat_map(shown).collect()
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -191,6 +193,12 @@ fn definition() -> clap::Command {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_terminal_obeys_nothing_that_is_shown() {
+        let text = "a\u{1b}[2J\t\u{9b}31m\u{202e}ü\u{2028}";
+        assert_eq!(super::clean(text), r"a\u{1b}[2J\t\u{9b}31m\u{202e}ü\u{2028}");
+    }
+
     #[test]
     fn the_definition_is_sound() {
         super::definition().debug_assert();

@@ -271,7 +271,7 @@ fn warned_of_own_ports(mut config: Config) -> Config {
 
 fn read_file(path: &Path, advice: &str) -> Result<String, String> {
     let unreadable = |error: std::io::Error| format!("cannot read it: {error}; {advice}");
-    if std::fs::metadata(path).map_err(unreadable)?.len() > MAX_FILE_BYTES {
+    if value::regular(path).map_err(unreadable)?.len() > MAX_FILE_BYTES {
         return Err(format!("it has more than {MAX_FILE_BYTES} bytes: {advice}"));
     }
     std::fs::read_to_string(path).map_err(unreadable)

@@ -169,7 +169,7 @@ fn log(sources: &Sources) -> Registry {
     lost.inc_by((sources.log_lines_lost)());
     registry.register(
         "log_lines_lost",
-        "Lines of the log that were lost, as they came faster than they were written",
+        "Lines of the log that were lost: they came faster than they were written, or could not be",
         lost,
     );
     registry

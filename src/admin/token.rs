@@ -47,7 +47,12 @@ impl Token {
     /// [`TokenError`], naming the file.
     pub fn load_or_make(path: &Path) -> Result<Self, TokenError> {
         let failed = |source| TokenError::File { path: path.into(), source };
-        match fs::File::open(path) {
+        // Not opened before it is known to be one: a pipe would keep this process until somebody writes into it.
+        let opened = fs::metadata(path).and_then(|metadata| match metadata.is_file() {
+            true => fs::File::open(path),
+            false => Err(io::Error::other("it is no regular file")),
+        });
+        match opened {
             Ok(file) => read(path, file).map_err(failed)?.ok_or_else(|| TokenError::NoToken { path: path.into() }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => make(path).map_err(failed),
             Err(error) => Err(failed(error)),
@@ -84,10 +89,18 @@ fn make(path: &Path) -> io::Result<Token> {
     let mut bytes = [0; TOKEN_BYTES];
     SystemRandom::new().fill(&mut bytes).map_err(|_| io::Error::other("the machine gives no random numbers"))?;
     let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    writeln!(file, "{token}")?;
-    file.sync_all()?;
-    Ok(Token(token))
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".new");
+    // One that was left by a process that has died is of no use to anybody.
+    let _ = fs::remove_file(&unfinished);
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished).and_then(|mut file| {
+        writeln!(file, "{token}")?;
+        file.sync_all()?;
+        // Whole or not at all, and never in the place of another.
+        fs::hard_link(&unfinished, path)
+    });
+    let _ = fs::remove_file(&unfinished);
+    made.map(|()| Token(token))
 }
 
 #[cfg(test)]
@@ -121,6 +134,15 @@ mod tests {
             );
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        for no_file in [&pipe, directory.path()] {
+            assert_eq!(
+                shown(Token::load_or_make(no_file).unwrap_err()).replace("/pipe", ""),
+                "cannot use DIR for the admin token: it is no regular file"
+            );
+        }
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 2, "nothing was left half made");
         assert_eq!(
             shown(Token::load_or_make(&directory.path().join("no/admin.token")).unwrap_err()),
             "cannot use DIR/no/admin.token for the admin token: No such file or directory (os error 2)"

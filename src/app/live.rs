@@ -97,6 +97,11 @@ async fn try_change(
 fn check_reach(changes: &[SettingChange], config: &Config, explained: &[Explained]) -> Result<(), SettingsError> {
     for SettingChange { scope, key, .. } in changes.iter().filter(|change| change.value.is_some()) {
         let is_there = explained.iter().any(|known| (&known.section, &known.key) == (scope, key));
+        if !is_there && scope.strip_prefix("pools.") == Some(DEFAULT_POOL) {
+            return Err(SettingsError::Refused(format!(
+                "the pool {DEFAULT_POOL} is that of [harbor_node]: set harbor_node.{key}"
+            )));
+        }
         if !is_there {
             return Err(SettingsError::Conflict(format!(
                 "this node has no [{scope}] in its configuration: ask a node that has"

@@ -241,6 +241,8 @@ impl Listing {
 /// of them, of one platform or of several.
 fn contents(bytes: &[u8]) -> Result<(HashSet<String>, Option<OffsetDateTime>), String> {
     let mut platforms = BTreeMap::<String, Platform>::new();
+    // As some programs of Windows begin a file.
+    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
     for pages in serde_json::Deserializer::from_slice(bytes).into_iter::<Pages>() {
         let pages = pages.map_err(|error| match error.is_data() {
             true => format!("it is not a listing of service instances ({error}): {HOW}"),

@@ -124,7 +124,7 @@ fn passwords(section: &mut Section<'_>, warnings: &mut Vec<String>) -> Option<Ve
 /// One password a line.
 pub(super) fn read_passwords(path: &Path) -> Result<Vec<Secret>, String> {
     let unreadable = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
-    if std::fs::metadata(path).map_err(unreadable)?.len() > MAX_PASSWORD_FILE_BYTES {
+    if value::regular(path).map_err(unreadable)?.len() > MAX_PASSWORD_FILE_BYTES {
         return Err(format!("{} is too large for a file of passwords, one a line", path.display()));
     }
     let text = std::fs::read_to_string(path).map_err(unreadable)?;

@@ -1,9 +1,11 @@
 //! Reading one value: each function takes what was written and gives a checked value or says what is wrong.
 
 use std::{
+    fs::Metadata,
+    io,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
-    path::PathBuf,
+    path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
 };
@@ -98,10 +100,19 @@ pub fn path(entry: &Entry) -> Read<PathBuf> {
 /// A file that can be read.
 pub fn readable_file(entry: &Entry) -> Read<PathBuf> {
     let path = path(entry)?;
-    match std::fs::File::open(&path) {
-        Ok(_) => Ok(path),
-        Err(error) => Err(entry.problem(format!("cannot read {}: {error}", path.display()))),
-    }
+    let unreadable = |error| entry.problem(format!("cannot read {}: {error}", path.display()));
+    regular(&path).map_err(unreadable)?;
+    std::fs::File::open(&path).map_err(unreadable)?;
+    Ok(path)
+}
+
+/// What is said of a file that can be read without waiting for anybody: a pipe has no end before somebody writes into it.
+///
+/// # Errors
+/// The system's; what is no such file.
+pub fn regular(path: &Path) -> io::Result<Metadata> {
+    let metadata = std::fs::metadata(path)?;
+    if metadata.is_file() { Ok(metadata) } else { Err(io::Error::other("it is no regular file")) }
 }
 
 /// An address with its port.
@@ -140,11 +151,20 @@ pub fn ports(entry: &Entry) -> Read<PortSet> {
 /// A host name or address, as clients write it.
 pub fn host(entry: &Entry) -> Read<String> {
     let text = text(entry)?;
-    let strange = |c: char| c.is_whitespace() || c.is_control() || "/@?#[]\"".contains(c);
-    if text.len() > 253 || text.contains(strange) || text.starts_with('-') {
-        return Err(entry.problem(format!("{text:?} is neither a host name nor an address")));
-    }
-    Ok(text)
+    let is_label = |label: &str| {
+        let is_of_it = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        !label.is_empty() && label.len() <= 63 && !label.starts_with('-') && label.chars().all(is_of_it)
+    };
+    let is_known = match text.parse::<IpAddr>() {
+        Ok(address) => !address.is_unspecified(),
+        // What has no letter was to be an address.
+        Err(_) => {
+            text.len() <= 253
+                && text.strip_suffix('.').unwrap_or(&text).split('.').all(is_label)
+                && text.contains(|c: char| c.is_ascii_alphabetic())
+        }
+    };
+    if is_known { Ok(text) } else { Err(entry.problem(format!("{text:?} is neither a host name nor an address"))) }
 }
 
 /// The base of a URL, `http` or `https`, without a slash at its end.

@@ -109,7 +109,9 @@ pub enum OpenError {
         finding: String,
     },
     /// The schema could not be brought up to date.
-    #[error("{database} could not be migrated: {source}; restore a backup, or report this")]
+    #[error(
+        "{database} could not be migrated: {source}; make room where its disk is full, and start again; otherwise restore a backup, or report this"
+    )]
     Migrate {
         /// The database.
         database: String,

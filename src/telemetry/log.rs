@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -90,14 +90,19 @@ pub struct Log {
     level: reload::Handle<EnvFilter, Registry>,
     reopen: Vec<Arc<AtomicBool>>,
     writers: Vec<WorkerGuard>,
-    lost: Vec<ErrorCounter>,
+    /// Lines that found no room in a queue, and those that could not be written into a file.
+    left_out: Vec<ErrorCounter>,
+    unwritten: Arc<AtomicU64>,
 }
 
 impl Log {
-    /// Says how many lines were lost, as they came faster than they were written.
+    /// Says how many lines were lost: they came faster than they were written, or could not be written.
     pub fn lost(&self) -> impl Fn() -> u64 + Send + Sync + use<> {
-        let lost = self.lost.clone();
-        move || lost.iter().map(|output| output.dropped_lines() as u64).sum()
+        let (left_out, unwritten) = (self.left_out.clone(), Arc::clone(&self.unwritten));
+        move || {
+            let left_out = left_out.iter().map(|output| output.dropped_lines() as u64).sum::<u64>();
+            left_out + unwritten.load(Ordering::Relaxed)
+        }
     }
 
     /// Opens the component files again before their next line: after they have been moved away.
@@ -155,12 +160,13 @@ pub fn start(settings: &Settings) -> Result<Log, LogError> {
 
 fn build(settings: &Settings) -> Result<(impl Subscriber + Send + Sync, Log), LogError> {
     let (filter, level) = reload::Layer::new(filter(&settings.level)?);
-    let mut log = Log { level, reopen: Vec::new(), writers: Vec::new(), lost: Vec::new() };
+    let mut log =
+        Log { level, reopen: Vec::new(), writers: Vec::new(), left_out: Vec::new(), unwritten: Arc::default() };
     // Both outputs would share one formatting of a span's fields, so colour is only for a terminal alone.
     let colour = io::stdout().is_terminal() && settings.directory.is_none() && std::env::var_os("NO_COLOR").is_none();
     let (output, guard) = queue("log-stdout", io::stdout(), settings.format, colour);
     log.writers.push(guard);
-    log.lost.push(output.error_counter());
+    log.left_out.push(output.error_counter());
     let output = layer(settings.format, output, colour);
     let files = match &settings.directory {
         None => None,
@@ -232,9 +238,10 @@ impl<W: Write> Write for OneLine<W> {
     }
 }
 
-/// Neither a control character nor one that ends a line or turns the direction of what follows; those are all of four
-/// hexadecimal digits.
-fn is_fit(character: char) -> bool {
+/// Whether a character may be shown as it is: neither a control character nor one that ends a line or turns the direction of
+/// what follows. Those that are not have at most four hexadecimal digits.
+#[must_use]
+pub fn is_fit(character: char) -> bool {
     match character {
         '\t' => true,
         '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => false,
@@ -280,19 +287,16 @@ struct ComponentFiles([NonBlocking; 4]);
 impl ComponentFiles {
     fn open(directory: &Path, format: Format, log: &mut Log) -> Result<Self, LogError> {
         let failed = |path: &Path, source| LogError::File { path: path.into(), source };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(DIRECTORY_MODE)
-            .create(directory)
-            .map_err(|error| failed(directory, error))?;
+        make_directory(directory).map_err(|error| failed(directory, error))?;
         let mut open = |component: Component| -> Result<NonBlocking, LogError> {
             let path = directory.join(component.file_name());
             let reopen = Arc::new(AtomicBool::new(false));
             let file = open_file(&path).map_err(|error| failed(&path, error))?;
-            let (writer, guard) = queue("log-file", LogFile { path, file, reopen: Arc::clone(&reopen) }, format, false);
+            let output = LogFile::new(path, file, Arc::clone(&reopen), Arc::clone(&log.unwritten));
+            let (writer, guard) = queue("log-file", output, format, false);
             log.reopen.push(reopen);
             log.writers.push(guard);
-            log.lost.push(writer.error_counter());
+            log.left_out.push(writer.error_counter());
             Ok(writer)
         };
         let [gateway, node, proxy_connector, store] = Component::ALL;
@@ -312,27 +316,87 @@ impl<'a> MakeWriter<'a> for ComponentFiles {
     }
 }
 
-/// A file that can be opened again under its name.
+/// A file that can be opened again under its name. What is wrong with it is told on standard error, once: it cannot be told
+/// in itself.
 struct LogFile {
     path: PathBuf,
     file: File,
     reopen: Arc<AtomicBool>,
+    lost: Arc<AtomicU64>,
+    /// What went wrong last, until it goes well.
+    trouble: Option<String>,
+    /// Whether a line was begun and could not be ended.
+    torn: bool,
+}
+
+impl LogFile {
+    const fn new(path: PathBuf, file: File, reopen: Arc<AtomicBool>, lost: Arc<AtomicU64>) -> Self {
+        Self { path, file, reopen, lost, trouble: None, torn: false }
+    }
+
+    /// Opens it again where that is asked for. When that fails the old file is still better than none.
+    fn reopen(&mut self) -> io::Result<()> {
+        if self.reopen.load(Ordering::Acquire) {
+            self.file = self.path.parent().map_or(Ok(()), make_directory).and_then(|()| open_file(&self.path))?;
+            self.reopen.store(false, Ordering::Release);
+            self.torn = false;
+        }
+        Ok(())
+    }
+
+    fn write_line(&mut self, line: &[u8]) -> io::Result<()> {
+        if self.torn {
+            self.file.write_all(b"\n")?;
+            self.torn = false;
+        }
+        let mut rest = line;
+        while !rest.is_empty() {
+            match self.file.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => rest = &rest[written..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.torn = rest.len() < line.len();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, outcome: io::Result<()>) {
+        let trouble = outcome.err().map(|error| error.to_string());
+        if trouble == self.trouble {
+            return;
+        }
+        let path = self.path.display();
+        let _ = match &trouble {
+            Some(trouble) => writeln!(io::stderr(), "harbor: the log file {path} cannot be written: {trouble}"),
+            None => writeln!(io::stderr(), "harbor: the log file {path} can be written again"),
+        };
+        self.trouble = trouble;
+    }
 }
 
 impl Write for LogFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // When that fails the old file is still better than none.
-        if self.reopen.swap(false, Ordering::AcqRel)
-            && let Ok(file) = open_file(&self.path)
-        {
-            self.file = file;
+    /// Takes a whole line, and counts one that cannot be written as lost: nobody could do anything else about it.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let reopened = self.reopen();
+        let written = self.write_line(line);
+        if written.is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
         }
-        self.file.write(bytes)
+        self.tell(written.and(reopened));
+        Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path)
 }
 
 fn open_file(path: &Path) -> io::Result<File> {
@@ -423,7 +487,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("harbor_node.log");
         let reopen = Arc::new(AtomicBool::new(false));
-        let mut file = LogFile { path: path.clone(), file: open_file(&path).unwrap(), reopen: Arc::clone(&reopen) };
+        let opened = open_file(&path).unwrap();
+        let mut file = LogFile::new(path.clone(), opened, Arc::clone(&reopen), Arc::default());
         let moved = directory.path().join("harbor_node.log.1");
         file.write_all(b"before\n").unwrap();
         fs::rename(&path, &moved).unwrap();
@@ -458,7 +523,7 @@ mod tests {
         let (_subscriber, mut log) = build(&settings).unwrap();
         let (go_on, still) = std::sync::mpsc::sync_channel(0);
         let (mut output, guard) = queue("log-test", Still(still), Format::Json, false);
-        log.lost.push(output.error_counter());
+        log.left_out.push(output.error_counter());
         let lost = log.lost();
         assert_eq!(lost(), 0);
         for _ in 0..MAX_WAITING_LINES + 10 {
@@ -467,6 +532,45 @@ mod tests {
         // One or the other is being written.
         assert!((8..=10).contains(&lost()), "{}", lost());
         drop((go_on, guard));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_made_again_is_made_as_soon_as_it_can() {
+        let directory = tempfile::tempdir().unwrap();
+        let logs = directory.path().join("logs");
+        make_directory(&logs).unwrap();
+        let path = logs.join("harbor_node.log");
+        let (reopen, lost) = (Arc::new(AtomicBool::new(false)), Arc::<AtomicU64>::default());
+        let opened = open_file(&path).unwrap();
+        let mut file = LogFile::new(path.clone(), opened, Arc::clone(&reopen), Arc::clone(&lost));
+        fs::rename(&logs, directory.path().join("away")).unwrap();
+        fs::write(&logs, "in the way").unwrap();
+        reopen.store(true, Ordering::Release);
+        file.write_all(b"into the old one\n").unwrap();
+        assert!(file.trouble.is_some() && reopen.load(Ordering::Acquire));
+        fs::remove_file(&logs).unwrap();
+        file.write_all(b"into the new one\n").unwrap();
+        assert_eq!((&file.trouble, lost.load(Ordering::Relaxed)), (&None, 0));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "into the new one\n");
+        let old = fs::read_to_string(directory.path().join("away/harbor_node.log")).unwrap();
+        assert_eq!(old, "into the old one\n");
+    }
+
+    #[test]
+    fn lines_that_a_disk_has_no_room_for_are_counted_and_told_once() {
+        let (reopen, lost) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let path = PathBuf::from("/dev/full");
+        let mut file = LogFile::new(path.clone(), open_file(&path).unwrap(), reopen, Arc::clone(&lost));
+        file.write_all(b"one\n").unwrap();
+        let told = file.trouble.clone();
+        file.write_all(b"two\n").unwrap();
+        assert_eq!((lost.load(Ordering::Relaxed), &file.trouble), (2, &told));
+        assert!(told.unwrap().contains("No space left"));
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("log");
+        (file.file, file.torn) = (open_file(&place).unwrap(), true);
+        file.write_all(b"three\n").unwrap();
+        assert_eq!((fs::read_to_string(&place).unwrap(), &file.trouble), ("\nthree\n".to_owned(), &None));
     }
 
     #[test]

@@ -214,6 +214,11 @@ async fn what_cannot_be_set_is_refused_with_what_to_do_and_changes_nothing() {
             "Live setting forwarder.drain_timeout: \"soon\" is not a duration: write for example \"120s\" or \"15m\".",
         ),
         (
+            &["set", "pools.default.int_port", "1"],
+            2,
+            "The pool default is that of [harbor_node]: set harbor_node.int_port.",
+        ),
+        (
             &["get", "port_range"],
             2,
             "which key? Write for example `harbor_node port_range` or `harbor_node.port_range`",
