@@ -4,9 +4,7 @@
 //! is full lines are lost rather than traffic held up.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions},
     io::{self, IsTerminal as _, Write},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -21,14 +19,15 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
+mod file;
+mod line;
+
+use file::LogFile;
+use line::OneLine;
+pub use line::is_fit;
+
 /// Lines that may wait to be written, for each output.
 const MAX_WAITING_LINES: usize = 16 * 1024;
-
-/// Of a component file: its owner writes, its group reads, as log shippers do.
-const FILE_MODE: u32 = 0o640;
-
-/// Of the directory of component files, when it is made.
-const DIRECTORY_MODE: u32 = 0o750;
 
 /// The levels, from none to all.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -199,56 +198,6 @@ fn queue(
     NonBlockingBuilder::default().buffered_lines_limit(MAX_WAITING_LINES).thread_name(thread).finish(output)
 }
 
-/// Makes an event one line of visible characters, whatever is in it: ids hold any character, and none of them may forge
-/// a line or talk to the terminal. Each write is a whole event.
-struct OneLine<W> {
-    output: W,
-    /// Whether events hold colours of our own; then escape characters stay.
-    colour: bool,
-    /// JSON knows one way to write any character.
-    format: Format,
-}
-
-impl<W: Write> Write for OneLine<W> {
-    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        let line = event.strip_suffix(b"\n").unwrap_or(event);
-        if !line.iter().any(|byte| byte.is_ascii_control() || !byte.is_ascii()) {
-            self.output.write_all(event)?;
-            return Ok(event.len());
-        }
-        let mut escaped = String::with_capacity(event.len() + 16);
-        for character in String::from_utf8_lossy(line).chars() {
-            match (character, self.format) {
-                ('\x1b', _) if self.colour => escaped.push(character),
-                (fit, _) if is_fit(fit) => escaped.push(fit),
-                (unfit, Format::Json) => escaped.extend([format!("\\u{:04x}", u32::from(unfit))]),
-                (unfit, Format::Text) if unfit.is_ascii() => {
-                    escaped.extend((unfit as u8).escape_ascii().map(char::from))
-                }
-                (unfit, Format::Text) => escaped.extend(unfit.escape_unicode()),
-            }
-        }
-        escaped.push('\n');
-        self.output.write_all(escaped.as_bytes())?;
-        Ok(event.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.output.flush()
-    }
-}
-
-/// Whether a character may be shown as it is: neither a control character nor one that ends a line or turns the direction of
-/// what follows. Those that are not have at most four hexadecimal digits.
-#[must_use]
-pub fn is_fit(character: char) -> bool {
-    match character {
-        '\t' => true,
-        '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => false,
-        _ => !character.is_control(),
-    }
-}
-
 /// The part of Harbor that a line is about, by which the original named its files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Component {
@@ -287,12 +236,12 @@ struct ComponentFiles([NonBlocking; 4]);
 impl ComponentFiles {
     fn open(directory: &Path, format: Format, log: &mut Log) -> Result<Self, LogError> {
         let failed = |path: &Path, source| LogError::File { path: path.into(), source };
-        make_directory(directory).map_err(|error| failed(directory, error))?;
+        file::make_directory(directory).map_err(|error| failed(directory, error))?;
         let mut open = |component: Component| -> Result<NonBlocking, LogError> {
             let path = directory.join(component.file_name());
             let reopen = Arc::new(AtomicBool::new(false));
-            let file = open_file(&path).map_err(|error| failed(&path, error))?;
-            let output = LogFile::new(path, file, Arc::clone(&reopen), Arc::clone(&log.unwritten));
+            let output = LogFile::open(&path, Arc::clone(&reopen), Arc::clone(&log.unwritten));
+            let output = output.map_err(|error| failed(&path, error))?;
             let (writer, guard) = queue("log-file", output, format, false);
             log.reopen.push(reopen);
             log.writers.push(guard);
@@ -314,93 +263,6 @@ impl<'a> MakeWriter<'a> for ComponentFiles {
     fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Self::Writer {
         self.0[Component::of(metadata.target()) as usize].clone()
     }
-}
-
-/// A file that can be opened again under its name. What is wrong with it is told on standard error, once: it cannot be told
-/// in itself.
-struct LogFile {
-    path: PathBuf,
-    file: File,
-    reopen: Arc<AtomicBool>,
-    lost: Arc<AtomicU64>,
-    /// What went wrong last, until it goes well.
-    trouble: Option<String>,
-    /// Whether a line was begun and could not be ended.
-    torn: bool,
-}
-
-impl LogFile {
-    const fn new(path: PathBuf, file: File, reopen: Arc<AtomicBool>, lost: Arc<AtomicU64>) -> Self {
-        Self { path, file, reopen, lost, trouble: None, torn: false }
-    }
-
-    /// Opens it again where that is asked for. When that fails the old file is still better than none.
-    fn reopen(&mut self) -> io::Result<()> {
-        if self.reopen.load(Ordering::Acquire) {
-            self.file = self.path.parent().map_or(Ok(()), make_directory).and_then(|()| open_file(&self.path))?;
-            self.reopen.store(false, Ordering::Release);
-            self.torn = false;
-        }
-        Ok(())
-    }
-
-    fn write_line(&mut self, line: &[u8]) -> io::Result<()> {
-        if self.torn {
-            self.file.write_all(b"\n")?;
-            self.torn = false;
-        }
-        let mut rest = line;
-        while !rest.is_empty() {
-            match self.file.write(rest) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => rest = &rest[written..],
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    self.torn = rest.len() < line.len();
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn tell(&mut self, outcome: io::Result<()>) {
-        let trouble = outcome.err().map(|error| error.to_string());
-        if trouble == self.trouble {
-            return;
-        }
-        let path = self.path.display();
-        let _ = match &trouble {
-            Some(trouble) => writeln!(io::stderr(), "harbor: the log file {path} cannot be written: {trouble}"),
-            None => writeln!(io::stderr(), "harbor: the log file {path} can be written again"),
-        };
-        self.trouble = trouble;
-    }
-}
-
-impl Write for LogFile {
-    /// Takes a whole line, and counts one that cannot be written as lost: nobody could do anything else about it.
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let reopened = self.reopen();
-        let written = self.write_line(line);
-        if written.is_err() {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-        }
-        self.tell(written.and(reopened));
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-fn make_directory(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path)
-}
-
-fn open_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(FILE_MODE).open(path)
 }
 
 #[cfg(test)]
@@ -460,7 +322,8 @@ mod tests {
         });
         drop(log);
         let text = fs::read_to_string(directory.path().join("harbor_gateway.log")).unwrap();
-        assert!(text.trim_end().chars().all(is_fit) && text.contains('ä'), "{text:?}");
+        let raw = ['\0', '\u{1b}', '\u{7f}', '\u{9b}', '\u{2028}', '\u{202e}'];
+        assert!(!text.contains(raw) && text.contains('ä'), "{text:?}");
         let line = serde_json::from_str::<serde_json::Value>(&text).unwrap();
         assert_eq!(line["fields"]["service_instance"], id);
     }
@@ -480,28 +343,6 @@ mod tests {
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(text.contains(r"service_instance=a\r\n1970-01-01T00:00:00Z"), "{text}");
         assert!(text.ends_with("all is well\\x1b[2K\\u{9b}2K\\u{202e}\n"), "{text:?}");
-    }
-
-    #[test]
-    fn a_file_that_was_moved_away_is_made_anew_when_asked() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("harbor_node.log");
-        let reopen = Arc::new(AtomicBool::new(false));
-        let opened = open_file(&path).unwrap();
-        let mut file = LogFile::new(path.clone(), opened, Arc::clone(&reopen), Arc::default());
-        let moved = directory.path().join("harbor_node.log.1");
-        file.write_all(b"before\n").unwrap();
-        fs::rename(&path, &moved).unwrap();
-        file.write_all(b"moved\n").unwrap();
-        reopen.store(true, Ordering::Release);
-        file.write_all(b"after\n").unwrap();
-        file.flush().unwrap();
-        assert_eq!(fs::read_to_string(&moved).unwrap(), "before\nmoved\n");
-        assert_eq!(fs::read_to_string(&path).unwrap(), "after\n");
-        // As `copytruncate` does: the next line begins at the start of the file.
-        OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
-        file.write_all(b"truncated\n").unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "truncated\n");
     }
 
     #[test]
@@ -532,45 +373,6 @@ mod tests {
         // One or the other is being written.
         assert!((8..=10).contains(&lost()), "{}", lost());
         drop((go_on, guard));
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_made_again_is_made_as_soon_as_it_can() {
-        let directory = tempfile::tempdir().unwrap();
-        let logs = directory.path().join("logs");
-        make_directory(&logs).unwrap();
-        let path = logs.join("harbor_node.log");
-        let (reopen, lost) = (Arc::new(AtomicBool::new(false)), Arc::<AtomicU64>::default());
-        let opened = open_file(&path).unwrap();
-        let mut file = LogFile::new(path.clone(), opened, Arc::clone(&reopen), Arc::clone(&lost));
-        fs::rename(&logs, directory.path().join("away")).unwrap();
-        fs::write(&logs, "in the way").unwrap();
-        reopen.store(true, Ordering::Release);
-        file.write_all(b"into the old one\n").unwrap();
-        assert!(file.trouble.is_some() && reopen.load(Ordering::Acquire));
-        fs::remove_file(&logs).unwrap();
-        file.write_all(b"into the new one\n").unwrap();
-        assert_eq!((&file.trouble, lost.load(Ordering::Relaxed)), (&None, 0));
-        assert_eq!(fs::read_to_string(&path).unwrap(), "into the new one\n");
-        let old = fs::read_to_string(directory.path().join("away/harbor_node.log")).unwrap();
-        assert_eq!(old, "into the old one\n");
-    }
-
-    #[test]
-    fn lines_that_a_disk_has_no_room_for_are_counted_and_told_once() {
-        let (reopen, lost) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let path = PathBuf::from("/dev/full");
-        let mut file = LogFile::new(path.clone(), open_file(&path).unwrap(), reopen, Arc::clone(&lost));
-        file.write_all(b"one\n").unwrap();
-        let told = file.trouble.clone();
-        file.write_all(b"two\n").unwrap();
-        assert_eq!((lost.load(Ordering::Relaxed), &file.trouble), (2, &told));
-        assert!(told.unwrap().contains("No space left"));
-        let directory = tempfile::tempdir().unwrap();
-        let place = directory.path().join("log");
-        (file.file, file.torn) = (open_file(&place).unwrap(), true);
-        file.write_all(b"three\n").unwrap();
-        assert_eq!((fs::read_to_string(&place).unwrap(), &file.trouble), ("\nthree\n".to_owned(), &None));
     }
 
     #[test]
