@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeSet,
     fmt,
+    io::Read as _,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -44,7 +45,7 @@ pub use entry::{Origin, Problem};
 pub use explain::Explained;
 pub use forwarder::Forwarder;
 pub use nats::{Nats, NatsLogin, NatsTls};
-pub use node::{DEFAULT_POOL, Node};
+pub use node::{DEFAULT_POOL, Node, pool_of};
 pub use ports_file::{PortsFile, Resolved};
 pub use reference::{Change, Default, KEYS, Key};
 pub use secret::Secret;
@@ -271,10 +272,14 @@ fn warned_of_own_ports(mut config: Config) -> Config {
 
 fn read_file(path: &Path, advice: &str) -> Result<String, String> {
     let unreadable = |error: std::io::Error| format!("cannot read it: {error}; {advice}");
-    if value::regular(path).map_err(unreadable)?.len() > MAX_FILE_BYTES {
+    let mut bytes = Vec::new();
+    // Not by its size: what comes out of a pipe or a device has none.
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(format!("it has more than {MAX_FILE_BYTES} bytes: {advice}"));
     }
-    std::fs::read_to_string(path).map_err(unreadable)
+    String::from_utf8(bytes).map_err(|_| format!("it is no text in UTF-8: {advice}"))
 }
 
 /// `HARBOR_BROKER_PASSWORD` would silently do nothing. Other variables without the separator may be anybody's.

@@ -108,11 +108,7 @@ fn check_reach(changes: &[SettingChange], config: &Config, explained: &[Explaine
             )));
         }
         let is_of_a_pool = Key::of("pools.NAME", key).is_some();
-        let pool = match scope.strip_prefix("pools.") {
-            None if scope == "harbor_node" && is_of_a_pool => DEFAULT_POOL,
-            None => continue,
-            Some(pool) => pool,
-        };
+        let Some(pool) = config::pool_of(scope).filter(|_| is_of_a_pool) else { continue };
         if !config.node.pools.iter().any(|served| served.name.as_str() == pool) {
             return Err(SettingsError::Conflict(format!(
                 "this node does not serve the pool {pool}: ask a node that does"

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use tokio::task::spawn_blocking;
 
 use crate::{
-    config::{Config, DEFAULT_POOL},
+    config::{self, Config},
     forwarder::LISTENER_RECEIVE_BUFFER,
     host::{self, Code, Finding, Needs, Severity},
     model::{PoolName, Transport, pool::Pool},
@@ -54,15 +54,12 @@ pub fn machine_needs(config: &Config) -> Needs {
     let announce = config.announce.as_ref().map(|announce| ("announce.listen", announce.listen));
     let apis = [("broker.listen", config.broker.listen), ("admin.listen", config.admin.listen)];
     let limits = &config.forwarder.limits;
-    let pools = config.node.pools.iter().map(|pool| &pool.name);
-    let is_live = |pool: &PoolName| {
-        let scope = if pool.as_str() == DEFAULT_POOL { "harbor_node".to_owned() } else { format!("pools.{pool}") };
-        config.settings.iter().any(|setting| setting.scope == scope && setting.key == "port_range")
-    };
+    let ranges = config.settings.iter().filter(|setting| setting.key == "port_range");
+    let live_ranges = ranges.filter_map(|setting| PoolName::new(config::pool_of(&setting.scope)?).ok()).collect();
     Needs {
         pools: of(&config.node.pools),
         other_pools: of(&config.node.other_pools),
-        live_ranges: pools.filter(|pool| is_live(pool)).cloned().collect(),
+        live_ranges,
         listen: config.node.listen.clone(),
         apis: apis.into_iter().chain(announce).collect(),
         connections_per_port: limits.max_connections_per_port,

@@ -20,6 +20,12 @@ use crate::model::{
 /// The pool that `[harbor_node]` describes.
 pub const DEFAULT_POOL: &str = "default";
 
+/// The pool that a section is of.
+#[must_use]
+pub fn pool_of(section: &str) -> Option<&str> {
+    if section == "harbor_node" { Some(DEFAULT_POOL) } else { section.strip_prefix("pools.") }
+}
+
 /// The ports of the pool `default`, where nothing else is written.
 const DEFAULT_PORT_RANGE: &str = "35000-40000";
 

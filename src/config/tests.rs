@@ -492,6 +492,11 @@ fn passwords_come_from_one_place() {
         &[],
         &["harbor.toml:2:17: broker.password_file: this stands beside password: set only one of them"],
     );
+    check_problems(
+        "broker.password_file = \"/dev/null\"",
+        &[],
+        &["harbor.toml:1:24: broker.password_file: cannot read /dev/null: it is no regular file"],
+    );
     std::fs::write(&file, "\n").unwrap();
     let empty =
         format!("harbor.toml:2:17: broker.password_file: {path} is empty: write a password into it, one a line");

@@ -110,7 +110,7 @@ pub fn readable_file(entry: &Entry) -> Read<PathBuf> {
 ///
 /// # Errors
 /// The system's; what is no such file.
-pub fn regular(path: &Path) -> io::Result<Metadata> {
+pub(super) fn regular(path: &Path) -> io::Result<Metadata> {
     let metadata = std::fs::metadata(path)?;
     if metadata.is_file() { Ok(metadata) } else { Err(io::Error::other("it is no regular file")) }
 }

@@ -195,7 +195,11 @@ fn who_holds_a_port_is_named_and_a_running_node_is_nobodys_trouble() {
 fn a_node_that_starts_says_the_same() {
     let Some(mut network) = Network::new("a_node_that_starts_says_the_same") else { return };
     let (machine, site) = (machine(&mut network), Site::new("35000-35009", ""));
-    let line = machine.serve(&site).logged(Code::EphemeralOverlap.as_str());
+    let node = machine.serve(&site);
+    let line = node.logged(Code::EphemeralOverlap.as_str());
+    let log = node.log();
+    let place = |text: &str| log.find(text).expect("it is logged");
+    assert!(place(r#""message":"ready""#) < place(&line), "nobody waits for it: {log}");
     let event: serde_json::Value = serde_json::from_str(&line).expect("the log is JSON");
     assert_eq!(event["level"], "WARN");
     assert_eq!(event["fields"]["pool"], "default");
